@@ -6,10 +6,12 @@
         reload ────────────────────────────────►
         ◄──────────────────────────── models: number    load the current models into the broker
         models-set: number, problem ───────────►
-        ◄─────────────────────────── who-holds: device    the broker has closed its connection: taken over?
+        ◄─────────────────────────── who-holds: device    another worker? (a closed connection, a waiting will)
+        asked: device, workers ────────────────►        to the one that asks: who gets the question
         who-holds: device, asker ──────────────►        to every other worker
-        ◄──────────────────────── holds: device, asker    from one that has a session of the device
+        ◄─────────── holds, or holds-not: device, asker    whether it has a session of the device
         held: device ──────────────────────────►        to the one that asked
+        not-held: device, worker ──────────────►        likewise
         ping: workers ─────────────────────────►        every second; what the supervisor says of all workers
         ◄──────────────────────────────── pong
 

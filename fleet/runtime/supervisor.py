@@ -116,7 +116,12 @@ class WorkerProcess:
     @property
     def listens(self) -> bool:
         """Whether it is ready, and has not exited."""
-        return self._ready.done() and self._ready.exception() is None and self._process.returncode is None
+        return self._ready.done() and self._ready.exception() is None and self.runs
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not exited: it may accept connections before we know that it is ready."""
+        return self._process.returncode is None
 
     def ping(self, workers: Mapping[str, object]) -> None:
         self.unanswered += 1
@@ -170,7 +175,7 @@ class WorkerProcess:
                     self._ready.set_result(None)
                 case "pong":
                     self.unanswered = 0
-                case "who-holds" | "holds":
+                case "who-holds" | "holds" | "holds-not":
                     self._forward(self.number, message)
                 case "failed":
                     self._failed(Unavailable(message["code"], message["message"], message["advice"]))
@@ -313,13 +318,18 @@ class Supervisor:
         return {**counts, "last_silent": self._last_silent} if self._last_silent else counts
 
     def _forward(self, sender: int, message: Message) -> None:
-        """A worker's question who holds a device's session to all others, and an answer to the one that asked."""
-        if message["type"] == "holds":
-            self._workers[message["asker"]].send("held", device=message["device"])
-            return
-        for number, worker in self._workers.items():
-            if number != sender:
-                worker.send("who-holds", device=message["device"], asker=sender)
+        """A worker's question who holds a device's session to all others, and each answer to the one that asked."""
+        device = message["device"]
+        match message["type"]:
+            case "holds":
+                self._workers[message["asker"]].send("held", device=device)
+            case "holds-not":
+                self._workers[message["asker"]].send("not-held", device=device, worker=sender)
+            case _:
+                others = [number for number, worker in self._workers.items() if worker.runs and number != sender]
+                self._workers[sender].send("asked", device=device, workers=others)
+                for number in others:
+                    self._workers[number].send("who-holds", device=device, asker=sender)
 
     async def _set_models(self) -> None:
         """Load the current models into the broker, one request at a time. Raises: OSError, TimeoutError."""

@@ -61,8 +61,8 @@ class WorkerSlot:
     """Whether other processes serve the same home: they share the ports, and the supervisor manages the broker."""
     workers: Callable[[], Mapping[str, object]] = dict
     """What the supervisor says of all workers; nothing when there is none."""
-    held_elsewhere: Callable[[str], Awaitable[bool]] | None = None
-    """Whether another worker holds a session of the device."""
+    held_elsewhere: Callable[[str], Awaitable[bool | None]] | None = None
+    """Whether another worker holds a session of the device; None: not known."""
 
 
 ALONE = WorkerSlot()

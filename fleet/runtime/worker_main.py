@@ -20,6 +20,7 @@ from fleet.config.settings import Settings, parse_settings
 from fleet.domain.errors import FleetError
 from fleet.home.layout import Home, open_registry
 from fleet.runtime.background import background
+from fleet.runtime.holder_questions import HolderQuestions
 from fleet.runtime.ipc import Channel, WorkerConfig
 from fleet.runtime.signals import Signals
 from fleet.runtime.worker import WorkerSlot, loop_factory, run_worker
@@ -28,8 +29,6 @@ from fleet.servers.gateway.brokers import start_upstream
 from fleet.servers.gateway.upstream import SharedUpstream, Upstream
 
 MODELS_SECONDS_MAX = 2.0  # the broker has one; a session that waits for its model has ten
-QUESTIONS_MAX = 64  # at once: a broker that is gone ends every session
-HELD_SECONDS_MAX = 0.25  # the answer takes a millisecond; who does not hold it does not answer
 
 
 class SupervisorLink:
@@ -39,7 +38,7 @@ class SupervisorLink:
         self._channel, self._signals = channel, signals
         self._numbers = itertools.count(1)
         self._pending: dict[int, asyncio.Future[str]] = {}
-        self._asked: dict[str, asyncio.Future[None]] = {}
+        self._questions = HolderQuestions(lambda device_id: channel.send("who-holds", device=device_id))
         self.holds: Callable[[str], bool] = lambda device_id: False
         """The gateway's, once there is one."""
         self.workers: Mapping[str, object] = {}
@@ -55,12 +54,15 @@ class SupervisorLink:
                     case "ping":
                         self.workers = message["workers"]
                         self._channel.send("pong")
-                    case "who-holds" if self.holds(message["device"]):
-                        self._channel.send("holds", device=message["device"], asker=message["asker"])
+                    case "who-holds":
+                        answer = "holds" if self.holds(message["device"]) else "holds-not"
+                        self._channel.send(answer, device=message["device"], asker=message["asker"])
+                    case "asked":
+                        self._questions.on_asked(message["device"], message["workers"])
                     case "held":
-                        asked = self._asked.get(message["device"])
-                        if asked is not None and not asked.done():
-                            asked.set_result(None)
+                        self._questions.on_held(message["device"])
+                    case "not-held":
+                        self._questions.on_not_held(message["device"], message["worker"])
                     case "models-set":
                         pending = self._pending.pop(message["number"], None)
                         if pending is not None and not pending.done():
@@ -81,22 +83,9 @@ class SupervisorLink:
         if problem:
             raise OSError(problem)
 
-    async def held_elsewhere(self, device_id: str) -> bool:
-        """Whether another worker holds a session of the device. No answer in time is a no."""
-        asked = self._asked.get(device_id)
-        if asked is None:
-            if len(self._asked) >= QUESTIONS_MAX:
-                return False
-            asked = self._asked[device_id] = asyncio.get_running_loop().create_future()
-            self._channel.send("who-holds", device=device_id)
-        try:
-            async with asyncio.timeout(HELD_SECONDS_MAX):
-                await asyncio.shield(asked)
-        except TimeoutError:
-            return False
-        finally:
-            self._asked.pop(device_id, None)
-        return True
+    async def held_elsewhere(self, device_id: str) -> bool | None:
+        """Whether another worker holds a session of the device; None: not known."""
+        return await self._questions.held_elsewhere(device_id)
 
 
 async def work(channel: Channel) -> int:

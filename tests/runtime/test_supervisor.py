@@ -20,6 +20,7 @@ from fleet.config.settings import Settings
 from fleet.config.template import render
 from fleet.domain.errors import Unavailable
 from fleet.home.creation import create_home
+from fleet.runtime.holder_questions import QUESTIONS_MAX
 from fleet.runtime.ipc import LINE_SIZE_MAX, Channel, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
@@ -28,10 +29,11 @@ from fleet.runtime.supervisor import (
     RESTART_SECONDS_MAX,
     RESTART_SECONDS_MIN,
     STEADY_SECONDS,
+    Supervisor,
     died_early,
     restart_delay_seconds,
 )
-from fleet.runtime.worker_main import QUESTIONS_MAX, SupervisorLink
+from fleet.runtime.worker_main import SupervisorLink
 
 PATIENCE = 120.0
 ORDERS = WorkerConfig(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
@@ -98,11 +100,12 @@ async def test_who_holds_a_session_is_asked_of_the_other_workers(ends: tuple[Cha
     supervisor.send("held", device="cam-2")  # asked by nobody
     supervisor.send("held", device="cam-1")
     assert await asyncio.gather(*asked) == [True, True]
-    assert not await link.held_elsewhere("cam-1")  # nobody answers
+    assert await link.held_elsewhere("cam-1") is None  # nobody answers
     assert await supervisor.next() == {"type": "who-holds", "device": "cam-1"}
     link.holds = lambda device_id: device_id == "cam-3"
     for device in ("cam-1", "cam-3"):
         supervisor.send("who-holds", device=device, asker=2)
+    assert await supervisor.next() == {"type": "holds-not", "device": "cam-1", "asker": 2}
     assert await supervisor.next() == {"type": "holds", "device": "cam-3", "asker": 2}
     supervisor.close()
     await asyncio.wait_for(following, PATIENCE)
@@ -112,9 +115,61 @@ async def test_questions_to_other_workers_are_bounded(ends: tuple[Channel, Chann
     supervisor, worker = ends
     link = SupervisorLink(worker, cast("Signals", SimpleNamespace(stop=asyncio.Event())))
     asked = [asyncio.create_task(link.held_elsewhere(f"cam-{number}")) for number in range(QUESTIONS_MAX + 5)]
-    assert not any(await asyncio.gather(*asked))
+    assert await asyncio.gather(*asked) == [None] * (QUESTIONS_MAX + 5)  # neither a yes nor a no
     worker.close()
     assert len([message async for message in supervisor.messages()]) == QUESTIONS_MAX
+
+
+async def test_nobody_holds_a_session_once_every_other_worker_has_said_so(ends: tuple[Channel, Channel]) -> None:
+    supervisor, worker = ends
+    link = SupervisorLink(worker, cast("Signals", SimpleNamespace(stop=asyncio.Event())))
+    following = asyncio.create_task(link.follow())
+    for answers, held in (((2, 3), False), ((3, 3), None), ((), None)):  # one that hangs may hold it
+        asked = asyncio.create_task(link.held_elsewhere("cam-1"))
+        assert await supervisor.next() == {"type": "who-holds", "device": "cam-1"}
+        supervisor.send("not-held", device="cam-1", worker=2)  # of an earlier question
+        supervisor.send("asked", device="cam-1", workers=[2, 3])
+        for number in answers:
+            supervisor.send("not-held", device="cam-1", worker=number)
+        assert await asked is held
+    asked = asyncio.create_task(link.held_elsewhere("cam-1"))
+    assert await supervisor.next() == {"type": "who-holds", "device": "cam-1"}
+    supervisor.send("asked", device="cam-1", workers=[])  # it is the only one that runs
+    assert await asked is False
+    supervisor.close()
+    await asyncio.wait_for(following, PATIENCE)
+
+
+async def test_an_answer_reaches_all_who_wait_for_it_whoever_gives_up_first(ends: tuple[Channel, Channel]) -> None:
+    supervisor, worker = ends
+    link = SupervisorLink(worker, cast("Signals", SimpleNamespace(stop=asyncio.Event())))
+    following = asyncio.create_task(link.follow())
+    first, second = (asyncio.create_task(link.held_elsewhere("cam-1")) for _ in range(2))
+    await supervisor.next()
+    first.cancel()
+    await asyncio.wait((first,))
+    supervisor.send("held", device="cam-1")
+    assert await second is True
+    supervisor.close()
+    await asyncio.wait_for(following, PATIENCE)
+
+
+def test_a_supervisor_passes_questions_and_answers_on() -> None:
+    sent: list[tuple[int, str, dict[str, object]]] = []
+
+    class Process(SimpleNamespace):
+        def send(self, message_type: str, **fields: object) -> None:
+            sent.append((self.number, message_type, fields))
+
+    workers = {number: Process(number=number, runs=number != 3) for number in (1, 2, 3, 4)}
+    supervisor = cast("Supervisor", SimpleNamespace(_workers=workers))
+    Supervisor._forward(supervisor, 1, {"type": "who-holds", "device": "cam-1"})
+    assert sent[0] == (1, "asked", {"device": "cam-1", "workers": [2, 4]})  # before anybody can have answered
+    assert sent[1:] == [(number, "who-holds", {"device": "cam-1", "asker": 1}) for number in (2, 4)]
+    sent.clear()
+    Supervisor._forward(supervisor, 2, {"type": "holds-not", "device": "cam-1", "asker": 1})
+    Supervisor._forward(supervisor, 4, {"type": "holds", "device": "cam-1", "asker": 1})
+    assert sent == [(1, "not-held", {"device": "cam-1", "worker": 2}), (1, "held", {"device": "cam-1"})]
 
 
 async def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:

@@ -136,6 +136,7 @@ class Stage:
     broker: Broker = field(default_factory=lambda: Broker(encode_connack(Connack(True, 0), V5), 0.1))
     here: set[str] = field(default_factory=set)
     elsewhere: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     facts: HolderFacts | Exception | None = None
 
@@ -148,9 +149,9 @@ class Stage:
     def holds(self, device_id: str) -> bool:
         return device_id in self.here
 
-    async def is_held_elsewhere(self, device_id: str) -> bool:
+    async def is_held_elsewhere(self, device_id: str) -> bool | None:
         self.asked.append(device_id)
-        return device_id in self.elsewhere
+        return None if device_id in self.unknown else device_id in self.elsewhere
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         if isinstance(self.facts, Exception):
@@ -214,6 +215,25 @@ def test_who_is_connected_is_not_thrown_out() -> None:
         await asyncio.sleep(RETRY_SECONDS + 1)
         assert [visit[0] for visit in stage.visits()] == ["cam-3", "cam-1"]
         assert stage.outcomes.counts == {"mqtt.will.cancelled": 2, "mqtt.will.returned": 1}
+
+    staged(scene)
+
+
+def test_nobody_is_thrown_out_while_the_other_gateways_have_not_answered() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.add("cam-1", "cam-2")
+        stage.add("cam-3", due_at=seconds() + 3)
+        stage.unknown = {"cam-1", "cam-2", "cam-3"}
+        for name in ("cam-1", "cam-2", "cam-3"):
+            stage.state(name, DeviceState.SUSPENDED)
+        await asyncio.sleep(60)
+        assert stage.visits() == []
+        assert stage.asked.count("cam-3") == 5  # until it has been published
+        stage.unknown.clear()
+        stage.elsewhere = {"cam-2"}
+        await asyncio.sleep(RETRY_SECONDS + 1)
+        assert [visit[0] for visit in stage.visits()] == ["cam-1"]
+        assert stage.outcomes.counts == {"mqtt.will.cancelled": 1, "mqtt.will.returned": 1}
 
     staged(scene)
 

@@ -103,8 +103,10 @@ class Gateway:
         self._setting = asyncio.Lock()
         self._brokers_models: frozenset[str] = frozenset()
 
-        self.held_elsewhere: Callable[[str], Awaitable[bool]] | None = None
-        """Whether another gateway in front of the same broker holds a session of the device; may be set at any time."""
+        self.held_elsewhere: Callable[[str], Awaitable[bool | None]] | None = None
+        """Whether another gateway in front of the same broker holds a session of the device; None: not known. May be
+        set at any time.
+        """
 
     def protocol(self, peer: Peer) -> asyncio.Protocol:
         """The protocol for one connection whose TLS handshake has proved `peer`."""
@@ -191,7 +193,7 @@ class Gateway:
         else:
             session.close(reason)
 
-    async def _close_lost(self, session: Session, is_held_elsewhere: Awaitable[bool]) -> None:
+    async def _close_lost(self, session: Session, is_held_elsewhere: Awaitable[bool | None]) -> None:
         session.close(close_reasons.TAKEN_OVER if await is_held_elsewhere else close_reasons.BROKER_LOST)
 
     def holds(self, device_id: str) -> bool:
@@ -199,8 +201,8 @@ class Gateway:
         at_broker = (Phase.AWAITING_CONNACK, Phase.RELAYING)
         return any(session.phase in at_broker for session in self.open_sessions.of_device(device_id))
 
-    async def is_held_elsewhere(self, device_id: str) -> bool:
-        return self.held_elsewhere is not None and await self.held_elsewhere(device_id)
+    async def is_held_elsewhere(self, device_id: str) -> bool | None:
+        return await self.held_elsewhere(device_id) if self.held_elsewhere is not None else False
 
     def budget(self, admission: Admission, connect: Connect) -> Budget:
         now = asyncio.get_running_loop().time()

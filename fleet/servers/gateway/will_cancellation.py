@@ -27,8 +27,8 @@ class Holders(Protocol):
     def holds(self, device_id: str) -> bool:
         """Whether this gateway has one of the device."""
 
-    async def is_held_elsewhere(self, device_id: str) -> bool:
-        """Whether another gateway of the broker has one."""
+    async def is_held_elsewhere(self, device_id: str) -> bool | None:
+        """Whether another gateway of the broker has one; None: not known."""
 
 
 class WillCancellation:
@@ -116,7 +116,10 @@ class WillCancellation:
             return True
         if self._holders.holds(device_id):
             return False  # until the broker's CONNACK has told that it is back
-        if asks and await self._holders.is_held_elsewhere(device_id):
+        is_held = await self._holders.is_held_elsewhere(device_id) if asks else False
+        if is_held is None:
+            return False
+        if is_held:
             self._wills.drop(device_id)
             self._outcomes.record("mqtt.will", "returned", _now(), device=device_id)
             return True
