@@ -153,9 +153,7 @@ class Gateway:
 
     @property
     def stats(self) -> Mapping[str, int]:
-        """Live and read-only: `mqtt.connect.ok`, `mqtt.connect.CODE`, `mqtt.session.CODE`, `mqtt.publish.refused`,
-        `mqtt.subscribe.refused`, `mqtt.deliver.refused`, `mqtt.model.applied` -> count.
-        """
+        """Live and read-only: each of COUNTERS that is not zero -> its count."""
         return self.outcomes.counts
 
     # SessionContext

@@ -15,6 +15,25 @@ log = logging.getLogger("fleet.gateway")
 
 TEXT_MAX = 80  # of a value that a peer has chosen
 
+COUNTERS = {
+    "mqtt.connect.CODE": "connections by outcome: `ok`, or why the CONNECT was refused",
+    "mqtt.session.CODE": "closed sessions by reason",
+    "mqtt.delay.applied": "CONNECTs that had to wait",
+    "mqtt.publish.refused": "PUBLISHes that the model does not allow (`reason=retain` in log and audit: RETAIN alone)",
+    "mqtt.publish.response-refused": "those with a Response Topic that the device may not subscribe to",
+    "mqtt.publish.quota": "those of QoS 2 over the limits of bytes in flight",
+    "mqtt.subscribe.refused": "topic filters that the model does not allow",
+    "mqtt.subscribe.quota": "topic filters over a limit",
+    "mqtt.deliver.refused": "messages of the broker that the device may not receive",
+    "mqtt.will.returned": "waiting wills whose device another worker has",
+    "mqtt.will.cancelled": "waiting wills that were cancelled at the broker",
+    "mqtt.will.failed": "attempts at that which failed; they are repeated",
+    "mqtt.purge.ok": "broker sessions of revoked and retired devices that were deleted",
+    "mqtt.purge.failed": "those that could not be deleted",
+    "mqtt.model.applied": "changes of a model that have reached the sessions",
+}
+"""Every counter -> what it counts. CODE: one of the page's table of close codes, or of ERRORS.md."""
+
 
 class OutcomeLog:
     """Counters and log lines. `monotonic` is the loop's time in seconds."""
