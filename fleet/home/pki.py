@@ -98,7 +98,7 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
     authority = authority_of(home, "")
     issuing, chain = authority.issuing, served_chain(authority, now)
     if not any(has_signed(each, current) for each in authority.issuers):
-        return ""  # of another CA: whoever put it there renews it
+        return ""  # of another CA: renewed by the operator who installed it
     life = current.not_valid_after_utc - current.not_valid_before_utc
     if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
         why = "fleet.toml names other hosts"

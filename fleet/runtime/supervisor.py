@@ -318,7 +318,7 @@ class Supervisor:
         return {**counts, "last_silent": self._last_silent} if self._last_silent else counts
 
     def _forward(self, sender: int, message: Message) -> None:
-        """A worker's question who holds a device's session to all others, and each answer to the one that asked."""
+        """Send a question about the holder of a device's session to all others, and an answer to the asking one."""
         device = message["device"]
         match message["type"]:
             case "holds":

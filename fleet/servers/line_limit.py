@@ -1,6 +1,6 @@
 """Rate limit for log lines that clients can cause: a flood must not fill a disk, nor hide what others do.
 
-Lines are counted for each second, by kind (what happened) and by source (who caused it). One source gets few lines of
+Lines are counted for each second, by kind (what happened) and by source (what caused it). One source gets few lines of
 one kind; the first line of a source is written even when others have spent what its kind may have. Sources that TLS has
 authenticated have a share of their own: addresses can be made up, certificates can't. What is left out is counted, and
 the sources with most of it are named when the second is over, whether or not a further line comes.
@@ -21,7 +21,7 @@ LINES_PER_SECOND_MAX = 100
 FIRST_LINES_MAX = 50
 """A second, in addition to each of the two before: first lines of a source that is not authenticated."""
 FIRST_LINES_AUTHENTICATED_MAX = 1_000
-"""The same for one that is: somebody with fewer certificates than this hides nobody."""
+"""The same for one that is: with fewer certificates than this, one client's lines displace no other's."""
 SOURCES_MAX = 4096
 """Told apart within a second, by kind. When there are more, all begin anew, in what is left of the lines."""
 NAMED_MAX = 5
@@ -45,7 +45,7 @@ class LineLimit:
     def allows(self, monotonic: float, kind: str, source: str, *, authenticated: bool = False) -> bool:
         """Whether a line may be written at this time, in seconds of a monotonic clock.
 
-        `kind` is one of few words of ours; `source` is who caused it: what TLS has proved (`authenticated`), or an
+        `kind` is one of few words of ours; `source` is what caused it: what TLS has proved (`authenticated`), or an
         address.
         """
         second = int(monotonic)
@@ -76,7 +76,7 @@ class LineLimit:
 
     def _report_later(self) -> None:
         """Report in a second, unless the next line does."""
-        with suppress(RuntimeError):  # no loop runs: the next line does, or whoever ends the server
+        with suppress(RuntimeError):  # no loop runs: the next line does, or the end of the server
             self._timer = asyncio.get_running_loop().call_later(1.0, self.report)
 
 
@@ -101,7 +101,7 @@ class _Share:
         """Count a line of `source`, and say whether it is written."""
         key = (kind, source)
         if key not in self._came and len(self._came) >= SOURCES_MAX:
-            self._came.clear()  # so that nobody new is taken for one of those that have had theirs
+            self._came.clear()  # so that no new source is counted as one that has had its line
         came = self._came[key]
         self._came[key] = came + 1
         if came < LINES_EACH_MAX and self._has_room(kind, is_first=came == 0):

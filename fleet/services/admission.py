@@ -98,7 +98,7 @@ def will_refusal(will: Will | None, policy: TopicPolicy, rules: MqttRules) -> st
         return "will-refused"
     if will.retain and not policy.retain:
         return "will-retain"
-    # Whoever answers it would publish there in the device's place.
+    # The responder would publish there with its own rights, not with the device's.
     response = will.response_topic
     if response is not None and rules.check_response_topic and not policy.may_receive(response):
         return "will-response"

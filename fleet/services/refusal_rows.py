@@ -1,4 +1,4 @@
-"""Audit rows of refusals that nobody waits for, written many at once.
+"""Audit rows of refusals, written in the background, many at once.
 
     rows = RefusalRows(registry)
     rows.put(entry)                       # at most one row a minute for each kind, written soon

@@ -1,8 +1,8 @@
 """Accepting connections, many in one turn of the event loop.
 
 uvloop's own servers accept one connection in each turn: when turns are long, as in a storm of handshakes, the kernel's
-queue overflows, and its clients repeat their SYN a second later, then three. And without a descriptor they accept and
-close, without a word.
+queue overflows, and its clients repeat their SYN a second later, then three. And without a free descriptor they accept
+and close, and nothing is logged.
 """
 
 import asyncio

@@ -22,7 +22,7 @@ class Refusal(StrEnum):
     GAVE_WAY = "gave-way-to-newcomer"
     """The listener was full, and this address block held most of it."""
     NO_DESCRIPTOR = "no-descriptor"
-    """The system has none for it, or our share of them is taken and nobody gives way."""
+    """The system has none for it, or our share of them is taken and no connection may be ended for it."""
     DEADLINE = "handshake-deadline"
     SIZE = "handshake-too-large"
     NOT_TLS = "not-tls"

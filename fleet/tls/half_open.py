@@ -39,7 +39,7 @@ class ListenerLimits:
     connected_per_address_max: int | None = None
     per_address_per_second: float = 0.0
     """New connections from one address, whatever their outcome; 0 for no limit. A full handshake costs half a
-    millisecond of a core. KNOWN_WEIGHT times as many from where somebody has been admitted before."""
+    millisecond of a core. KNOWN_WEIGHT times as many from address blocks with admitted clients."""
     close_deadline_s: float = 10.0
     """For a peer to read what a closing connection still sends."""
     places: Places | None = None

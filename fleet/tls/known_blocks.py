@@ -9,7 +9,7 @@ KNOWN_WEIGHT = 8
 
 
 class KnownBlocks:
-    """Address blocks from which somebody has been admitted; the least recent one is forgotten first."""
+    """Address blocks of admitted clients; the least recent one is forgotten first."""
 
     __slots__ = ("_blocks",)
 
@@ -79,9 +79,9 @@ class Ranking:
             before[0].remove(block, before[1])
 
     def biggest(self) -> str | None:
-        """The block that holds most; None when nobody holds anything."""
+        """The block that holds most; None when none holds any."""
         while (most := self._of_strangers.most) and (block := self._of_strangers.first()) in self._known:
-            self.set(block, most)  # somebody has been admitted meanwhile
+            self.set(block, most)  # a client of it has been admitted meanwhile
         if self._of_strangers.most * KNOWN_WEIGHT >= max(self._of_known.most, 1):
             return self._of_strangers.first()
         return self._of_known.first() if self._of_known.most else None

@@ -20,7 +20,7 @@ class Sharing(Protocol):
 
 
 class Places:
-    """A number of descriptors. When all are taken, the listener gives way that has most which may be given."""
+    """A number of descriptors. When all are taken, the listener that has most of those it may end, ends one."""
 
     def __init__(self, total: int, on_full: Callable[[], None]) -> None:
         """`on_full` is called whenever room has to be made."""

@@ -2,7 +2,7 @@
 
 The first flight costs a key exchange and a signature, and an engine of 50 KB until the end. So few are under way at
 once, few begin in one turn of the event loop, and when more want to, the next one is taken from each address block in
-turn, and more often from a known one. Whoever waits is not refused, and its deadline begins with its turn.
+turn, and more often from a known one. A connection that waits is not refused, and its deadline begins with its turn.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ OF_STRANGERS_MAX = UNDER_WAY_MAX // 8
 COUNTS_SECONDS = 1.0
 """A client that takes longer for its second flight no longer keeps others waiting."""
 AT_ONCE_MAX = 32
-"""Begun in one turn of the loop while nobody waits: about 10 ms."""
+"""Begun in one turn of the loop while no connection waits: about 10 ms."""
 FROM_QUEUE_MAX = 8
 """Begun in one turn of the loop when others wait: accepted connections and open sessions have the rest of the time."""
 

@@ -98,7 +98,7 @@ def certificate_fields(data: bytes) -> CertificateFields:
 def extension_value(extensions: der.Element, oid: str) -> bytes | None:
     """The value of the extension `oid` of Extensions; what the others hold is left unread.
 
-    Raises: Malformed: it stands there twice, or the list is badly formed. TooLarge.
+    Raises: Malformed: it is listed twice, or the list is badly formed. TooLarge.
     """
     values = []
     for extension in der.children(extensions):
@@ -108,7 +108,7 @@ def extension_value(extensions: der.Element, oid: str) -> bytes | None:
         if der.dotted_oid(parts[0].content) == oid:
             values.append(parts[-1].content)
     if len(values) > 1:
-        raise Malformed("An extension stands there twice.")
+        raise Malformed("An extension is listed twice.")
     return values[0] if values else None
 
 

@@ -2,7 +2,7 @@
 
     CsrAttrs ::= SEQUENCE SIZE (0..MAX) OF AttrOrOID
 
-Clients of before RFC 9908 read the single attributes; newer ones read the template and leave the rest alone.
+Clients older than RFC 9908 read the single attributes; newer ones read the template and leave the rest alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ class CsrAttributes:
     """By the names of fleet.wire.csr.Csr.key_type, the preferred one first."""
     extended_key_usages: tuple[str, ...] = ()
     """Dotted OIDs."""
-    organisation: str = ""
+    organization: str = ""
     """O of the subject; "" for none."""
     binding: bool = False
     """Whether the challenge password must bind the request to its TLS connection (RFC 7030, 3.5)."""
@@ -90,8 +90,8 @@ def _usage_extensions(oids: Iterable[str]) -> bytes:
 def _template(wanted: CsrAttributes) -> bytes:
     """CertificationRequestInfoTemplate: O as given, a CN for the client to fill in, key type, extensions."""
     names = [der.encode_oid(COMMON_NAME)]
-    if wanted.organisation:
-        text = der.encode_element(0x0C, wanted.organisation.encode())
+    if wanted.organization:
+        text = der.encode_element(0x0C, wanted.organization.encode())
         names.insert(0, der.encode_oid(ORGANIZATION) + text)
     rdns = (der.encode_element(der.SET, der.sequence(name)) for name in names)
     content = b"\x02\x01\x00" + der.sequence(*rdns)

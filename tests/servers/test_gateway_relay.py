@@ -313,7 +313,7 @@ def test_an_answer_never_lands_within_another_packet() -> None:
 )
 def test_why_is_said_where_the_device_takes_it(properties: Properties, explains: bool) -> None:
     harness = RelayHarness(V5)
-    harness.relay.reads_reasons(Connect(V5, "cam-1", properties=properties))
+    harness.relay.set_client_properties(Connect(V5, "cam-1", properties=properties))
     harness.relay.from_device(harness.publish("other", 1))
     text = TOPIC_REFUSED if explains else ""
     assert harness.to_device == acks.acknowledge(acks.PUBACK, 5, V5, Reason.NOT_AUTHORIZED, text)
@@ -338,7 +338,7 @@ def test_a_suback_says_why_where_the_device_takes_it(
     whole, bare = harness.explained(*codes), harness.suback(*codes)
     if short_by is not None and not properties:
         properties = ((Property.MAXIMUM_PACKET_SIZE, len(whole) - short_by),)
-    harness.relay.reads_reasons(Connect(V5, "cam-1", properties=properties))
+    harness.relay.set_client_properties(Connect(V5, "cam-1", properties=properties))
     for byte in harness.subscribe(*filters):
         assert not harness.to_device
         harness.relay.from_device(bytes((byte,)))

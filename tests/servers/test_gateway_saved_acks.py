@@ -192,7 +192,7 @@ def test_only_acknowledgements_are_held_cut_at_every_byte(version: int, saves: F
     stream = b"".join(a + b for a, b in zip(acknowledged, others, strict=True))
     for cut in range(len(stream) + 1):
         harness = RelayHarness(version)
-        harness.relay.reads_reasons(Connect(version, "cam-1", properties=((Property.TOPIC_ALIAS_MAXIMUM, 5),)))
+        harness.relay.set_client_properties(Connect(version, "cam-1", properties=((Property.TOPIC_ALIAS_MAXIMUM, 5),)))
         held = HeldAcks(saves, os.getpid(), harness.relay.to_device)
         harness.relay.hold_acks(held)
         harness.relay.from_broker(stream[:cut])

@@ -226,7 +226,7 @@ def taking(aliases_max: int, size_max: int | None = None) -> RelayHarness:
     if size_max is not None:
         limits = (*limits, (Property.MAXIMUM_PACKET_SIZE, size_max))
     harness = RelayHarness(V5)
-    harness.relay.reads_reasons(Connect(V5, "cam-1", properties=limits))
+    harness.relay.set_client_properties(Connect(V5, "cam-1", properties=limits))
     return harness
 
 

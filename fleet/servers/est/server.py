@@ -79,7 +79,7 @@ class _Handlers:
     ) -> None:
         self._authority, self._tenants, self._sealer, self._clock = authority, tenants, sealer, clock
         self._registry = authority.registry
-        self._actors: dict[bytes, tuple[str, dict[str, str]]] = {}  # by certificate, of those who asked too often
+        self._actors: dict[bytes, tuple[str, dict[str, str]]] = {}  # by certificate, of clients that asked too often
         self._open: dict[str, Callable[[Exchange, Route], Awaitable[Response]]] = {
             "cacerts": self.cacerts,
             "csrattrs": self.csrattrs,
@@ -190,7 +190,7 @@ class _Handlers:
         wanted = CsrAttributes(
             key_types=model.key_types,
             extended_key_usages=tuple(EXTENDED_KEY_USAGES[name] for name in profile.extended_key_usages),
-            organisation=profile.organisation,
+            organization=profile.organisation,
             binding=profile.binding,
         )
         return Response(200, encode_body(encode_csrattrs(wanted), wrap=wants_lines(exchange)), CSRATTRS_HEADERS)

@@ -125,7 +125,7 @@ def broker_connect(connect: Connect, admission: Admission, username: str, *, del
         connect,
         will=will,
         client_id=admission.device.id,
-        # Of a session that the device had under its id, who asks for one knows nothing ([MQTT-3.2.2-5]).
+        # [MQTT-3.2.2-5] a client without an id has no stored session: the device's must not be resumed for it.
         clean=connect.clean or connect.asks_for_client_id,
         username=username,
         password=None,

@@ -16,7 +16,7 @@ LATE_SECONDS = 5.0  # mosquitto looks once a second, while it is not busy, which
 
 
 class InFlightTotal:
-    """What the broker holds for all devices of this process, and the limits of it. `clock` tells seconds."""
+    """What the broker holds for all devices of this process, and the limits of it. `clock` returns seconds."""
 
     __slots__ = ("_away", "_next", "bytes", "clock", "limits")
 

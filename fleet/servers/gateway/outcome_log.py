@@ -61,7 +61,7 @@ class OutcomeLog:
         authenticated: bool = False,
         **fields: str | int,
     ) -> None:
-        """Count `event.code`, and log it with `fields` unless `source`, who caused it, has reached its limit.
+        """Count `event.code`, and log it with `fields` unless `source`, its cause, has reached its limit.
 
         `authenticated`: `source` is a certificate, which TLS has proved.
         """

@@ -152,8 +152,8 @@ class Relay:
             self.closing = close_reasons.QUOTA
         return b""
 
-    def reads_reasons(self, connect: Connect) -> None:
-        """Note what the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)."""
+    def set_client_properties(self, connect: Connect) -> None:
+        """Apply what the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)."""
         self.reasons = self.subscriptions.reasons = ReasonStrings(connect)
         aliases_max = value_of(connect.properties, Property.TOPIC_ALIAS_MAXIMUM)
         if isinstance(aliases_max, int) and aliases_max:

@@ -279,7 +279,7 @@ class Session(asyncio.Protocol):
         self.admission = admission
         limits = self._context.limits
         self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, limits)
-        self._relay.reads_reasons(connect)
+        self._relay.set_client_properties(connect)
         self._relay.assigned_client_id = "" if connect.client_id else admission.device.id
         budget = self._context.budget(admission, connect)
         self._relay.in_flight = budget.in_flight

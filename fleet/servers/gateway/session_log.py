@@ -65,7 +65,7 @@ class SessionLog:
 
 
 def _certified(peer: Peer) -> tuple[str, str]:
-    """Holder and serial number of the certificate that TLS has verified; "" for what does not stand there."""
+    """Holder and serial number of the certificate that TLS has verified; "" for what it does not hold."""
     if peer.certificate_der is None:
         return "", ""
     try:

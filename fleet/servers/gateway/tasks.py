@@ -1,4 +1,4 @@
-"""Tasks that nobody awaits: what they raise is logged, and all end with their owner."""
+"""Background tasks: exceptions are logged, and all end with their owner."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Wills that wait at the broker: known here so that those of a device that may no longer speak can be cancelled.
+"""Wills that wait at the broker: known here so that those of a device that may no longer publish can be cancelled.
 
 With a Will Delay Interval the broker publishes a will only when that has passed after the end of the connection, or
 when the session has ended, and not at all if the device has returned by then (MQTT 5.0, 3.1.3.2.2). Meanwhile the

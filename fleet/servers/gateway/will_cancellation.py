@@ -1,4 +1,4 @@
-"""Cancels the waiting will of a device that may no longer speak: suspended, revoked, retired, or by its model.
+"""Cancels the waiting will of a device that may no longer publish: suspended, revoked, retired, or by its model.
 
 A visit to the broker goes on with the session: the device has returned, and has left in good order (MQTT 5.0,
 3.1.3.2.2).
@@ -22,7 +22,7 @@ from fleet.servers.gateway.waiting_wills import WaitingWill, WaitingWills
 
 
 class Holders(Protocol):
-    """Who has a session at the broker. None may be thrown out to cancel a will of before."""
+    """Sessions at the broker: none is taken over to cancel a pending will from an earlier connection."""
 
     def holds(self, device_id: str) -> bool:
         """Whether this gateway has one of the device."""
@@ -91,7 +91,7 @@ class WillCancellation:
         self._tasks.start(self._cancel(will, purges=purges, at_once=at_once))
 
     async def _look_up(self, will: WaitingWill) -> None:
-        """Cancel it unless the registry says that its device may speak; a certificate may have been superseded."""
+        """Cancel it unless the registry says that its device may publish; a certificate may have been superseded."""
         try:
             facts = await self._registry.holder_facts(will.fingerprint)
         except Unavailable:
@@ -115,7 +115,7 @@ class WillCancellation:
         if not self._waits(will):
             return True
         if self._holders.holds(device_id):
-            return False  # until the broker's CONNACK has told that it is back
+            return False  # until the broker's CONNACK says whether it is back
         is_held = await self._holders.is_held_elsewhere(device_id) if asks else False
         if is_held is None:
             return False

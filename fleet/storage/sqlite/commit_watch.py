@@ -1,4 +1,4 @@
-"""Notices another process's commit at once: who commits writes to the lock's file, and inotify(7) tells who follows.
+"""Notices another process's commit at once: a commit writes to the lock's file, and inotify(7) wakes the followers.
 
 Where there is no inotify, the poll of `PRAGMA data_version` notices it later.
 """

@@ -121,7 +121,7 @@ def spki(public_key: PublicKeyTypes) -> bytes:
 
 
 def belongs_to(certificate: x509.Certificate, private_key: PrivateKeyTypes) -> bool:
-    """Whether `certificate` is for `private_key`. One whose key can't be read belongs to nobody.
+    """Whether `certificate` is for `private_key`. False where its key can't be read.
 
     An RSA key and a certificate for RSASSA-PSS alone are no pair, though their numbers be equal: TLS engines refuse it.
     """

@@ -76,7 +76,7 @@ def _opened(data: bytes, password: bytes | None) -> pkcs12.PKCS12KeyAndCertifica
 
 
 def _check_one_key(data: bytes) -> tuple[str, ...]:
-    """The library would return one key and keep quiet about the rest. What else is there, in words.
+    """The library would return one key and ignore the rest. What else is there, in words.
 
     Raises: Unsupported: it holds several.
     """
