@@ -10,7 +10,7 @@ from fleet.servers.gateway.packet_filter import INJECTED_MAX
 from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
 from fleet.servers.gateway.relay import Relay
 from fleet.servers.gateway.subscriptions import AWAITED_BYTES_MAX, ENTRY_BYTES
-from fleet.wire.errors import WireError
+from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
@@ -436,3 +436,17 @@ def test_a_filter_that_is_no_longer_allowed_is_found() -> None:
     assert not harness.relay.set_policy(NARROW)
     harness.relay.from_device(encode_unsubscribe(Unsubscribe(2, ("down/#",)), V5))
     assert harness.relay.set_policy(NARROW)
+
+
+@pytest.mark.parametrize(
+    ("version", "packet"),
+    [(V5, b"\xe0\x03\x00\x05\x11"), (V5, b"\xe0\x02\x00\x80"), (V311, b"\xe0\x01\x00")],
+    ids=["properties", "length", "3.1.1"],
+)
+def test_a_malformed_disconnect_does_not_reach_the_broker(version: int, packet: bytes) -> None:
+    harness = RelayHarness(version)
+    del harness.to_broker[:]
+    with pytest.raises(Malformed):
+        harness.relay.from_device(packet)
+    assert harness.to_broker == b""
+    assert harness.relay.farewell is None

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +18,7 @@ from fleet.domain.ports import HolderFacts
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.broker_visit import RETRY_SECONDS, VISITS_MAX, BrokerVisits
+from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session_purge import SessionPurger
 from fleet.servers.gateway.waiting_wills import LATE_SECONDS, SWEEP_SECONDS_MIN, WaitingWill, WaitingWills, waiting_will
@@ -68,28 +69,51 @@ def test_the_broker_or_a_disconnect_may_change_the_sessions_time() -> None:
     assert left(asks(30, 60), expires(10)) == (10, 10)
     assert left(asks(30, 60), expires(0)) is None
     assert left(asks(30, 60), expires(10), b"\x04\x05\x11\x00\x00\x00\x14") == (20, 20)
+    assert left(asks(30, 60), (), b"\x00\x05\x11\x00\x00\x00\x00") == (30, 60)  # the broker may have refused it
     for without_expiry in (b"\x04", b"\x04\x00", b"\x04\x05\x11", b"\x04\xff\xff\xff\xff"):
         assert left(asks(30, 60), (), without_expiry) == (30, 60)
 
 
 @pytest.mark.parametrize(
-    ("last", "leaves"),
+    ("last", "reason", "leaves", "in_order"),
     [
-        (lambda relay: None, True),
-        (lambda relay: relay.from_device(acks.disconnect(V5)), False),
-        (lambda relay: relay.from_device(b"\xe0\x02\x00\x00"), False),
-        (lambda relay: relay.from_device(b"\xe0\x01\x04"), True),
-        (lambda relay: relay.from_device(acks.disconnect(V5, Reason.QUOTA_EXCEEDED)), True),
-        (lambda relay: relay.from_broker(acks.disconnect(V5, Reason.SESSION_TAKEN_OVER)), False),
-        (lambda relay: relay.from_broker(acks.disconnect(V5, Reason.SERVER_BUSY)), True),
-        (lambda relay: relay.disconnect(close_reasons.KEEP_ALIVE_EXPIRED), True),
-        (lambda relay: relay.disconnect(close_reasons.SHUTTING_DOWN), False),
+        (lambda relay: None, close_reasons.CLIENT_GONE, True, False),
+        (lambda relay: relay.from_device(acks.disconnect(V5)), close_reasons.CLIENT_DISCONNECTED, True, True),
+        (lambda relay: relay.from_device(b"\xe0\x02\x00\x00"), close_reasons.CLIENT_DISCONNECTED, True, True),
+        (lambda relay: relay.from_device(b"\xe0\x01\x04"), close_reasons.CLIENT_DISCONNECTED, True, False),
+        (
+            lambda relay: relay.from_device(acks.disconnect(V5, Reason.QUOTA_EXCEEDED)),
+            close_reasons.CLIENT_DISCONNECTED,
+            True,
+            False,
+        ),
+        (
+            lambda relay: relay.from_broker(acks.disconnect(V5, Reason.SESSION_TAKEN_OVER)),
+            close_reasons.TAKEN_OVER,
+            False,
+            False,
+        ),
+        (
+            lambda relay: relay.from_broker(acks.disconnect(V5, Reason.SERVER_BUSY)),
+            close_reasons.BROKER_CLOSED,
+            True,
+            False,
+        ),
+        (lambda relay: None, close_reasons.KEEP_ALIVE_EXPIRED, True, False),
+        (lambda relay: None, close_reasons.SHUTTING_DOWN, False, True),
+        (lambda relay: None, close_reasons.EVENTS_MISSED, False, True),
+        (lambda relay: None, close_reasons.DEVICE_ENDED, True, True),
     ],
 )
-def test_whether_a_connection_leaves_its_will(last: Callable[[Any], object], leaves: bool) -> None:
+def test_whether_a_connection_may_leave_its_will(
+    last: Callable[[Any], object], reason: CloseReason, leaves: bool, in_order: bool
+) -> None:
+    """A DISCONNECT proves nothing: the broker may refuse it, or a packet before it."""
     harness = RelayHarness(V5)
     last(harness.relay)
-    assert harness.relay.leaves_will is leaves
+    harness.relay.disconnect(reason)
+    assert harness.relay.may_leave_will(reason) is leaves
+    assert harness.relay.left_in_order is in_order
 
 
 def waits(name: str, due_at: float, ends_at: float = math.inf, fingerprint: bytes = b"") -> WaitingWill:
@@ -333,6 +357,19 @@ def test_before_a_stop_all_are_cancelled_some_at_once_and_what_takes_too_long_is
         assert await stage.cancellation.cancel_all(0.25) == 0
         assert await stage.cancellation.cancel_all(0.25) == 0
         assert stage.outcomes.counts == {"mqtt.will.cancelled": 3 * VISITS_MAX}
+
+    staged(scene)
+
+
+def test_before_a_stop_those_that_hardly_wait_come_last_and_do_not_count() -> None:
+    async def scene(stage: Stage) -> None:
+        for number in range(VISITS_MAX):
+            left = replace(waits(f"left-{number}", due_at=seconds() + 100), left_in_order=True)
+            stage.wills.add(left, seconds())
+        stage.add(*(f"lost-{number}" for number in range(VISITS_MAX)))
+        assert await stage.cancellation.cancel_all(0.15) == 0  # one round of 0.1 s
+        assert all(visit[0].startswith("lost-") for visit in stage.visits()[:VISITS_MAX])
+        assert {will.device.id for will in stage.wills} == {f"left-{number}" for number in range(VISITS_MAX)}
 
     staged(scene)
 

@@ -140,7 +140,7 @@ async def test_no_will_of_a_device_that_leaves_in_order(street: Street) -> None:
     wire, _ = await street.device()
     wire.send(acks.disconnect(V5))
     await wire.until_closed()
-    assert street.waiting == 0
+    assert street.waiting == 1  # the broker has not said that it has discarded it
     await street.no_will_for(SOON + 2)
 
 
@@ -150,6 +150,28 @@ async def test_a_will_is_published_for_who_asks_for_it(street: Street) -> None:
     await wire.until_closed()
     assert street.waiting == 1
     assert await street.observer.message() == GONE
+
+
+CONTROL = b"devices/cam-1/up/\x01"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"\xe0\x03\x00\x05\x11",
+        b"\xe0\x06\x00\x04\x1f\x00\x01\x01",  # legal, and mosquitto takes no control character
+        bytes((0x30, 4 + len(CONTROL), 0, len(CONTROL))) + CONTROL + b"\x00x" + acks.disconnect(V5),
+    ],
+    ids=["malformed", "control-character", "refused-before"],
+)
+async def test_a_disconnect_that_the_broker_refuses_hides_no_will(street: Street, last: bytes) -> None:
+    wire, _ = await street.device(delay=3)
+    wire.send(last)
+    await wire.until_closed()
+    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
+    await street.harness.count("mqtt.will.cancelled")
+    assert street.waiting == 0
+    await street.no_will_for(5)
 
 
 @pytest.mark.parametrize("how", [revocation.suspend, revocation.revoke, revocation.retire])

@@ -544,3 +544,42 @@ def test_version_of_a_connect_that_is_cut() -> None:
 def test_an_acknowledgement_with_success_has_no_reason() -> None:
     assert acks.acknowledge(acks.PUBREC, 1, V5, Reason.SUCCESS) == b"\x50\x02\x00\x01"
     assert acks.acknowledge(acks.PUBREC, 1, V5, Reason.UNSPECIFIED) == b"\x50\x03\x00\x01\x80"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\0", b"\x04", b"\0\0", b"\x04\x05\x11\0\0\0\x05", b"\x81\x04\x1f\0\x01a", b"\x97", b"\xa2",
+        b"\0\x0e\x26\0\x01a\0\x01b\x26\0\x01a\0\x01b",
+    ],
+)  # fmt: skip
+def test_disconnects_of_a_client(body: bytes) -> None:
+    acks.check_disconnect(body, V5)
+    if body:
+        with pytest.raises(Malformed):
+            acks.check_disconnect(body, V311)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\0\x05\x11",  # cut off within a property
+        b"\0\x01\x7f",  # an unknown one
+        b"\0\0abc",  # something behind it
+        b"\0\x05\x11\0\0\0\x05x",
+        b"\0\x02\x21\0",
+        b"\0\x03\x21\0\x05",  # Receive Maximum
+        b"\0\x04\x1c\0\x01x",  # Server Reference: only a server's
+        b"\0\x0a\x11\0\0\0\x05\x11\0\0\0\x05",  # twice
+        b"\0\x80",  # a length that ends early
+        b"\0\x80\0",  # one that is too long for its value
+        b"\0\xff\xff\xff\xff",
+        b"\0\x04\x1f\0\x01\xff",  # no UTF-8
+        b"\0\x04\x1f\0\x01\0",
+        b"\x01", b"\x05", b"\x84", b"\x8c", b"\x91", b"\xa3", b"\xff",  # no reason of DISCONNECT
+    ],
+)  # fmt: skip
+def test_disconnects_that_are_refused(body: bytes) -> None:
+    for version in (V311, V5):
+        with pytest.raises(Malformed):
+            acks.check_disconnect(body, version)

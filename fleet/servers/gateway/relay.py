@@ -84,11 +84,15 @@ class Relay:
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
 
     @property
-    def leaves_will(self) -> bool:
-        """Whether the broker publishes the will of the connection, if there is one, once this has ended."""
-        left_in_order = self.farewell is not None and self.farewell[:1] in (b"", b"\0")
+    def left_in_order(self) -> bool:
+        """Whether the broker has been told to discard the will; it may have refused that, or a packet before."""
+        return self.farewell is not None and self.farewell[:1] in (b"", b"\0")
+
+    def may_leave_will(self, reason: CloseReason) -> bool:
+        """Whether the broker may publish the will of the connection, if there is one, which has ended for `reason`."""
         ended_by_broker = self.closing in (close_reasons.TAKEN_OVER, close_reasons.BROKER_REFUSED)
-        return not left_in_order and not ended_by_broker
+        is_well = reason in (close_reasons.SHUTTING_DOWN, close_reasons.EVENTS_MISSED)
+        return not ended_by_broker and not (is_well and self.left_in_order)
 
     def from_device(self, data: bytes) -> CloseReason | None:
         """Raises: CloseSession, WireError."""
@@ -242,6 +246,7 @@ class _DeviceHandler(_Handler):
             case PacketType.UNSUBSCRIBE:
                 relay.subscriptions.unsubscribe(body)
             case PacketType.DISCONNECT:
+                acks.check_disconnect(body, relay.version)
                 # [MQTT-3.14.4-1], [MQTT-3.14.4-2]: nothing comes after it
                 relay.closing = close_reasons.CLIENT_DISCONNECTED
                 relay.farewell = body

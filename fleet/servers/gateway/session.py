@@ -161,7 +161,7 @@ class Session(asyncio.Protocol):
             self._meter.stop()
         if self._relay is not None:
             self._relay.disconnect(reason)
-            self._remember_will(self._relay)
+            self._remember_will(self._relay, reason)
         connected = self._relay is not None and self._relay.connack is not None
         if not connected and self._version is not None and reason.connack is not None:
             size_max = packet_size_max(self.connect) if self.connect is not None else None
@@ -174,12 +174,12 @@ class Session(asyncio.Protocol):
         delays.on_close(self.peer.fingerprint, reason.code, now, lived=self._log.lived(now))
         self._record(reason.event, reason.code)
 
-    def _remember_will(self, relay: Relay) -> None:
-        if relay.leaves_will and self.connect is not None and self.admission is not None:
+    def _remember_will(self, relay: Relay, reason: CloseReason) -> None:
+        if relay.may_leave_will(reason) and self.connect is not None and self.admission is not None:
             now, farewell = self._loop.time(), relay.farewell or b""
             will = waiting_will(self.connect, self.admission, self.peer.tenant, relay.connack, farewell, now)
             if will is not None:
-                self._context.wills.add(will, now)
+                self._context.wills.add(replace(will, left_in_order=relay.left_in_order), now)
 
     def _enter(self, phase: Phase) -> None:
         before = self._rules

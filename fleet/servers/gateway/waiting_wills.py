@@ -32,6 +32,8 @@ class WaitingWill:
     will: Will
     due_at: float
     session_ends_at: float
+    left_in_order: bool = False
+    """Whether the broker has been told to discard it: hardly any of these waits."""
 
     @property
     def waits_until(self) -> float:
@@ -61,15 +63,16 @@ def may_wait(connect: Connect) -> bool:
 def waiting_will(
     connect: Connect, admission: Admission, tenant: str | None, connack: Connack | None, farewell: bytes, now: float
 ) -> WaitingWill | None:
-    """The will that waits after a connection has ended that began with `connect`, as the broker got it.
+    """The will that may wait after a connection has ended that began with `connect`, as the broker got it.
 
-    `farewell`: the body of its DISCONNECT, b"" without one. None: no will waits.
+    `farewell`: the body of its DISCONNECT, b"" without one. A broker may refuse it, or a packet before it, and tells
+    nobody: it proves neither that the will is discarded nor that the session ends sooner. None: no will waits.
     """
     will = will_of(connect)
     if will is None or connect.will is None or not may_wait(connect):
         return None
     properties = connect.properties if connack is None else (*connack.properties, *connect.properties)
-    expiry = _seconds((*_properties(farewell), *properties), Property.SESSION_EXPIRY_INTERVAL)
+    expiry = max(_seconds(each, Property.SESSION_EXPIRY_INTERVAL) for each in (properties, _properties(farewell)))
     delay = min(_seconds(connect.will.properties, Property.WILL_DELAY_INTERVAL), expiry)
     if not delay:
         return None

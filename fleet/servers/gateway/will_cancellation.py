@@ -74,14 +74,17 @@ class WillCancellation:
             self._tasks.start(self._look_up(will))
 
     async def cancel_all(self, seconds_max: float) -> int:
-        """Cancel every will that waits, before the broker is stopped: it would publish them. How many still wait."""
-        for will in self._wills:
+        """Cancel every will that waits, before the broker is stopped: it would publish them. How many still wait.
+
+        Those that the broker has been told to discard come last, and are not counted.
+        """
+        for will in sorted(self._wills, key=lambda will: will.left_in_order):
             self._start(will, at_once=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds_max):
                 await self._tasks.ended()
         await self.close()
-        return len(self._wills)
+        return sum(not will.left_in_order for will in self._wills)
 
     async def close(self) -> None:
         """Give up what is under way; those wills stay at the broker."""

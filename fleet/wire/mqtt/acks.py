@@ -3,7 +3,13 @@
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
 from fleet.wire.mqtt.fields import Fields, encode_integer, encode_packet
-from fleet.wire.mqtt.properties import decode_properties, encode_properties, expiry_seconds, reason_string
+from fleet.wire.mqtt.properties import (
+    Property,
+    decode_properties,
+    encode_properties,
+    expiry_seconds,
+    reason_string,
+)
 
 PUBACK = PacketType.PUBACK << 4
 PUBREC = PacketType.PUBREC << 4
@@ -12,6 +18,15 @@ PUBCOMP = PacketType.PUBCOMP << 4
 PINGREQ = bytes((PacketType.PINGREQ << 4, 0))
 PINGRESP = bytes((PacketType.PINGRESP << 4, 0))
 DISCONNECT = PacketType.DISCONNECT << 4
+
+_DISCONNECT_REASONS = frozenset(
+    {0x00, 0x04, *range(0x80, 0x84), 0x87, 0x89, 0x8B, *range(0x8D, 0x91), *range(0x93, 0xA3)}
+)
+"""MQTT 5.0, 3.14.2.1: either side's."""
+_CLIENTS_PROPERTIES = frozenset({
+    Property.SESSION_EXPIRY_INTERVAL, Property.REASON_STRING, Property.USER_PROPERTY,
+})  # fmt: skip
+"""Of its DISCONNECT; a Server Reference is only for the server's (3.14.2.2.5)."""
 
 
 def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reason.SUCCESS, text: str = "") -> bytes:
@@ -40,6 +55,18 @@ def disconnect_expiry(body: bytes) -> float | None:
         return expiry_seconds(decode_properties(Fields(body, 1))) if len(body) > 1 else None
     except Malformed:
         return None
+
+
+def check_disconnect(body: bytes, version: int) -> None:
+    """Require `body` to be that of a client's DISCONNECT. Raises: Malformed."""
+    fields = Fields(body)
+    if version == V5 and fields.left:
+        if fields.integer(1) not in _DISCONNECT_REASONS:
+            raise Malformed("The reason code of a DISCONNECT is unknown.")
+        if fields.left:
+            decode_properties(fields, _CLIENTS_PROPERTIES)
+    if fields.left:
+        raise Malformed("A DISCONNECT has data after its last field.")
 
 
 def _reason(version: int, reason: Reason, text: str) -> bytes:
