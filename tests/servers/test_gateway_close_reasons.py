@@ -17,6 +17,7 @@ SESSION = {
     "CLIENT_DISCONNECTED": ("client-disconnected", 0, 0x88, True),
     "CLIENT_GONE": ("client-gone", 0, 0, True),
     "BROKER_CLOSED": ("broker-closed", 0, 0x88, True),
+    "BROKER_REJECTED": ("broker-rejected", 0, 0x88, True),
     "BROKER_REFUSED": ("broker-refused", 0, 0, True),
     "BROKER_LOST": ("broker-lost", 0x8B, 0x88, True),
     "BROKER_BROKE_PROTOCOL": ("broker-broke-protocol", 0x80, 0x88, True),
@@ -77,6 +78,7 @@ def test_each_packet_says_why_in_sentences() -> None:
     # The device is gone, has closed itself or has the broker's reason, or it is one of 3.1.1, or nothing is sent.
     assert silent == {
         *("CLIENT_DISCONNECTED", "CLIENT_GONE", "BROKER_CLOSED", "BROKER_REFUSED", "CONNECT_TIMEOUT", "NOT_CONNECT"),
+        "BROKER_REJECTED",
         *("TOO_MANY_SESSIONS", "MALFORMED_CONNECT_311", "CONNECT_TOO_LARGE_311", "PUBLISH_REFUSED"),
     }
     for reason in found.values():

@@ -23,6 +23,7 @@ from fleet.servers.gateway.kept_filters import KeptFilters
 from fleet.servers.gateway.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
+from fleet.servers.gateway.return_delays import ReturnDelays
 from fleet.servers.gateway.topic_aliases import ALIASES_MAX
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
@@ -713,6 +714,32 @@ async def test_a_release_that_the_broker_never_gets_releases_nothing(street: Str
         # mosquitto ends the connection at an unknown property
         wire.send(b"\x30\x16\x00\x12devices/cam-1/up/t\x01\x7f" + acks.acknowledge(acks.PUBREL, packet_id, V5))
         await wire.until_closed()
+
+
+@VERSIONS
+async def test_what_mosquitto_drops_a_client_for_is_told_as_the_devices_fault(street: Street, version: int) -> None:
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    for number, packet in enumerate((b"\x62\2\0\0", b"\x40\2\0\0", b"\x62\0", b"\xc0\1x"), start=1):
+        wire, _ = await street.harness.connect(cam, version)
+        wire.send(packet)
+        await wire.until_closed()
+        assert street.harness.gateway.stats["mqtt.session.malformed"] == number
+        street.harness.gateway.return_delays = ReturnDelays(0)
+    wire = await street.harness.dial(cam)
+    wire.send(encode_connect(Connect(version, "cam-1", will=Will("devices/cam-1/up/\ufffe", b""))))
+    answers = await wire.until_closed()
+    assert [answer.body[1] for answer in answers] == ([Reason.MALFORMED_PACKET] if version == V5 else [])
+    assert street.harness.gateway.stats["mqtt.connect.malformed-connect"] == 1
+
+
+async def test_what_mosquitto_rejects_counts_for_the_next_delay(street: Street) -> None:
+    (cam,) = await populate(street.harness.registry, "cam-1")
+    for _ in range(2):
+        wire, _ = await street.harness.connect(cam, V5)
+        wire.send(b"\x30\x16\x00\x12devices/cam-1/up/t\x01\x7f")
+        assert (await wire.until_closed())[-1].body[:1] == bytes((Reason.MALFORMED_PACKET,))
+    assert street.harness.gateway.stats["mqtt.session.broker-rejected"] == 2
+    assert street.harness.gateway.return_delays.seconds(cam.fingerprint, asyncio.get_running_loop().time()) > 0
 
 
 async def test_messages_that_are_never_acknowledged_do_not_fill_the_broker(street: Street) -> None:

@@ -20,7 +20,7 @@ from fleet.servers.gateway.packet_filter import (
     TOPICS_MAX,
     PacketFilter,
 )
-from fleet.servers.gateway.reason_strings import TOPIC_REFUSED
+from fleet.servers.gateway.reason_strings import FILTERS, TOPIC_REFUSED
 from fleet.servers.gateway.relay import UNRELEASED_MAX
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
@@ -607,3 +607,88 @@ def test_a_damaged_stream_never_lets_a_forbidden_topic_through(version: int, dat
     for packet in PacketReader().feed(bytes(harness.to_broker)):
         if packet.first >> 4 == 3:
             assert packet.body.startswith(b"\x00\x04up/a")
+
+
+# What mosquitto rejects
+
+
+def raw(first: int, body: bytes) -> bytes:
+    return bytes((first, len(body))) + body
+
+
+BOTH = [
+    *(raw(first, body) for first in (0x40, 0x50, 0x62, 0x70) for body in (b"", b"\1", b"\0\0", b"\0\1\xff")),
+    raw(0x32, b"\0\4up/t\0\0"),
+    raw(0xC0, b"x"),
+    raw(0xA2, b"\0\1\0\6down/\1"),
+]
+ONLY_V5 = [
+    *(raw(first, body) for first in (0x40, 0x50) for body in (b"\0\1\x92", b"\0\1\0\1", b"\0\1\0\0x")),
+    *(raw(first, body) for first in (0x62, 0x70) for body in (b"\0\1\x10", b"\0\1\0\2\x11\0", b"\0\1\0\0x")),
+    raw(0x40, b"\0\1\0\4\x1f\0\1\x07"),
+    raw(0x40, b"\0\1\0\7\x26\0\1a\0\1\x7f"),
+]
+
+
+@pytest.mark.parametrize(
+    ("version", "packet"),
+    [*((version, packet) for version in (V311, V5) for packet in BOTH), *((V5, packet) for packet in ONLY_V5)],
+)
+def test_a_packet_that_would_end_the_brokers_connection_is_malformed(version: int, packet: bytes) -> None:
+    harness = RelayHarness(version)
+    before = harness.publish("up/t")
+    with pytest.raises(Malformed):
+        harness.relay.from_device(before + packet)
+    assert harness.to_broker == before
+
+
+@VERSIONS
+@pytest.mark.parametrize("number", [1, 0x1F, 0x7F, 0x9F, 0xFDD0, 0xFDEF, 0xFFFE, 0xFFFF, 0x1FFFE, 0x10FFFF])
+def test_characters_that_no_topic_may_have(version: int, number: int) -> None:
+    harness = RelayHarness(version)
+    with pytest.raises(Malformed):
+        harness.relay.from_device(harness.publish(f"up/{chr(number)}"))
+    harness = RelayHarness(version)
+    harness.relay.from_device(harness.subscribe(f"down/{chr(number)}"))
+    assert not harness.to_broker
+    code = Reason.TOPIC_FILTER_INVALID if version == V5 else 0x80
+    assert harness.to_device == harness.explained(code, text=FILTERS[Reason.TOPIC_FILTER_INVALID]) or version == V311
+    harness.relay.from_broker(harness.publish(f"down/{chr(number)}"))  # that is between the broker and its sender
+    assert harness.to_device.endswith(harness.publish(f"down/{chr(number)}"))
+
+
+@VERSIONS
+@pytest.mark.parametrize("number", [0x20, 0x7E, 0xA0, 0xFDCF, 0xFDF0, 0xFFFD, 0x10000, 0x10FFFD])
+def test_characters_next_to_them(version: int, number: int) -> None:
+    harness = RelayHarness(version)
+    packets = harness.publish(f"up/{chr(number)}") + harness.subscribe(f"down/{chr(number)}")
+    harness.relay.from_device(packets)
+    assert harness.to_broker == packets
+
+
+@VERSIONS
+@pytest.mark.parametrize("at", [0, 1, 256, 299])
+def test_a_run_of_messages_ends_before_the_identifier_0(version: int, at: int) -> None:
+    harness = RelayHarness(version)
+    first = harness.publish("up/t", 1, 7)
+    good = b"".join(harness.publish("up/t", 1, packet_id) for packet_id in range(1, at + 1))
+    with pytest.raises(Malformed):
+        harness.relay.from_device(first + good + harness.publish("up/t", 1, 0) + harness.publish("up/t", 1, 9))
+    assert harness.to_broker == first + good
+
+
+@VERSIONS
+def test_a_long_message_with_the_identifier_0(version: int) -> None:
+    harness = RelayHarness(version)
+    with pytest.raises(Malformed):
+        harness.relay.from_device(harness.publish("up/t", 1, 0, bytes(200_000)))
+    assert not harness.to_broker
+
+
+def test_acknowledgements_with_reasons() -> None:
+    harness = RelayHarness(V5)
+    packets = (
+        raw(0x40, b"\0\1\x10") + raw(0x50, b"\0\1\x80\4\x1f\0\1x") + raw(0x62, b"\0\1\x92") + raw(0x70, b"\0\1\0\0")
+    )
+    harness.relay.from_device(packets)
+    assert harness.to_broker == packets

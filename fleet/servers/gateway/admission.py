@@ -21,10 +21,11 @@ from fleet.servers.gateway.close_reasons import (
 from fleet.servers.gateway.revoked_cache import RevokedCache
 from fleet.servers.gateway.waiting_wills import may_wait, will_of
 from fleet.services.admission import Admission, admit
-from fleet.wire.errors import TooLarge, Unsupported, WireError
+from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
-from fleet.wire.mqtt.properties import Property, value_of, without
+from fleet.wire.mqtt.fields import is_plain
+from fleet.wire.mqtt.properties import Property, are_plain, value_of, without
 from fleet.wire.mqtt.reader import PacketReader, remaining_length
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS, is_topic_name
 
@@ -64,6 +65,9 @@ def connect_in(body: bytes, is_whole: bool) -> Connect:
         raise CloseSession(CONNECT_TOO_LARGE if is_v5 else CONNECT_TOO_LARGE_311)
     try:
         connect = decode_connect(body)
+        will_topic, will_properties = (connect.will.topic, connect.will.properties) if connect.will else ("", ())
+        if not is_plain(will_topic) or not are_plain((*connect.properties, *will_properties)):
+            raise Malformed("A string has a control character or a noncharacter.")
     except Unsupported as error:
         raise CloseSession(UNSUPPORTED_VERSION) from error
     except WireError as error:

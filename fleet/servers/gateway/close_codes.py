@@ -15,6 +15,7 @@ MEANINGS = {
     "client-disconnected": "The client sent DISCONNECT.",
     "client-gone": "The client closed the connection, or it was lost.",
     "broker-closed": "The broker sent DISCONNECT, which the client got.",
+    "broker-rejected": "The same, for a packet that is malformed or not allowed.",
     "broker-refused": "The broker's CONNACK refused; the line of `mqtt.connect` has `broker-refused-XX`, its code.",
     "connect-timeout": "No complete CONNECT within ten seconds.",
     "not-connect": "The first packet is not CONNECT.",

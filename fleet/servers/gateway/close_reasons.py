@@ -39,6 +39,8 @@ CLIENT_DISCONNECTED = CloseReason("client-disconnected")
 CLIENT_GONE = CloseReason("client-gone", connack=None)
 BROKER_CLOSED = CloseReason("broker-closed")
 """The broker sent DISCONNECT, which a 5.0 device has received."""
+BROKER_REJECTED = CloseReason("broker-rejected")
+"""The same, for a packet of the device: malformed, or a protocol error."""
 BROKER_REFUSED = CloseReason("broker-refused", connack=None)
 BROKER_LOST = CloseReason(
     "broker-lost", Reason.SERVER_SHUTTING_DOWN, text="The message broker is not available. Connect again."

@@ -36,11 +36,17 @@ TOPICS_MAX = 256  # verdicts cached, of topics up to CACHED_TOPIC_SIZE_MAX bytes
 CACHED_TOPIC_SIZE_MAX = 256
 INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
 
-_PUBLISH, _PUBLISH_ACKED, _PUBLISH_ASKED, _PASS, _INSPECT, _ILLEGAL = range(6)
+_PUBLISH, _PUBLISH_ACKED, _PUBLISH_ASKED, _PASS, _CHECK, _INSPECT, _ILLEGAL = range(7)
+_NO_ID = b"\0\0"  # [MQTT-2.2.1-3], [MQTT-2.2.1-4]
 
 
-def _table(passed: set[PacketType], inspected: set[PacketType], judged: set[int]) -> bytes:
-    """Action for a packet, by its first byte; `judged`: flags of a PUBLISH that is judged each time."""
+def _table(
+    passed: set[PacketType], inspected: set[PacketType], judged: set[int], checked: frozenset[PacketType] = frozenset()
+) -> bytes:
+    """Action for a packet, by its first byte; `judged`: flags of a PUBLISH that is judged each time.
+
+    Of those `checked` only what is more than a packet identifier, or no such, is inspected.
+    """
 
     def kind(first: int) -> int:
         number = first >> 4
@@ -50,17 +56,21 @@ def _table(passed: set[PacketType], inspected: set[PacketType], judged: set[int]
             if first & 0xF in judged:
                 return _PUBLISH_ASKED
             return _PUBLISH_ACKED if first & 6 else _PUBLISH
+        if number in checked:
+            return _CHECK
         return _PASS if number in passed else _INSPECT if number in inspected else _ILLEGAL
 
     return bytes(map(kind, range(256)))
 
 
-_ACKS = {PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP}
 TO_BROKER = _table(
-    passed=_ACKS - {PacketType.PUBREL} | {PacketType.PINGREQ},
-    inspected={PacketType.PUBREL, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.DISCONNECT},
+    passed=set(),
+    checked=frozenset({PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBCOMP}),
+    inspected={
+        PacketType.PUBREL, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.PINGREQ, PacketType.DISCONNECT,
+    },
     judged={flags for flags in range(16) if flags & 5},  # RETAIN or QoS 2
-)
+)  # fmt: skip
 """[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
 TO_DEVICE = _table(
     passed={PacketType.PUBACK, PacketType.PUBREL, PacketType.PINGRESP},
@@ -217,7 +227,7 @@ class PacketFilter:
                     break
                 count += 1
                 if kind >= _PASS:
-                    if kind == _INSPECT:
+                    if kind == _INSPECT or (kind == _CHECK and (size != 2 or data[body:stop] == _NO_ID)):
                         start = self._inspect(data, start, pos, body, stop)
                     pos = stop
                     if self._stopped:
@@ -232,6 +242,8 @@ class PacketFilter:
                 if kind and data[pos] & 6:
                     self.last_acknowledged_id = data[after : after + 2]
                     after += 2
+                    if self.last_acknowledged_id == _NO_ID:
+                        raise Malformed("A packet identifier is 0.")
                 if after > stop:
                     raise Malformed("A PUBLISH ends within its head.")
                 found = marked(data, after, stop, self._mark) if v5 and (after == stop or data[after]) else None
@@ -268,6 +280,11 @@ class PacketFilter:
             at += size
             count += 1
         if data[pos] & 6:
+            ids_at = stop + properties - 2
+            if 0 in data[ids_at + 1 : at : size]:  # the low bytes
+                ids = [data[each : each + 2] for each in range(ids_at, at, size)]
+                count = ids.index(_NO_ID) if _NO_ID in ids else count
+                at = stop + count * size
             last_id = at - size + properties
             self.last_acknowledged_id = data[last_id - 2 : last_id]
         return count
@@ -355,8 +372,7 @@ class PacketFilter:
         fields = Fields(data, body)
         try:
             topic = fields.binary()
-            if data[pos] & 6:
-                fields.take(2)
+            has_no_id = data[pos] & 6 and fields.take(2) == _NO_ID
             after = fields.pos
             if self._v5:
                 fields.take(fields.varint())
@@ -365,6 +381,8 @@ class PacketFilter:
             if have >= HEAD_SIZE_MAX:
                 raise CloseSession(TOO_LARGE) from None
             return min(size, HEAD_SIZE_MAX), start
+        if has_no_id:
+            raise Malformed("A packet identifier is 0.")
         found = marked(data, after, fields.pos, self._mark) if self._v5 else None
         head = Head(topic, pos, after, stop, found)
         replacement = self._judge(head, data)

@@ -30,10 +30,11 @@ from fleet.servers.gateway.reason_strings import (
 from fleet.servers.gateway.saved_acks import HeldAcks
 from fleet.servers.gateway.subscriptions import Subscriptions
 from fleet.servers.gateway.topic_aliases import ALIASES_MAX
+from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason, is_refusal
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
-from fleet.wire.mqtt.fields import encode_packet
+from fleet.wire.mqtt.fields import encode_packet, is_plain
 from fleet.wire.mqtt.properties import Property, expiry_seconds, value_of, without
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
@@ -43,6 +44,8 @@ UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows no
 BROKERS_REASONS: dict[int, CloseReason] = {
     Reason.SESSION_TAKEN_OVER: close_reasons.TAKEN_OVER,
     Reason.KEEP_ALIVE_TIMEOUT: close_reasons.KEEP_ALIVE_EXPIRED,
+    Reason.MALFORMED_PACKET: close_reasons.BROKER_REJECTED,
+    Reason.PROTOCOL_ERROR: close_reasons.BROKER_REJECTED,
 }
 """What a DISCONNECT of the broker means, which the device has received: at another gateway the device has come back."""
 
@@ -187,6 +190,8 @@ class _DeviceHandler(_Handler):
         self._unreleased: dict[int, None] = {}  # QoS 2 messages that we have dropped, and that await PUBREL
 
     def topic_allowed(self, topic: str) -> bool:
+        if not is_plain(topic):
+            raise Malformed("A topic has a control character or a noncharacter.")
         return self._relay.policy.may_publish(topic)
 
     def retain_allowed(self) -> bool:
@@ -241,8 +246,11 @@ class _DeviceHandler(_Handler):
                     relay.answers += 1
                     relay.to_device.inject(verdict.answer)
                 return verdict.forward
-            case PacketType.PUBREL:
-                return self._release(body)
+            case PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBREL | PacketType.PUBCOMP:
+                acks.check_acknowledgement(first, body, relay.version)
+                return self._release(body) if first == acks.PUBREL else None
+            case PacketType.PINGREQ if body:
+                raise Malformed("PINGREQ has data.")
             case PacketType.UNSUBSCRIBE:
                 relay.subscriptions.unsubscribe(body)
             case PacketType.DISCONNECT:

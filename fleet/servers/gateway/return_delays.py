@@ -20,6 +20,7 @@ CAUSES = frozenset({
         close_reasons.MALFORMED, close_reasons.PROTOCOL_ERROR, close_reasons.TOO_LARGE, close_reasons.ALIAS,
         close_reasons.MALFORMED_CONNECT, close_reasons.AUTH_METHOD, close_reasons.WILL_RESPONSE_INVALID,
         close_reasons.PUBLISH_REFUSED, close_reasons.QUOTA, close_reasons.MESSAGE_RATE, close_reasons.BYTE_RATE,
+        close_reasons.BROKER_REJECTED,
     )),
 })  # fmt: skip
 """Codes of the close reasons that lie in what the device has sent, or in a certificate that is never accepted again. A

@@ -13,10 +13,10 @@ from fleet.servers.gateway.close_reasons import QUOTA, TOO_MANY_FILTERS, CloseSe
 from fleet.servers.gateway.kept_filters import FilterSet
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.reason_strings import ReasonStrings, of_filters
-from fleet.wire.errors import TooLarge
+from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.mqtt.acks import packet_id_of
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason, is_refusal
-from fleet.wire.mqtt.fields import encode_packet
+from fleet.wire.mqtt.fields import encode_packet, is_plain
 from fleet.wire.mqtt.properties import Property, reason_string, value_of
 from fleet.wire.mqtt.subscribe import (
     Suback,
@@ -150,6 +150,8 @@ class Subscriptions:
             asked = decode_unsubscribe(body, self._version, self._per_packet_max)
         except TooLarge as error:
             raise CloseSession(TOO_MANY_FILTERS) from error
+        if not all(map(is_plain, asked.filters)):
+            raise Malformed("A topic filter has a control character or a noncharacter.")
         self.filters.leave(asked.packet_id, asked.filters)
 
     def complete_unsuback(self, body: bytes) -> None:
@@ -179,6 +181,6 @@ class Subscriptions:
 
     @staticmethod
     def _reason(topic_filter: str, policy: TopicPolicy) -> int:
-        if not is_topic_filter(topic_filter):
+        if not is_topic_filter(topic_filter) or not is_plain(topic_filter):
             return Reason.TOPIC_FILTER_INVALID
         return 0 if policy.may_subscribe(topic_filter) else Reason.NOT_AUTHORIZED

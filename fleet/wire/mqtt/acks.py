@@ -5,6 +5,7 @@ from fleet.wire.mqtt.codes import V5, PacketType, Reason
 from fleet.wire.mqtt.fields import Fields, encode_integer, encode_packet
 from fleet.wire.mqtt.properties import (
     Property,
+    are_plain,
     decode_properties,
     encode_properties,
     expiry_seconds,
@@ -27,6 +28,9 @@ _CLIENTS_PROPERTIES = frozenset({
     Property.SESSION_EXPIRY_INTERVAL, Property.REASON_STRING, Property.USER_PROPERTY,
 })  # fmt: skip
 """Of its DISCONNECT; a Server Reference is only for the server's (3.14.2.2.5)."""
+_ANSWERS = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})  # tables 3-4 and 3-5
+_RELEASES = frozenset({0x00, 0x92})  # tables 3-6 and 3-7
+_PROPERTIES = frozenset({Property.REASON_STRING, Property.USER_PROPERTY})
 
 
 def acknowledge(first: int, packet_id: int, version: int, reason: Reason = Reason.SUCCESS, text: str = "") -> bytes:
@@ -42,6 +46,20 @@ def acknowledge_publish(qos: int, packet_id: int, version: int, reason: Reason, 
 def packet_id_of(body: bytes) -> int:
     """The packet identifier that `body` begins with, as in every acknowledgement (2.2.1)."""
     return int.from_bytes(body[:2], "big")
+
+
+def check_acknowledgement(first: int, body: bytes, version: int) -> None:
+    """Raises: Malformed: `body` is not that of a PUBACK, PUBREC, PUBREL or PUBCOMP of first byte `first`."""
+    fields = Fields(body)
+    if not fields.integer(2):
+        raise Malformed("A packet identifier is 0.")
+    if version == V5 and fields.left:
+        if fields.integer(1) not in (_ANSWERS if first in (PUBACK, PUBREC) else _RELEASES):
+            raise Malformed("An acknowledgement has a reason code of another packet.")
+        if fields.left and not are_plain(decode_properties(fields, _PROPERTIES)):
+            raise Malformed("A string has a control character or a noncharacter.")
+    if fields.left:
+        raise Malformed("An acknowledgement has data after its last field.")
 
 
 def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION, text: str = "") -> bytes:

@@ -1,9 +1,13 @@
 """Field codecs: variable byte integers, strings, binary data. Every length is checked before a slice."""
 
+import re
+
 from fleet.wire.errors import Malformed, TooLarge
 
 VARINT_MAX = 268_435_455  # MQTT 5.0, 1.5.5: four bytes of seven bits
 FIELD_SIZE_MAX = 65_535  # MQTT 5.0, 1.5.4: a two-byte length
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+_UNUSUAL = re.compile(f"[\x01-\x1f\x7f-\x9f{_NONCHARACTERS}]")
 
 
 class Fields:
@@ -68,6 +72,14 @@ def utf8(data: bytes) -> str:
     if "\0" in text:
         raise Malformed("A string contains the null character.")
     return text
+
+
+def is_plain(text: str) -> bool:
+    """Whether `text` has no control characters and no noncharacters, for which a receiver may refuse a packet (1.5.4).
+
+    mosquitto does, without an answer.
+    """
+    return _UNUSUAL.search(text) is None
 
 
 def encode_integer(value: int, size: int) -> bytes:

@@ -4,7 +4,7 @@ import enum
 from math import inf
 
 from fleet.wire.errors import Malformed
-from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_string, encode_varint
+from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_string, encode_varint, is_plain
 
 Value = int | str | bytes | tuple[str, str]
 Properties = tuple[tuple[int, Value], ...]
@@ -128,6 +128,12 @@ def expiry_seconds(properties: Properties) -> float | None:
     if not isinstance(value, int):
         return None
     return inf if value == NEVER else float(value)
+
+
+def are_plain(properties: Properties) -> bool:
+    """Whether every string in them is plain."""
+    found = (value if isinstance(value, tuple) else (value,) for _, value in properties)
+    return all(is_plain(text) for texts in found for text in texts if isinstance(text, str))
 
 
 def reason_string(text: str) -> Properties:
