@@ -1,7 +1,7 @@
 """The certificate that a permit allows, encoded a second time and compared with the issuer's bytes.
 
-Its contents come from `lints`, their encoding from here. Nothing is shared with `profiles` and `tbs` but the DER of a
-length, so a mistake would have to be made twice. Parsing a finished certificate and running every lint
+Its contents come from `lints`, their encoding from here. Nothing is shared with `profiles` and `tbs` but tags and
+lengths of DER, so a mistake would have to be made twice. Parsing a finished certificate and running every lint
 over it takes five times as long.
 """
 
@@ -12,7 +12,17 @@ from cryptography import x509
 
 from fleet.ca import lints
 from fleet.domain.enrollment import IssuePermit
-from fleet.wire.der import OCTET_STRING, SEQUENCE, SET, encode_element, encode_oid, only_element, read_element, sequence
+from fleet.wire.der import (
+    BIT_STRING,
+    OCTET_STRING,
+    SEQUENCE,
+    SET,
+    encode_element,
+    encode_oid,
+    only_element,
+    read_element,
+    sequence,
+)
 from fleet.wire.errors import WireError
 from fleet.wire.spki import is_encoding, load_spki
 
@@ -36,7 +46,6 @@ _STRINGS = {  # the attribute's OID, and its string's tag (RFC 5280, 4.1.2.4; X.
 }
 _NAME_TAGS = {"DNS": 0x82, "URI": 0x86}
 _HW_MODULE_NAME = bytes.fromhex("06082b06010505070804")
-_BIT_STRING = 0x03
 
 
 class ExpectedAssembly:
@@ -153,7 +162,7 @@ def _is_signature(data: bytes) -> bool:
     if not data.startswith(_ECDSA_WITH_SHA256):
         return False
     try:
-        value = only_element(data[len(_ECDSA_WITH_SHA256) :], _BIT_STRING)
+        value = only_element(data[len(_ECDSA_WITH_SHA256) :], BIT_STRING)
     except WireError:
         return False
     return value.content[:2] == b"\0\x30"

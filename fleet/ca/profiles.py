@@ -20,7 +20,7 @@ from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Refused
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
-from fleet.wire.der import OCTET_STRING, encode_element, encode_oid, sequence
+from fleet.wire.der import OCTET_STRING, PRINTABLE_STRING, UTF8_STRING, encode_element, encode_oid, sequence
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Backdating of notBefore in end-entity certificates. Clocks of one fleet's gateways may differ by some seconds, and a
@@ -108,9 +108,9 @@ def device_subject(permit: IssuePermit) -> bytes:
 
     Raises: Refused (`bad-hardware-serial`): that number is no PrintableString of 1 to 64 characters.
     """
-    attributes = [(_COMMON_NAME, tbs.UTF8_STRING, permit.holder)]
+    attributes = [(_COMMON_NAME, UTF8_STRING, permit.holder)]
     if permit.profile.organisation:
-        attributes.insert(0, (_ORGANIZATION, tbs.UTF8_STRING, permit.profile.organisation))
+        attributes.insert(0, (_ORGANIZATION, UTF8_STRING, permit.profile.organisation))
     if permit.hardware_serial:
         if not _PRINTABLE.fullmatch(permit.hardware_serial):
             raise Refused(
@@ -118,7 +118,7 @@ def device_subject(permit: IssuePermit) -> bytes:
                 f"The hardware serial of {permit.holder} is not allowed in a certificate.",
                 "It takes up to 64 of: letters, digits, space and '()+,-./:=?",
             )
-        attributes.append((_SERIAL_NUMBER, tbs.PRINTABLE_STRING, permit.hardware_serial))
+        attributes.append((_SERIAL_NUMBER, PRINTABLE_STRING, permit.hardware_serial))
     return tbs.name(*attributes)
 
 
@@ -145,7 +145,7 @@ def device_alt_names(permit: IssuePermit) -> bytes | None:
 
 def name_subject(permit: IssuePermit) -> bytes:
     """CN = the station's, claim's or operator's name."""
-    return tbs.name((_COMMON_NAME, tbs.UTF8_STRING, permit.holder))
+    return tbs.name((_COMMON_NAME, UTF8_STRING, permit.holder))
 
 
 def no_alt_names(permit: IssuePermit) -> None:

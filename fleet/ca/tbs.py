@@ -10,10 +10,19 @@ from datetime import datetime
 
 from cryptography import x509
 
-from fleet.wire.der import OCTET_STRING, SET, encode_element, encode_oid, sequence
+from fleet.wire.der import (
+    BIT_STRING,
+    GENERALIZED_TIME,
+    INTEGER,
+    OCTET_STRING,
+    SET,
+    UTC_TIME,
+    encode_element,
+    encode_oid,
+    sequence,
+)
 
 BOOLEAN_TRUE = b"\x01\x01\xff"
-INTEGER, BIT_STRING, UTF8_STRING, PRINTABLE_STRING, UTC_TIME, GENERALIZED_TIME = 0x02, 0x03, 0x0C, 0x13, 0x17, 0x18
 EXPLICIT_VERSION, EXPLICIT_EXTENSIONS = 0xA0, 0xA3
 
 VERSION_3 = encode_element(EXPLICIT_VERSION, encode_element(INTEGER, b"\x02"))

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
 
 from fleet.wire import der
-from fleet.wire.certificate_fields import EXTENDED_KEY_USAGE, extension_value
+from fleet.wire.certificate_fields import extended_key_usages, extension_value
 from fleet.wire.csr_signature import verify_signature
+from fleet.wire.csrattrs import CHALLENGE_PASSWORD, EXTENSION_REQUEST
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WeakKey
 from fleet.wire.names import (
     SUBJECT_ALT_NAME,
@@ -25,15 +26,12 @@ from fleet.wire.names import (
     Subject,
     alt_name,
     alt_name_values,
-    names_of_certificate,
     subject_name,
     subject_values,
 )
 from fleet.wire.parsing import library_errors
 from fleet.wire.rsa_modulus import modulus_weakness
 from fleet.wire.spki import encode_spki, is_for_pss, load_spki
-
-__all__ = ["CSR_SIZE_MAX", "Csr", "build_csr", "decode_csr", "key_type_of", "names_of_certificate"]
 
 CSR_SIZE_MAX = 16 * 1024  # an ML-DSA-87 request takes 7.5 KB, an RSA-8192 one 2.5 KB, names included
 ATTRIBUTES_MAX = 16
@@ -53,9 +51,6 @@ _ML_DSA = {
     mldsa.MLDSA87PublicKey: "ML-DSA-87",
 }
 
-_INTEGER, _BIT_STRING = 0x02, 0x03
-_CHALLENGE_PASSWORD = AttributeOID.CHALLENGE_PASSWORD.dotted_string
-_EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 _MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
 _DECRYPT_KEY = "1.2.840.113549.1.9.16.2.37"
 _ASYMMETRIC_DECRYPT_KEY = "1.2.840.113549.1.9.16.2.54"
@@ -64,8 +59,8 @@ _SMIME_CAPABILITIES = "1.2.840.113549.1.9.15"
 _RSA_ENCRYPTION = der.encode_oid("1.2.840.113549.1.1.1")
 _READ_ATTRIBUTES = frozenset(
     {
-        _CHALLENGE_PASSWORD,
-        _EXTENSION_REQUEST,
+        CHALLENGE_PASSWORD,
+        EXTENSION_REQUEST,
         _MICROSOFT_EXTENSION_REQUEST,
         _DECRYPT_KEY,
         _ASYMMETRIC_DECRYPT_KEY,
@@ -73,14 +68,7 @@ _READ_ATTRIBUTES = frozenset(
     }
 )
 
-_UTF8_STRING, _PRINTABLE_STRING, _T61_STRING, _IA5_STRING, _BMP_STRING = 12, 19, 20, 22, 30
-_CHALLENGE_CODECS = {
-    _UTF8_STRING: "utf-8",
-    _PRINTABLE_STRING: "ascii",
-    _T61_STRING: "latin-1",
-    _IA5_STRING: "ascii",
-    _BMP_STRING: "utf-16-be",
-}
+_CHALLENGE_TAGS = (der.UTF8_STRING, der.PRINTABLE_STRING, der.TELETEX_STRING, der.IA5_STRING, der.BMP_STRING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +132,7 @@ def decode_csr(data: bytes) -> Csr:
     subject = _subject_of(parts.subject)
     attributes = _attributes_of(parts.attributes)
     extensions = _extensions_of(attributes)
-    alt_names = alt_name_values(extension_value(extensions, SUBJECT_ALT_NAME) if extensions is not None else None)
+    alt_names = alt_name_values(extension_value(extensions, SUBJECT_ALT_NAME))
     challenge = _challenge_password(attributes)
     verify_signature(public_key, key_type, parts.algorithm, parts.signature, parts.signed)
     return Csr(
@@ -156,18 +144,18 @@ def decode_csr(data: bytes) -> Csr:
         key_sha256=hashlib.sha256(spki_der).digest(),
         challenge_password=challenge,
         sealing=_sealing(attributes),
-        extended_key_usages=_extended_key_usages(extensions),
+        extended_key_usages=extended_key_usages(extensions),
     )
 
 
 def _parts_of(data: bytes) -> _Parts:
     whole = list(der.children(der.only_element(data, der.SEQUENCE)))
-    if [part.tag for part in whole] != [der.SEQUENCE, der.SEQUENCE, _BIT_STRING]:
+    if [part.tag for part in whole] != [der.SEQUENCE, der.SEQUENCE, der.BIT_STRING]:
         raise Malformed("The certificate request is not a signed CertificationRequestInfo.")
     info, algorithm, signature = whole
     fields = list(der.children(info))
     tags = [each.tag for each in fields]
-    if tags[:3] != [_INTEGER, der.SEQUENCE, der.SEQUENCE] or tags[3:] not in ([], [der.CONTEXT_0]):
+    if tags[:3] != [der.INTEGER, der.SEQUENCE, der.SEQUENCE] or tags[3:] not in ([], [der.CONTEXT_0]):
         raise Malformed("The CertificationRequestInfo is not version, subject, public key and attributes.")
     version, subject, spki, *attributes = fields
     if version.content != b"\0":
@@ -228,7 +216,7 @@ def _attributes_of(attributes: der.Element | None) -> dict[str, der.Element]:
 
 
 def _extensions_of(attributes: dict[str, der.Element]) -> der.Element | None:
-    asked = [attributes[oid] for oid in (_EXTENSION_REQUEST, _MICROSOFT_EXTENSION_REQUEST) if oid in attributes]
+    asked = [attributes[oid] for oid in (EXTENSION_REQUEST, _MICROSOFT_EXTENSION_REQUEST) if oid in attributes]
     if len(asked) > 1:
         raise Malformed("The request asks for extensions twice.")
     return asked[0] if asked else None
@@ -268,30 +256,18 @@ def key_type_of(public_key: PublicKeyTypes) -> str:
             return name
 
 
-def _extended_key_usages(extensions: der.Element | None) -> tuple[str, ...] | None:
-    value = extension_value(extensions, EXTENDED_KEY_USAGE) if extensions is not None else None
-    if value is None:
-        return None
-    usages = list(der.children(der.only_element(value, der.SEQUENCE)))
-    if not usages or any(usage.tag != der.OBJECT_IDENTIFIER for usage in usages):
-        raise Malformed("The extended key usages that are asked for are badly formed.")
-    return tuple(der.dotted_oid(usage.content) for usage in usages)
-
-
 def _challenge_password(attributes: dict[str, der.Element]) -> str | None:
-    value = attributes.get(_CHALLENGE_PASSWORD)
+    value = attributes.get(CHALLENGE_PASSWORD)
     if value is None:
         return None
     if len(value.content) > CHALLENGE_SIZE_MAX:
         raise TooLarge(f"The challenge password is longer than {CHALLENGE_SIZE_MAX} bytes.")
-    codec = _CHALLENGE_CODECS.get(value.tag)
-    if codec is None:
+    if value.tag not in _CHALLENGE_TAGS:
         raise Unsupported("The challenge password is not a string.")
-    try:
-        return value.content.decode(codec)
-    except UnicodeDecodeError:
-        # Not chained: the decoding error repeats the bytes.
-        raise Malformed("The challenge password is not valid text.") from None
+    text = der.text_of(value)
+    if text is None:
+        raise Malformed("The challenge password is not valid text.")
+    return text
 
 
 def _sealing(attributes: dict[str, der.Element]) -> KeySealing | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fleet.wire import der
+from fleet.wire.certificate_fields import EXTENDED_KEY_USAGE
 from fleet.wire.errors import Malformed, TooLarge
 
 SIZE_MAX = 16 * 1024
@@ -20,7 +21,6 @@ TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 EXTENSION_REQUEST_TEMPLATE = "1.2.840.113549.1.9.16.2.62"
 COMMON_NAME = "2.5.4.3"
 ORGANIZATION = "2.5.4.10"
-EXTENDED_KEY_USAGE = "2.5.29.37"
 
 _EC_PUBLIC_KEY = "1.2.840.10045.2.1"
 _RSA_ENCRYPTION = "1.2.840.113549.1.1.1"
@@ -70,7 +70,7 @@ def _key_attribute(key_type: str) -> bytes:
     if key_type in _CURVES:
         return _attribute(_EC_PUBLIC_KEY, der.encode_oid(_CURVES[key_type]))
     if key_type == _RSA:
-        return _attribute(_RSA_ENCRYPTION, der.encode_element(0x02, _RSA_BITS.to_bytes(2)))
+        return _attribute(_RSA_ENCRYPTION, der.encode_element(der.INTEGER, _RSA_BITS.to_bytes(2)))
     return der.encode_oid(_PLAIN[key_type])
 
 
@@ -91,7 +91,7 @@ def _template(wanted: CsrAttributes) -> bytes:
     """CertificationRequestInfoTemplate: O as given, a CN for the client to fill in, key type, extensions."""
     names = [der.encode_oid(COMMON_NAME)]
     if wanted.organization:
-        text = der.encode_element(0x0C, wanted.organization.encode())
+        text = der.encode_element(der.UTF8_STRING, wanted.organization.encode())
         names.insert(0, der.encode_oid(ORGANIZATION) + text)
     rdns = (der.encode_element(der.SET, der.sequence(name)) for name in names)
     content = b"\x02\x01\x00" + der.sequence(*rdns)

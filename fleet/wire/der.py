@@ -10,10 +10,23 @@ from typing import NamedTuple
 
 from fleet.wire.errors import Malformed, TooLarge
 
+BOOLEAN = 0x01
+INTEGER = 0x02
+BIT_STRING = 0x03
+OCTET_STRING = 0x04
+OBJECT_IDENTIFIER = 0x06
+UTF8_STRING = 0x0C
+NUMERIC_STRING = 0x12
+PRINTABLE_STRING = 0x13
+TELETEX_STRING = 0x14
+IA5_STRING = 0x16
+UTC_TIME = 0x17
+GENERALIZED_TIME = 0x18
+VISIBLE_STRING = 0x1A
+UNIVERSAL_STRING = 0x1C
+BMP_STRING = 0x1E
 SEQUENCE = 0x30
 SET = 0x31
-OBJECT_IDENTIFIER = 0x06
-OCTET_STRING = 0x04
 CONTEXT_0 = 0xA0
 CONTEXT_1 = 0xA1
 
@@ -22,6 +35,17 @@ LENGTH_OCTETS_MAX = 4  # 4 GiB, far above any cap here
 WALK_DEPTH_MAX = 40  # a key bag inside PKCS#12 lies about twenty deep
 CHILDREN_MAX = 10_000  # elements side by side; the largest bundle taken holds a thousand certificates
 OID_OCTETS_MAX = 64  # longer than any that is in use
+
+_CODECS = {
+    UTF8_STRING: "utf-8",
+    NUMERIC_STRING: "ascii",
+    PRINTABLE_STRING: "ascii",  # `_` and others are not of its alphabet, and in use
+    TELETEX_STRING: "latin-1",
+    IA5_STRING: "ascii",
+    VISIBLE_STRING: "ascii",
+    UNIVERSAL_STRING: "utf-32-be",
+    BMP_STRING: "utf-16-be",
+}
 
 _INDEFINITE = 0x80
 _CONSTRUCTED = 0x20
@@ -180,6 +204,15 @@ def _base128(number: int) -> bytes:
     while number := number >> 7:
         octets.append(0x80 | number & 0x7F)
     return bytes(reversed(octets))
+
+
+def text_of(element: Element) -> str | None:
+    """The text of a character string; None: it is none, or its octets are not of its encoding."""
+    codec = _CODECS.get(element.tag)
+    try:
+        return element.content.decode(codec) if codec is not None else None
+    except UnicodeDecodeError:
+        return None
 
 
 def walk(element: Element, depth: int = 0) -> Iterator[Element]:

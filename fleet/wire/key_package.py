@@ -93,7 +93,7 @@ def _content_info(oid: bytes, content: bytes) -> bytes:
 
 
 def _integer(number: int) -> bytes:
-    return der.encode_element(0x02, bytes((number,)))
+    return der.encode_element(der.INTEGER, bytes((number,)))
 
 
 def _recipient_info(content_key: bytes, recipient: Recipient) -> bytes:
@@ -150,7 +150,7 @@ def _signed(pkcs8: bytes, sealer: Sealer) -> bytes:
     signature = sealer.private_key.sign(der.encode_element(der.SET, attributes), ec.ECDSA(hashes.SHA256()))
     certificate = sealer.certificate
     serial = certificate.serial_number
-    serial_number = der.encode_element(0x02, serial.to_bytes(serial.bit_length() // 8 + 1, signed=True))
+    serial_number = der.encode_element(der.INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1, signed=True))
     signer = der.sequence(
         _integer(1),
         der.sequence(certificate.issuer.public_bytes(), serial_number),

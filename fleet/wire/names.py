@@ -33,16 +33,6 @@ VALUE_CHARACTERS_MAX = 512  # the longest URI that makes sense here
 
 _IDENTIFYING = ("2.5.4.3", "2.5.4.5")
 """commonName and serialNumber: a device is known by them, so they must be text."""
-_CODECS = {
-    0x0C: "utf-8",  # UTF8String
-    0x12: "ascii",  # NumericString
-    0x13: "ascii",  # PrintableString: `_` and others are not of its alphabet, and in use
-    0x14: "latin-1",  # TeletexString
-    0x16: "ascii",  # IA5String
-    0x1A: "ascii",  # VisibleString
-    0x1C: "utf-32-be",  # UniversalString
-    0x1E: "utf-16-be",  # BMPString
-}
 
 Subject = tuple[tuple[str, str], ...]
 AltNames = tuple[str, ...]
@@ -85,12 +75,8 @@ def _pair(parent: der.Element) -> tuple[der.Element, der.Element]:
 
 
 def _text_of_attribute(oid: str, value: der.Element) -> str:
-    codec = _CODECS.get(value.tag)
-    try:
-        text = value.content.decode(codec) if codec is not None else ""
-    except UnicodeDecodeError:
-        text, codec = "", None
-    if codec is not None and text.isprintable():
+    text = der.text_of(value)
+    if text is not None and text.isprintable():
         return _within_cap(text)
     if oid in _IDENTIFYING:
         # CVE-2013-4238: a NUL in a name. The same rule keeps out line ends, escapes and marks that turn text around.

@@ -35,9 +35,10 @@ from fleet.services.retention import Policy
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, server_context
 from fleet.tls.listener import Listener, listen
-from fleet.wire.csr import build_csr, names_of_certificate
+from fleet.wire.csr import build_csr
 from fleet.wire.est import decode_body, decode_certs_only, encode_body
 from fleet.wire.key_package import Sealer
+from fleet.wire.names import names_of_certificate
 from tests.standing_tenants import StandingTenants
 
 COMMON_NAME = "2.5.4.3"

@@ -18,8 +18,9 @@ from fleet.domain.model_rules import rules_of
 from fleet.domain.rates import RateLimits, Rates
 from fleet.services import inventory, revocation
 from fleet.services.importing import Importer, Numbered
-from fleet.wire.csr import build_csr, names_of_certificate
+from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
+from fleet.wire.names import names_of_certificate
 from tests.servers.est_fixtures import Answer, EstHarness, Identity, Key, basic, csr_for, open_est, renewal_csr
 from tests.servers.test_est_keygen import pair_of
 

@@ -203,3 +203,24 @@ def test_any_bytes_end_in_an_element_or_a_wire_error(data: bytes) -> None:
         except WireError:
             continue
         assert element.end <= len(data)
+
+
+@pytest.mark.parametrize(
+    ("tag", "content", "text"),
+    [
+        (der.UTF8_STRING, b"\xc3\xa9", "é"),
+        (der.NUMERIC_STRING, b"12 3", "12 3"),
+        (der.PRINTABLE_STRING, b"a_b", "a_b"),
+        (der.TELETEX_STRING, b"\xe9", "é"),
+        (der.IA5_STRING, b"a@b", "a@b"),
+        (der.VISIBLE_STRING, b"", ""),
+        (der.UNIVERSAL_STRING, b"\0\0\0\xe9", "é"),
+        (der.BMP_STRING, b"\0\xe9", "é"),
+        (der.UTF8_STRING, b"\xe9", None),
+        (der.PRINTABLE_STRING, b"\xe9", None),
+        (der.BMP_STRING, b"\0\xe9\0", None),
+        (der.OCTET_STRING, b"a", None),
+    ],
+)
+def test_text_of_a_character_string(tag: int, content: bytes, text: str | None) -> None:
+    assert der.text_of(der.only_element(der.encode_element(tag, content), tag)) == text

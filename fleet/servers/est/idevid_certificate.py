@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.domain.errors import Invalid
 from fleet.domain.idevid import IdevidCertificate, is_serial
-from fleet.wire.csr import names_of_certificate
 from fleet.wire.errors import WireError
+from fleet.wire.names import names_of_certificate
 
 SERIAL_NUMBER = "2.5.4.5"
 

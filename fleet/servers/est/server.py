@@ -31,11 +31,12 @@ from fleet.services.enrollment import NO_DEVICE, Attempt, RegistrationAuthority
 from fleet.services.identity import audit_actor_of
 from fleet.services.refusals import write_row
 from fleet.services.renewal import renewal_window
-from fleet.wire.csr import Csr, decode_csr, names_of_certificate
+from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.errors import WireError
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, is_pkcs10
 from fleet.wire.key_package import Sealer
+from fleet.wire.names import names_of_certificate
 from fleet.wire.pkcs7 import join_signed_data
 
 ACTIONS = {

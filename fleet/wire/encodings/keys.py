@@ -12,7 +12,6 @@ from fleet.wire.parsing import library_errors
 
 ROUNDS_MAX = 10_000_000  # some four seconds; the boldest keystores ask for a million
 
-_INTEGER = 0x02
 _PBES2 = "1.2.840.113549.1.5.13"
 _KNOWN_CIPHERS = ("2.16.840.1.101.3.4.1.", "1.2.840.113549.3.")  # AES; 3DES and RC2
 _OTHER_CIPHERS = {
@@ -106,10 +105,10 @@ def _rounds(element: der.Element) -> list[int]:
                 if not der.dotted_oid(parts[0].content).startswith(_KEY_DERIVATIONS):
                     return []
                 parts = list(der.children(parts[1], ber=True))
-            case [der.SEQUENCE, der.OCTET_STRING, 0x02]:
+            case [der.SEQUENCE, der.OCTET_STRING, der.INTEGER]:
                 pass
             case _:
                 return []
     except WireError:
         return []  # not ASN.1 after all: an OCTET STRING that happens to begin like it
-    return [int.from_bytes(part.content) for part in parts if part.tag == _INTEGER]
+    return [int.from_bytes(part.content) for part in parts if part.tag == der.INTEGER]

@@ -84,24 +84,23 @@ def _is_whole_sequence(data: bytes) -> bool:
 
 
 def _recognize_der(data: bytes) -> Content:
-    # 0x02 is an INTEGER, 0x03 a BIT STRING, 0x17 and 0x18 are times.
     parts = list(der.children(der.only_element(data, der.SEQUENCE, ber=True), ber=True))
     tags = tuple(part.tag for part in parts)
     match tags:
-        case (der.SEQUENCE, der.SEQUENCE, 0x03):
+        case (der.SEQUENCE, der.SEQUENCE, der.BIT_STRING):
             return _recognize_signed(parts[0])
         case (der.OBJECT_IDENTIFIER, *_):
             is_tpm = der.dotted_oid(parts[0].content).startswith(_TPM_KEY_ARC)
             return Content.TPM_KEY if is_tpm else Content.PKCS7
-        case (0x02, der.SEQUENCE, der.OCTET_STRING, *_):
+        case (der.INTEGER, der.SEQUENCE, der.OCTET_STRING, *_):
             return Content.PRIVATE_KEY  # PKCS#8: version, algorithm, key
-        case (0x02, der.SEQUENCE, *_):
+        case (der.INTEGER, der.SEQUENCE, *_):
             return Content.PKCS12  # version, safe, and mostly a MAC
-        case (0x02, der.OCTET_STRING, *_) | (0x02, 0x02, *_):
+        case (der.INTEGER, der.OCTET_STRING, *_) | (der.INTEGER, der.INTEGER, *_):
             return Content.PRIVATE_KEY  # SEC 1, or PKCS#1 and DSA: rows of integers
         case (der.SEQUENCE, der.OCTET_STRING):
             return Content.ENCRYPTED_KEY
-        case (der.SEQUENCE, 0x03):
+        case (der.SEQUENCE, der.BIT_STRING):
             return Content.PUBLIC_KEY
     raise Malformed("The file is DER, but no certificate, request, key, PKCS#7 or PKCS#12.")
 
@@ -112,10 +111,12 @@ def _recognize_signed(body: der.Element) -> Content:
     match tags:
         case (der.CONTEXT_0, *_):
             return Content.CERTIFICATE
-        case (0x02, der.SEQUENCE, der.SEQUENCE) | (0x02, der.SEQUENCE, der.SEQUENCE, der.CONTEXT_0):
+        case (der.INTEGER, der.SEQUENCE, der.SEQUENCE) | (der.INTEGER, der.SEQUENCE, der.SEQUENCE, der.CONTEXT_0):
             return Content.REQUEST
-        case (0x02, der.SEQUENCE, der.SEQUENCE, 0x17 | 0x18, *_) | (der.SEQUENCE, der.SEQUENCE, 0x17 | 0x18, *_):
+        case (der.INTEGER, der.SEQUENCE, der.SEQUENCE, der.UTC_TIME | der.GENERALIZED_TIME, *_):
             return Content.REVOCATION_LIST
-        case (0x02, der.SEQUENCE, der.SEQUENCE, der.SEQUENCE, *_):
+        case (der.SEQUENCE, der.SEQUENCE, der.UTC_TIME | der.GENERALIZED_TIME, *_):
+            return Content.REVOCATION_LIST  # version 1 leaves its number out
+        case (der.INTEGER, der.SEQUENCE, der.SEQUENCE, der.SEQUENCE, *_):
             return Content.CERTIFICATE  # version 1 leaves its number out
     raise Malformed("The file is signed DER, but no certificate, request or revocation list.")
