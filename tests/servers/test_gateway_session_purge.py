@@ -160,7 +160,7 @@ def test_a_broker_of_311_discards_a_clean_session() -> None:
 )
 def test_a_cancelled_will_leaves_the_session_its_time(seconds_left: float, expiry: int) -> None:
     async def scene() -> None:
-        broker = Broker()
+        broker = Broker(b"\x20\x03\x01\x00\x00")  # it has the session
         assert await sent_to(broker, cancel_will(broker, device("cam-1"), seconds_left)) == goes_on("cam-1", expiry)
 
     run(scene())

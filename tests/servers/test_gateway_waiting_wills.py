@@ -153,6 +153,19 @@ def test_a_will_is_known_until_the_broker_has_looked() -> None:
     assert wills.has_room(10.0 + LATE_SECONDS - 0.1 + SWEEP_SECONDS_MIN)
 
 
+def test_when_a_will_is_due_by_what_a_disconnect_said() -> None:
+    def left(farewell: bytes, now: float) -> float:
+        will = waiting_will(asks(30, 60), ADMISSION, None, None, farewell, 1000.0)
+        assert will is not None
+        return will.seconds_left(now)
+
+    sooner = b"\x04\x05\x11\0\0\0\x05"
+    times = [left(sooner, 1000.0 + each) for each in (0, 4, 6, 5 + LATE_SECONDS, 40)]
+    assert times == [5, 1, 0, 25 - LATE_SECONDS, 0]
+    for same in (b"", b"\x04", b"\x04\x05\x11\0\0\0\0"):  # with 0 it has been published, or is due as it was
+        assert left(same, 1010.0) == 20
+
+
 @dataclass
 class Stage:
     """A registry, the sessions of a gateway, and a broker."""
@@ -276,6 +289,19 @@ def test_other_gateways_get_their_time_and_a_will_that_is_due_sooner_half_of_its
         await asyncio.sleep(5)
         assert [visit[0] for visit in stage.visits()] == ["cam-2", "cam-1"]
         assert [round(at - begun, 2) for at in stage.broker.began] == [0.25, 1.0]
+
+    staged(scene)
+
+
+def test_a_session_that_the_broker_did_not_have_is_not_left_there() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.broker.answer = encode_connack(Connack(False, 0), V5)
+        stage.add("cam-1", ends_at=seconds() + 60)
+        stage.state("cam-1", DeviceState.SUSPENDED)
+        await asyncio.sleep(5)
+        (connection,) = stage.broker.connections
+        assert connection.sent.endswith(acks.ends_session())
+        assert stage.outcomes.counts == {"mqtt.will.cancelled": 1}
 
     staged(scene)
 

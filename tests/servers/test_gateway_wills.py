@@ -144,6 +144,17 @@ async def test_no_will_of_a_device_that_leaves_in_order(street: Street) -> None:
     await street.no_will_for(SOON + 2)
 
 
+async def test_a_session_that_its_device_has_ended_is_not_begun_again(street: Street) -> None:
+    wire, _ = await street.device(delay=LATE)
+    wire.send(acks.ends_session())
+    await wire.until_closed()
+    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
+    await street.harness.count("mqtt.will.cancelled")
+    await revocation.resume(street.harness.registry, "cam-1", act=Act("operator", now()))
+    _, connack = await street.device()
+    assert not connack.session_present
+
+
 async def test_a_will_is_published_for_who_asks_for_it(street: Street) -> None:
     wire, _ = await street.device()
     wire.send(acks.disconnect(V5, Reason(0x04)))  # 3.14.2.1: disconnect with will message

@@ -583,3 +583,9 @@ def test_disconnects_that_are_refused(body: bytes) -> None:
     for version in (V311, V5):
         with pytest.raises(Malformed):
             acks.check_disconnect(body, version)
+
+
+def test_a_disconnect_that_ends_the_session() -> None:
+    assert acks.ends_session() == b"\xe0\x07\x00\x05\x11\x00\x00\x00\x00"
+    acks.check_disconnect(acks.ends_session()[2:], V5)
+    assert acks.disconnect_expiry(acks.ends_session()[2:]) == 0

@@ -13,7 +13,7 @@ from fleet.servers.gateway.upstream import Upstream, username_of
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType
-from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
+from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connect
 from fleet.wire.mqtt.properties import NEVER, Property
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
@@ -57,7 +57,8 @@ async def purge_session(upstream: Upstream, device: Device) -> bool:
 async def cancel_will(upstream: Upstream, device: Device, expiry_seconds: float) -> bool:
     """Connect as the device, go on with its session, and disconnect: its waiting will is not published any more.
 
-    The session then expires in `expiry_seconds`. Returns and raises as `purge_session`.
+    The session then expires in `expiry_seconds`; when the broker had none, none is left there. Returns and raises as
+    `purge_session`.
     """
     expiry = NEVER if expiry_seconds >= NEVER else max(0, math.ceil(expiry_seconds))
     properties = ((Property.SESSION_EXPIRY_INTERVAL, expiry), (Property.RECEIVE_MAXIMUM, 1))
@@ -83,6 +84,7 @@ class _Visitor(asyncio.Protocol):
         self._connect = connect
         self._reader = PacketReader(CONNECT_SIZE_MAX)
         self._transport: asyncio.Transport | None = None
+        self._farewell = acks.disconnect(connect.version)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -93,7 +95,7 @@ class _Visitor(asyncio.Protocol):
         try:
             packet = None if self.done.done() else next(self._reader.feed(data), None)
             if packet is not None:
-                self._finish(packet.type is PacketType.CONNACK and decode_connack(packet.body, version).code == 0)
+                self._finish(packet.type is PacketType.CONNACK and self._accepts(decode_connack(packet.body, version)))
         except WireError:
             self._finish(False)
 
@@ -102,8 +104,13 @@ class _Visitor(asyncio.Protocol):
 
     def disconnect(self) -> None:
         if self._transport is not None:
-            self._transport.write(acks.disconnect(self._connect.version))
+            self._transport.write(self._farewell)
             self._transport.close()
+
+    def _accepts(self, connack: Connack) -> bool:
+        if not connack.session_present and self._connect.version == V5 and self._connect.outlives_connection:
+            self._farewell = acks.ends_session()
+        return connack.code == 0
 
     def _finish(self, accepted: bool) -> None:
         if not self.done.done():

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from fleet.domain.device import Device, Model
 from fleet.domain.topic_policy import policy_of
 from fleet.services.admission import Admission, Will, will_refusal
-from fleet.wire.errors import WireError
+from fleet.wire.mqtt.acks import disconnect_expiry
 from fleet.wire.mqtt.codes import V5
 from fleet.wire.mqtt.connect import Connack, Connect
-from fleet.wire.mqtt.fields import Fields
-from fleet.wire.mqtt.properties import NEVER, Properties, Property, decode_properties, value_of
+from fleet.wire.mqtt.properties import NEVER, Property, expiry_seconds, value_of
 
 LATE_SECONDS = 2.0  # mosquitto looks once a second which wills are due
 SWEEP_SECONDS_MIN = 1.0
@@ -32,6 +31,8 @@ class WaitingWill:
     will: Will
     due_at: float
     session_ends_at: float
+    said_at: float = math.inf
+    """When it is due by the session expiry of a DISCONNECT, if the broker has accepted that."""
     left_in_order: bool = False
     """Whether the broker has been told to discard it: hardly any of these waits."""
 
@@ -39,6 +40,10 @@ class WaitingWill:
     def waits_until(self) -> float:
         """By then the broker has published it."""
         return self.due_at + LATE_SECONDS
+
+    def seconds_left(self, now: float) -> float:
+        """Until the broker may publish it, if it has not yet."""
+        return min((max(0.0, at - now) for at in (self.said_at, self.due_at) if now < at + LATE_SECONDS), default=0.0)
 
     def allowed_by(self, model: Model) -> bool:
         """Whether the device may publish it when its model is `model`."""
@@ -72,8 +77,10 @@ def waiting_will(
     if will is None or connect.will is None or not may_wait(connect):
         return None
     properties = connect.properties if connack is None else (*connack.properties, *connect.properties)
-    expiry = max(_seconds(each, Property.SESSION_EXPIRY_INTERVAL) for each in (properties, _properties(farewell)))
-    delay = min(_seconds(connect.will.properties, Property.WILL_DELAY_INTERVAL), expiry)
+    said = disconnect_expiry(farewell)  # 3.14.2.2.2: DISCONNECT may change the session's expiry
+    expiry = max(expiry_seconds(properties) or 0.0, said or 0.0)
+    asked = value_of(connect.will.properties, Property.WILL_DELAY_INTERVAL)
+    delay = min(math.inf if asked == NEVER else asked, expiry) if isinstance(asked, int) else 0.0
     if not delay:
         return None
     return WaitingWill(
@@ -83,20 +90,8 @@ def waiting_will(
         will,
         due_at=now + delay,
         session_ends_at=now + expiry,
+        said_at=now + min(delay, said) if said else math.inf,
     )
-
-
-def _properties(farewell: bytes) -> Properties:
-    """3.14.2.2.2: DISCONNECT may change the session's expiry."""
-    try:
-        return decode_properties(Fields(farewell, 1)) if len(farewell) > 1 else ()
-    except WireError:
-        return ()  # a protocol error, at which the broker keeps to CONNECT
-
-
-def _seconds(properties: Properties, identifier: int) -> float:
-    found = value_of(properties, identifier)
-    return 0.0 if not isinstance(found, int) else math.inf if found == NEVER else float(found)
 
 
 class WaitingWills:

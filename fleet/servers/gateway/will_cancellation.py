@@ -108,7 +108,7 @@ class WillCancellation:
 
     async def _cancel(self, will: WaitingWill, *, purges: bool = False, at_once: bool = False) -> None:
         if not at_once:
-            await asyncio.sleep(min(self.after_seconds, max(0.0, will.due_at - _now()) / 2))
+            await asyncio.sleep(min(self.after_seconds, will.seconds_left(_now()) / 2))
         attempt = partial(self._try, will, purges=purges, asks=not at_once)
         await self._visits.until_done(attempt, tries_max=1 if at_once else math.inf)
 

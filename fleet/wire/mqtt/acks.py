@@ -67,6 +67,12 @@ def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION, text:
     return encode_packet(DISCONNECT, _reason(version, reason, text))
 
 
+def ends_session() -> bytes:
+    """The DISCONNECT of MQTT 5.0 with which a session ends at once, whatever its CONNECT has said (3.14.2.2.2)."""
+    expiry = encode_properties(((Property.SESSION_EXPIRY_INTERVAL, 0),))
+    return encode_packet(DISCONNECT, bytes((Reason.NORMAL_DISCONNECTION,)) + expiry)
+
+
 def disconnect_expiry(body: bytes) -> float | None:
     """Seconds of the Session Expiry Interval in the body of a DISCONNECT; None without one, or when it is malformed."""
     try:
