@@ -22,7 +22,7 @@ from fleet.home.creation import create_home
 from fleet.home.layout import Home, certificate_in, open_registry
 from fleet.home.pki import load_issuer, load_operators_issuer
 from fleet.home.tenants import new_tenant, tenant_names
-from fleet.runtime.worker import Worker, run_worker
+from fleet.runtime.worker import Worker, WorkerSlot, run_worker
 from fleet.services import inventory
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.listener import Listener
@@ -130,7 +130,7 @@ async def open_tenants(folder: Path) -> AsyncIterator[TenantsHarness]:
             home=home,
         )
         tenants.ca_file.write_bytes(tenants.root[0].public_bytes(Encoding.PEM))
-        async with run_worker(home, settings, registry, Welcoming(), clock=tenants.clock) as worker:
+        async with run_worker(home, settings, registry, Welcoming(), clock=tenants.clock, slot=WorkerSlot()) as worker:
             tenants.worker = worker
             for door in ("est", "mqtt", "http"):
                 port = urlsplit(getattr(worker.endpoints, door)).port

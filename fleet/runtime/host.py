@@ -29,6 +29,7 @@ from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
 from fleet.runtime.mqtt_limits import mqtt_limits
+from fleet.runtime.stop_deadline import StopDeadline
 from fleet.servers.gateway.broker_process import OwnBroker
 from fleet.servers.gateway.broker_restart import restart_when_hung
 from fleet.servers.gateway.brokers import start_upstream
@@ -81,6 +82,8 @@ class Host:
     upstream: Upstream
     workers_lock: int
     """A descriptor that worker processes inherit: while one of them lives, no other server of this home starts."""
+    deadline: StopDeadline
+    """Of workers and broker."""
 
 
 @asynccontextmanager
@@ -103,12 +106,20 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         upstream = await start_upstream(
             settings.upstream, home.run, models, mqtt_limits(settings), durable=settings.durable
         )
-        parts.push_async_callback(upstream.close)
+        deadline = StopDeadline()
+        parts.push_async_callback(_stop_broker, upstream, deadline)
         if isinstance(upstream, OwnBroker):
             restarting = restart_when_hung(upstream, upstream.process)
             await parts.enter_async_context(background(restarting, "the broker's restarts"))
         log_event(log, logging.INFO, "broker", broker=upstream.describe())
-        yield Host(home, settings, registry, jobs, upstream, workers_lock)
+        yield Host(home, settings, registry, jobs, upstream, workers_lock, deadline)
+
+
+async def _stop_broker(upstream: Upstream, deadline: StopDeadline) -> None:
+    if isinstance(upstream, OwnBroker):
+        await upstream.close(deadline.left())
+    else:
+        await upstream.close()
 
 
 @contextmanager

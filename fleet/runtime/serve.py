@@ -25,7 +25,7 @@ from fleet.runtime.jobs.server_certificate import renew_daily
 from fleet.runtime.service_manager import READY, STOPPING, keep_alive, notify
 from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import Supervisor, run_supervisor
-from fleet.runtime.worker import Worker, loop_factory, run_worker, worker_count
+from fleet.runtime.worker import Worker, WorkerSlot, loop_factory, run_worker, worker_count
 
 log = logging.getLogger("fleet")
 
@@ -74,7 +74,8 @@ async def run_service(home: Home, settings: Settings, *, clock: Clock) -> AsyncI
     settings = fitted(settings, raise_limit(), count)
     async with run_host(home, settings, clock=clock) as host:
         if count == 1:
-            async with run_worker(home, settings, host.registry, host.upstream, clock=clock) as worker:
+            slot = WorkerSlot(deadline=host.deadline)
+            async with run_worker(home, settings, host.registry, host.upstream, clock=clock, slot=slot) as worker:
                 yield worker, host
         else:
             async with run_supervisor(host, count) as supervisor:

@@ -27,6 +27,7 @@ from fleet.runtime.host import Endpoints, Host
 from fleet.runtime.ipc import Channel, Message, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
+from fleet.runtime.stop_deadline import KILL_SECONDS_MIN
 from fleet.servers.gateway.broker_visit import BrokerVisits
 from fleet.servers.gateway.brokers import shared_socket
 from fleet.servers.gateway.event_feed import OTHERS_SECONDS, EventFollower
@@ -38,7 +39,6 @@ log = logging.getLogger("fleet")
 
 PROGRAM = "fleet.runtime.worker_main"
 START_SECONDS_MAX = 30.0  # an interpreter with its imports, on a busy machine
-STOP_SECONDS_MAX = 5.0  # a worker drains for two, and tells the broker of thousands of sessions and wills for four
 STEADY_SECONDS = 1.0  # of listening: a later death is not a failed start
 EARLY_DEATHS_FREE = 3  # in a row, before the next start waits
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 0.1, 10.0
@@ -156,11 +156,11 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    async def stop(self) -> None:
-        """SIGTERM, then SIGKILL when it does not exit in time. Safe to call twice."""
+    async def stop(self, seconds_max: float) -> None:
+        """SIGTERM, then SIGKILL when it has not exited after `seconds_max`. Safe to call twice."""
         self.signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_SECONDS_MAX):
+            async with asyncio.timeout(seconds_max):
                 await self._process.wait()
         except TimeoutError:
             known = {"worker": self.number, "pid": self.pid}
@@ -240,11 +240,12 @@ class Supervisor:
         await signals.until_stop(self._reload, (self._following, *self._restarters, *watched))
 
     async def close(self) -> None:
-        """Every worker drains and exits; one that has not after STOP_SECONDS_MAX is killed."""
+        """Every worker drains and exits; one that has not in time for the broker's own stop is killed."""
+        seconds_max = self._host.deadline.left(KILL_SECONDS_MIN)
         for task in (*self._restarters, self._following):
             task.cancel()
         await asyncio.gather(*self._restarters, self._following, return_exceptions=True)
-        await asyncio.gather(*(worker.stop() for worker in self._workers.values()))
+        await asyncio.gather(*(worker.stop(seconds_max) for worker in self._workers.values()))
         await self._purges.close()
 
     def _reload(self) -> None:

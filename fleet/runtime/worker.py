@@ -11,7 +11,7 @@ import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 from msgspec import structs
@@ -33,6 +33,7 @@ from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
 from fleet.runtime.listeners import NAMES, Listeners
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.runtime.signals import Signals
+from fleet.runtime.stop_deadline import BROKER_SECONDS_MIN, StopDeadline
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
@@ -49,7 +50,7 @@ from fleet.services.enrollment import RegistrationAuthority
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
-DRAIN_SECONDS_MAX = 2.0  # for requests in progress: with workers and broker, SIGTERM to exit stays within 5 s
+DRAIN_SECONDS_MAX = 2.0  # for requests in progress: less than the gateway has at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,8 @@ class WorkerSlot:
     """What the supervisor says of all workers; nothing when there is none."""
     held_elsewhere: Callable[[str], Awaitable[bool | None]] | None = None
     """Whether another worker holds a session of the device; None: not known."""
-
-
-ALONE = WorkerSlot()
+    deadline: StopDeadline = field(default_factory=StopDeadline)
+    """Of its own stop, and of a broker that is stopped after it."""
 
 
 def worker_count(settings: Settings) -> int:
@@ -108,7 +108,7 @@ class Worker:
 
 @asynccontextmanager
 async def run_worker(
-    home: Home, settings: Settings, registry: Registry, upstream: Upstream, *, clock: Clock, slot: WorkerSlot = ALONE
+    home: Home, settings: Settings, registry: Registry, upstream: Upstream, *, clock: Clock, slot: WorkerSlot
 ) -> AsyncIterator[Worker]:
     """Gateway, EST and API over `registry` and `upstream`; they listen when the block begins.
 
@@ -127,7 +127,7 @@ async def run_worker(
         gateway = _gateway(home, settings, registry, live, clock=clock, is_shared=slot.is_shared)
         gateway.held_elsewhere = slot.held_elsewhere
         live.on_silent = gateway.on_broker_silent
-        feed = await parts.enter_async_context(_following(gateway))
+        feed = await parts.enter_async_context(_following(gateway, slot.deadline))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
         listeners = Listeners(settings, shared=slot.is_shared)
@@ -156,7 +156,7 @@ async def run_worker(
 
         admin = servers.admin(status, live.answers)
 
-        parts.push_async_callback(_drain, gateway, est, admin)
+        parts.push_async_callback(_drain, gateway, slot.deadline, est, admin)
         parts.callback(listeners.close)
         factories: dict[str, ProtocolFactory] = {"est": est, "http": admin, "mqtt": gateway.protocol}
         for name in NAMES:
@@ -167,9 +167,10 @@ async def run_worker(
         yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors))
 
 
-async def _drain(gateway: Gateway, *servers: HttpServer) -> None:
+async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer) -> None:
     """At the same time: the broker that we run is stopped soon, and what it has not been told by then is lost."""
-    await asyncio.gather(gateway.close(), *(server.shutdown(DRAIN_SECONDS_MAX) for server in servers))
+    closing = gateway.close(deadline.left(BROKER_SECONDS_MIN))
+    await asyncio.gather(closing, *(server.shutdown(DRAIN_SECONDS_MAX) for server in servers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +243,11 @@ def _gateway(
 
 
 @asynccontextmanager
-async def _following(gateway: Gateway) -> AsyncIterator[asyncio.Task[None]]:
+async def _following(gateway: Gateway, deadline: StopDeadline) -> AsyncIterator[asyncio.Task[None]]:
     """`gateway` follows the events from before it listens, so that it misses no revocation."""
     async with background(gateway.run(), "the gateway's event feed") as feed:
         try:
             await gateway.following()
             yield feed
         finally:
-            await gateway.close()
+            await gateway.close(deadline.left(BROKER_SECONDS_MIN))

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from paho.mqtt.properties import Properties
 
 from fleet.servers.gateway.mosquitto import mosquitto_program
 from fleet.wire.mqtt.codes import V5, V311
+from hw_bench.cpu_time import process_tree
 from tests.end_to_end.test_workers import TRIES_MAX, Identity, Street, until
 from tests.servers.paho_client import Paho
 from tests.serving import ANY_PORTS, Served, run_fleet
@@ -71,6 +74,18 @@ async def nothing_but(street: Street, observer: Paho, seconds: float) -> None:
             await observer.messages.get()
     await observer.publish("devices/last/up/x", b"last")
     assert await observer.message() == ("devices/last/up/x", b"last")
+
+
+async def test_a_stop_takes_no_longer_because_the_broker_hangs(street: Street) -> None:
+    gone, cam = [await asyncio.to_thread(street.enroll, f"cam-{number}") for number in range(2)]
+    await vanish(street, gone, await connect(street, gone, LATE))
+    await connect(street, cam, None)
+    tree = process_tree((street.served.process.pid,))
+    (broker,) = [pid for pid in tree if Path(f"/proc/{pid}/comm").read_text() == "mosquitto\n"]
+    os.kill(broker, signal.SIGSTOP)
+    assert await asyncio.to_thread(street.served.stop) == 0  # 5 seconds, and one for a slow machine
+    assert "worker.killed" not in street.served.log
+    assert street.served.log.count("event=wills.not-cancelled") == 1
 
 
 async def test_a_stop_publishes_no_will(street: Street) -> None:

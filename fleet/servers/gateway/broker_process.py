@@ -102,13 +102,13 @@ class BrokerProcess:
             return None
         return None if fields[0] == "D" else f"{fields[11]} {fields[12]}"
 
-    async def close(self) -> None:
-        """Stop it and its supervision. Safe to call twice."""
+    async def close(self, seconds_max: float = STOP_SECONDS_MAX) -> None:
+        """Stop it and its supervision; one that has not exited after `seconds_max` is killed. Safe to call twice."""
         supervision, self._supervision = self._supervision, None
         if supervision is not None:
             supervision.cancel()
             await asyncio.gather(supervision, return_exceptions=True)
-        await self._stop_process()
+        await self._stop_process(seconds_max)
 
     async def _supervise(self) -> None:
         delay, loop = RESTART_SECONDS_MIN, asyncio.get_running_loop()
@@ -211,14 +211,14 @@ class BrokerProcess:
             log.debug("%s: %s", self._name, text)
             self._on_line(text)
 
-    async def _stop_process(self) -> None:
+    async def _stop_process(self, seconds_max: float = STOP_SECONDS_MAX) -> None:
         self.is_ready = False
         process = self._process
         if process is None or process.returncode is not None:
             return
         self.signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(STOP_SECONDS_MAX):
+            async with asyncio.timeout(seconds_max):
                 await process.wait()
         except TimeoutError:
             self.signal(signal.SIGKILL)
@@ -231,8 +231,8 @@ class OwnBroker(UnixUpstream):
     is_ours = True
     process: BrokerProcess
 
-    async def close(self) -> None:
-        await self.process.close()
+    async def close(self, seconds_max: float = STOP_SECONDS_MAX) -> None:
+        await self.process.close(seconds_max)
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:

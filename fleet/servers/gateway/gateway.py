@@ -50,8 +50,8 @@ log = logging.getLogger("fleet.gateway")
 
 AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # what a device was not allowed to do; not a delivery
 
-FLUSH_SECONDS_MAX = 2.0  # for a broker to close the connections to which DISCONNECT was written: 0.3 ms each
-CANCEL_SECONDS_MAX = 2.0  # for waiting wills, when we stop: 0.3 to 0.6 ms each
+CLOSE_SECONDS_MAX = 2.8  # for a broker to close the connections to which DISCONNECT was written, 0.3 ms each, and
+WILLS_SECONDS_MIN = 1.0  # kept of these for waiting wills, 0.3 to 0.6 ms each, and for audit rows at the same time
 
 
 class Gateway:
@@ -92,6 +92,7 @@ class Gateway:
         self._budgets = Budgets(2 * self.limits.sessions_max, self.limits)
         self._denials = RefusalRows(registry)
         self._tasks = Tasks()
+        self._closing: asyncio.Task[None] | None = None
         self.saves: Saves | None = None
         """Set it before anything listens: devices get the acknowledgement of what the broker has saved."""
         visits = BrokerVisits(upstream)
@@ -126,23 +127,30 @@ class Gateway:
         """Returns once every event from now on reaches the sessions."""
         await self._feed.started()
 
-    async def close(self) -> None:
+    async def close(self, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
         """Close every session, with DISCONNECT to those of 5.0 and to the broker, and cancel pending work.
 
-        Safe to call twice. A broker that we run is stopped next: it then publishes every will that it has not been told
-        to discard.
+        A second call waits for the end of the first. A broker that we run is stopped next: it then publishes every will
+        that it has not been told to discard.
         """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(seconds_max))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, seconds_max: float) -> None:
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + seconds_max
         for session in self.open_sessions:
             session.close(close_reasons.SHUTTING_DOWN)
-        await self.broker_links.closed(FLUSH_SECONDS_MAX)
+        await self.broker_links.closed(seconds_max - WILLS_SECONDS_MIN)
         await self._tasks.close()
-        self.outcomes.close()
-        await asyncio.gather(self._denials.close(), self._leave_no_will())
+        await asyncio.gather(self._denials.close(), self._leave_no_will(ends_at - clock()))
         if self._purger is not None:
             await self._purger.close()
+        self.outcomes.close()
 
-    async def _leave_no_will(self) -> None:
-        if self._upstream.is_ours and (left := await self._cancellation.cancel_all(CANCEL_SECONDS_MAX)):
+    async def _leave_no_will(self, seconds_max: float) -> None:
+        if self._upstream.is_ours and (left := await self._cancellation.cancel_all(seconds_max)):
             log_event(log, logging.WARNING, "wills.not-cancelled", wills=left)
         await self._cancellation.close()
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from fleet.config.logs import log_event
 from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.domain.device import Model
-from fleet.servers.gateway.broker_process import BrokerProcess, OwnBroker
+from fleet.servers.gateway.broker_process import STOP_SECONDS_MAX, BrokerProcess, OwnBroker
 from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.private_socket import private_directory
 
@@ -115,12 +115,12 @@ class Mosquitto(OwnBroker):
         broker._saving = asyncio.create_task(broker._save_regularly())
         return broker
 
-    async def close(self) -> None:
+    async def close(self, seconds_max: float = STOP_SECONDS_MAX) -> None:
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.cancel()
             await asyncio.gather(saving, return_exceptions=True)
-        await super().close()
+        await super().close(seconds_max)
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """Returns when the ACL is in effect. Raises: OSError, TimeoutError."""
