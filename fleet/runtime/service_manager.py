@@ -1,7 +1,7 @@
 """Notifications to the service manager: ready, alive, stopping, by the protocol of sd_notify(3).
 
 Nothing is sent where $NOTIFY_SOCKET is not set. With `WatchdogSec=` in its unit, systemd kills and restarts a process
-whose event loop stands still: nobody else asks a single worker whether it lives.
+whose event loop is blocked: a single worker has no supervisor to notice it.
 """
 
 import asyncio

@@ -53,7 +53,7 @@ SHUTTING_DOWN = CloseReason(
     publishes_will=False,
     text="The server is shutting down. Connect again.",
 )
-"""The device is well."""
+"""The device is not lost: its will is discarded."""
 
 DEVICE_ENDED = CloseReason(
     "device-ended",

@@ -13,7 +13,7 @@ class Limits:
     """All times in seconds, all sizes in bytes."""
 
     sessions_max: int = 9_000
-    """Total number of connections; each takes two file descriptors; `fleet serve` lowers it to those it has."""
+    """Total number of connections; each takes two file descriptors; `fleet serve` lowers it to what they allow."""
     per_certificate_max: int = 4
     """Connections with one certificate: the current one, its successor, and two that are dead but not closed yet."""
     connect_seconds_max: float = 10.0

@@ -39,7 +39,7 @@ RELOAD_SECONDS_MAX = 1.0  # it takes milliseconds; meanwhile live sessions keep 
 
 SAVE_SECONDS = 0.8  # with the time that a save takes, a kill loses at most a second
 SAVE_SECONDS_DURABLE = 0.1  # devices wait for it
-SAVED_BYTES_PER_SECOND = 16 * 1024 * 1024  # it stands still while it saves: a large database is saved less often
+SAVED_BYTES_PER_SECOND = 16 * 1024 * 1024  # it serves no client while it saves: a large database is saved less often
 
 CONFIG_TEXT = f"""\
 # Written by `fleet serve` at each start. Paths are relative to this directory.

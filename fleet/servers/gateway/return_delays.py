@@ -23,8 +23,9 @@ CAUSES = frozenset({
         close_reasons.BROKER_REJECTED,
     )),
 })  # fmt: skip
-"""Codes of the close reasons that lie in what the device has sent, or in a certificate that is never accepted again. A
-suspended device may be resumed at any time. Whose MQTT version is not supported tries another, as bridges do.
+"""Codes of the close reasons that the device itself causes, by what it has sent or by a certificate that is never
+accepted again. A suspended device may be resumed at any time. A client whose MQTT version is not supported tries
+another, as bridges do.
 """
 
 

@@ -71,7 +71,7 @@ def _certified(peer: Peer) -> tuple[str, str]:
     try:
         fields = certificate_fields(peer.certificate_der)
         serial = f"{fields.serial_number:x}"
-        # A manufacturer's certificate names its own things.
+        # In a manufacturer's certificate the same attributes have other meanings.
         names = dict(subject_values(fields.subject)) if peer.tenant is not None else {}
     except WireError:
         return "", ""
