@@ -221,7 +221,8 @@ class Supervisor:
         self._restarters: list[asyncio.Task[None]] = []
         self._models_lock = asyncio.Lock()
         visits = BrokerVisits(host.upstream)
-        self._purges = SessionPurger(visits, host.registry, OutcomeLog(), after_seconds=OTHERS_SECONDS)
+        self._outcomes = OutcomeLog()
+        self._purges = SessionPurger(visits, host.registry, self._outcomes, after_seconds=OTHERS_SECONDS)
         self._feed = EventFollower(host.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
 
@@ -247,6 +248,7 @@ class Supervisor:
         await asyncio.gather(*self._restarters, self._following, return_exceptions=True)
         await asyncio.gather(*(worker.stop(seconds_max) for worker in self._workers.values()))
         await self._purges.close()
+        self._outcomes.close()
 
     def _reload(self) -> None:
         for worker in self._workers.values():
@@ -315,7 +317,8 @@ class Supervisor:
 
     def _status(self) -> Mapping[str, object]:
         """JSON value for `GET /v1/status`, which a worker answers."""
-        counts = {"count": len(self._numbers), "restarts": self.restarts, "silent": self._silent}
+        counts: dict[str, object] = {"count": len(self._numbers), "restarts": self.restarts, "silent": self._silent}
+        counts["mqtt"] = dict(self._outcomes.counts)
         return {**counts, "last_silent": self._last_silent} if self._last_silent else counts
 
     def _forward(self, sender: int, message: Message) -> None:

@@ -18,12 +18,17 @@ from msgspec import structs
 from fleet.config.addresses import Address, parse_broker
 from fleet.config.settings import Settings
 from fleet.config.template import render
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.device import DeviceState
 from fleet.domain.errors import Unavailable
 from fleet.home.creation import create_home
+from fleet.home.layout import Home
 from fleet.runtime.holder_questions import QUESTIONS_MAX
+from fleet.runtime.host import Host
 from fleet.runtime.ipc import LINE_SIZE_MAX, Channel, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
+from fleet.runtime.stop_deadline import StopDeadline
 from fleet.runtime.supervisor import (
     EARLY_DEATHS_FREE,
     RESTART_SECONDS_MAX,
@@ -170,6 +175,29 @@ def test_a_supervisor_passes_questions_and_answers_on() -> None:
     Supervisor._forward(supervisor, 2, {"type": "holds-not", "device": "cam-1", "asker": 1})
     Supervisor._forward(supervisor, 4, {"type": "holds", "device": "cam-1", "asker": 1})
     assert sent == [(1, "not-held", {"device": "cam-1", "worker": 2}), (1, "held", {"device": "cam-1"})]
+
+
+async def test_purges_are_in_the_status_and_what_was_left_out_of_the_log_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Registry(SimpleNamespace):
+        async def device(self, device_id: str) -> None:
+            """It has been deleted: nothing is left to purge."""
+
+    monkeypatch.setattr("fleet.runtime.supervisor.OTHERS_SECONDS", 0.0)
+    host = SimpleNamespace(home=Home(tmp_path), upstream=None, registry=Registry(), deadline=StopDeadline())
+    supervisor = Supervisor(cast("Host", host), ports(), 2)
+    assert supervisor._status() == {"count": 2, "restarts": 0, "silent": 0, "mqtt": {}}
+    devices = 200
+    with caplog.at_level(logging.INFO):
+        for number in range(devices):
+            await supervisor._purges.on_event(Event(EventKind.DEVICE_STATE, f"cam-{number}", DeviceState.REVOKED))
+        await supervisor._purges._tasks.ended()
+        told = caplog.text.count("event=mqtt.purge")
+        assert told < devices
+        await supervisor.close()
+    assert supervisor._status()["mqtt"] == {"mqtt.purge.ok": devices}
+    assert f"={devices - told}" in caplog.text
 
 
 async def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
