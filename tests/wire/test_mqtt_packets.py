@@ -576,6 +576,7 @@ def test_disconnects_of_a_client(body: bytes) -> None:
         b"\0\xff\xff\xff\xff",
         b"\0\x04\x1f\0\x01\xff",  # no UTF-8
         b"\0\x04\x1f\0\x01\0",
+        b"\0\x04\x1f\0\x01\x07",  # a control character
         b"\x01", b"\x05", b"\x84", b"\x8c", b"\x91", b"\xa3", b"\xff",  # no reason of DISCONNECT
     ],
 )  # fmt: skip

@@ -227,7 +227,7 @@ class PacketFilter:
                     break
                 count += 1
                 if kind >= _PASS:
-                    if kind == _INSPECT or (kind == _CHECK and (size != 2 or data[body:stop] == _NO_ID)):
+                    if kind == _INSPECT or (kind == _CHECK and (size != 2 or not (data[body + 1] or data[body]))):
                         start = self._inspect(data, start, pos, body, stop)
                     pos = stop
                     if self._stopped:

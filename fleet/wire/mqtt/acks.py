@@ -87,8 +87,8 @@ def check_disconnect(body: bytes, version: int) -> None:
     if version == V5 and fields.left:
         if fields.integer(1) not in _DISCONNECT_REASONS:
             raise Malformed("The reason code of a DISCONNECT is unknown.")
-        if fields.left:
-            decode_properties(fields, _CLIENTS_PROPERTIES)
+        if fields.left and not are_plain(decode_properties(fields, _CLIENTS_PROPERTIES)):
+            raise Malformed("A string has a control character or a noncharacter.")
     if fields.left:
         raise Malformed("A DISCONNECT has data after its last field.")
 
