@@ -4,6 +4,7 @@
         config ────────────────────────────────►
         ◄─────────────────── ready, or failed: code
         reload ────────────────────────────────►
+        stop ──────────────────────────────────►        all are stopped, and then the broker; SIGTERM: this worker alone
         ◄──────────────────────────── models: number    load the current models into the broker
         models-set: number, problem ───────────►
         ◄─────────────────────────── who-holds: device    another worker? (a closed connection, a waiting will)

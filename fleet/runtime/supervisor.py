@@ -157,8 +157,11 @@ class WorkerProcess:
                 self._process.send_signal(number)
 
     async def stop(self, seconds_max: float) -> None:
-        """SIGTERM, then SIGKILL when it has not exited after `seconds_max`. Safe to call twice."""
-        self.signal(signal.SIGTERM)
+        """It drains, since all are stopped; SIGKILL when it has not exited after `seconds_max`. Safe to call twice."""
+        if self.listens:
+            self._channel.send("stop")  # no signal: it might be seen first, and tells nothing of the broker
+        else:
+            self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(seconds_max):
                 await self._process.wait()

@@ -64,6 +64,8 @@ class WorkerSlot:
     """What the supervisor says of all workers; nothing when there is none."""
     held_elsewhere: Callable[[str], Awaitable[bool | None]] | None = None
     """Whether another worker holds a session of the device; None: not known."""
+    broker_stops: Callable[[], bool] = lambda: True
+    """Whether a broker of ours is stopped after this worker, and not just the worker."""
     deadline: StopDeadline = field(default_factory=StopDeadline)
     """Of its own stop, and of a broker that is stopped after it."""
 
@@ -125,7 +127,7 @@ async def run_worker(
         live = LiveUpstream(monitored or upstream)
         await parts.enter_async_context(background(live.run(), "the broker's probe"))
         gateway = _gateway(home, settings, registry, live, clock=clock, is_shared=slot.is_shared)
-        gateway.held_elsewhere = slot.held_elsewhere
+        gateway.held_elsewhere, gateway.broker_stops = slot.held_elsewhere, slot.broker_stops
         live.on_silent = gateway.on_broker_silent
         feed = await parts.enter_async_context(_following(gateway, slot.deadline))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))

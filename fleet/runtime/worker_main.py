@@ -43,12 +43,17 @@ class SupervisorLink:
         """The gateway's, once there is one."""
         self.workers: Mapping[str, object] = {}
         """What the supervisor last said of all workers."""
+        self.broker_stops = False
+        """Whether the supervisor stops all, the broker as well."""
 
     async def follow(self) -> None:
         """Execute the supervisor's messages; stop the worker when the supervisor has died."""
         try:
             async for message in self._channel.messages():
                 match message["type"]:
+                    case "stop":
+                        self.broker_stops = True
+                        self._signals.stop.set()
                     case "reload":
                         self._signals.reload.set()
                     case "ping":
@@ -118,7 +123,11 @@ async def _serve(
     try:
         upstream = await _upstream(config, settings, home, link)
         slot = WorkerSlot(
-            config.worker, is_shared=True, workers=lambda: link.workers, held_elsewhere=link.held_elsewhere
+            config.worker,
+            is_shared=True,
+            workers=lambda: link.workers,
+            held_elsewhere=link.held_elsewhere,
+            broker_stops=lambda: link.broker_stops,
         )
         async with run_worker(home, settings, registry, upstream, clock=utc_now, slot=slot) as worker:
             link.holds = worker.gateway.holds

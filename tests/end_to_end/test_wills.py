@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 from fleet.servers.gateway.mosquitto import mosquitto_program
 from fleet.wire.mqtt.codes import V5, V311
 from hw_bench.cpu_time import process_tree
-from tests.end_to_end.test_workers import TRIES_MAX, Identity, Street, until
+from tests.end_to_end.test_workers import TRIES_MAX, Identity, Street, tell, until
 from tests.servers.paho_client import Paho
 from tests.serving import ANY_PORTS, Served, run_fleet
 
@@ -86,6 +86,17 @@ async def test_a_stop_takes_no_longer_because_the_broker_hangs(street: Street) -
     assert await asyncio.to_thread(street.served.stop) == 0  # 5 seconds, and one for a slow machine
     assert "worker.killed" not in street.served.log
     assert street.served.log.count("event=wills.not-cancelled") == 1
+
+
+@pytest.mark.parametrize("street", ["2"], indirect=True)
+async def test_a_worker_that_ends_alone_leaves_waiting_wills_to_the_broker(street: Street) -> None:
+    cam = await asyncio.to_thread(street.enroll, "cam-1")
+    observer = await street.backend("devices/#")
+    await vanish(street, cam, await connect(street, cam, 10))
+    (worker,) = sessions_of(street, cam)
+    tell(street.served, worker, signal.SIGTERM)
+    await asyncio.to_thread(street.served.wait_for_line, f"event=worker.restarted worker={worker}")
+    assert await observer.message() == (topic(cam), b"gone")
 
 
 async def test_a_stop_publishes_no_will(street: Street) -> None:

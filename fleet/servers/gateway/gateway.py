@@ -100,6 +100,8 @@ class Gateway:
         self._cancellation = WillCancellation(self.wills, registry, visits, self.outcomes, self)
         if not purges:
             self._cancellation.after_seconds = OTHERS_SECONDS
+        self.broker_stops: Callable[[], bool] = lambda: True
+        """Whether a broker of ours is stopped after this gateway; asked when the gateway is closed."""
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
         self._setting = asyncio.Lock()
         self._brokers_models: frozenset[str] = frozenset()
@@ -130,8 +132,8 @@ class Gateway:
     async def close(self, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
         """Close every session, with DISCONNECT to those of 5.0 and to the broker, and cancel pending work.
 
-        A second call waits for the end of the first. A broker that we run is stopped next: it then publishes every will
-        that it has not been told to discard.
+        A second call waits for the end of the first. A broker that is stopped next publishes every will that it has not
+        been told to discard.
         """
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(seconds_max))
@@ -150,7 +152,8 @@ class Gateway:
         self.outcomes.close()
 
     async def _leave_no_will(self, seconds_max: float) -> None:
-        if self._upstream.is_ours and (left := await self._cancellation.cancel_all(seconds_max)):
+        stops = self._upstream.is_ours and self.broker_stops()
+        if stops and (left := await self._cancellation.cancel_all(seconds_max)):
             log_event(log, logging.WARNING, "wills.not-cancelled", wills=left)
         await self._cancellation.close()
 
