@@ -13,6 +13,7 @@ from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.device import KEY_TYPES
 from fleet.domain.model_rules import (
     EXTENDED_KEY_USAGES,
+    PACKET_SIZE_MIN,
     RATE_MAX,
     AdmissionPath,
     OnDenied,
@@ -162,14 +163,15 @@ _RULES = (
         "--max-subscriptions",
         "mqtt__subscriptions_max",
         type=click.IntRange(0, FILTERS_PER_DEVICE_MAX),
-        help="Topic filters of a device, if fewer than fleet.toml allows (filters_per_device_max); 0: as that says.",
+        help="Topic filters of a device, if fewer than fleet.toml allows (filters_per_device_max); 0: its limit.",
     ),
     click.option(
         "--max-packet-size",
         "mqtt__packet_size_max",
         type=click.IntRange(0, PACKET_SIZE_MAX),
         metavar="BYTES",
-        help="Bytes of an MQTT packet of a device, if fewer than fleet.toml allows (packet_size_max); 0: as that says.",
+        help=f"Bytes of an MQTT packet of a device, at least {PACKET_SIZE_MIN}, if fewer than fleet.toml allows "
+        "(packet_size_max); 0: its limit.",
     ),
     click.option(
         "--check-response-topic/--no-check-response-topic",

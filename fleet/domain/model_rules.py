@@ -282,10 +282,12 @@ def _check_mqtt(rules: MqttRules) -> None:
         raise Invalid("bad-rule", "A burst lasts from one second to an hour.")
     if not 0 <= rules.subscriptions_max <= FILTERS_PER_DEVICE_MAX:
         raise Invalid(
-            "bad-rule", f"A device has at most {FILTERS_PER_DEVICE_MAX} subscriptions; 0: as fleet.toml says."
+            "bad-rule",
+            f"The subscriptions of a device must be 0, for the limit of fleet.toml, or at most {FILTERS_PER_DEVICE_MAX}.",
         )
     if rules.packet_size_max and not PACKET_SIZE_MIN <= rules.packet_size_max <= PACKET_SIZE_MAX:
-        raise Invalid("bad-rule", f"A packet has {PACKET_SIZE_MIN} to {PACKET_SIZE_MAX} bytes; 0: as fleet.toml says.")
+        what = "The packet size must be 0, for the limit of fleet.toml, or"
+        raise Invalid("bad-rule", f"{what} {PACKET_SIZE_MIN} to {PACKET_SIZE_MAX} bytes.")
 
 
 def _check_admission(rules: AdmissionRules) -> None:
