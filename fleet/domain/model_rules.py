@@ -283,7 +283,7 @@ def _check_mqtt(rules: MqttRules) -> None:
     if not 0 <= rules.subscriptions_max <= FILTERS_PER_DEVICE_MAX:
         raise Invalid(
             "bad-rule",
-            f"The subscriptions of a device must be 0, for the limit of fleet.toml, or at most {FILTERS_PER_DEVICE_MAX}.",
+            f"The subscriptions must be 0, for the limit of fleet.toml, or 1 to {FILTERS_PER_DEVICE_MAX}.",
         )
     if rules.packet_size_max and not PACKET_SIZE_MIN <= rules.packet_size_max <= PACKET_SIZE_MAX:
         what = "The packet size must be 0, for the limit of fleet.toml, or"
