@@ -2,7 +2,6 @@
 
 import itertools
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -98,18 +97,6 @@ def test_many_packets_leave_in_one_write(version: int) -> None:
     harness.relay.from_device(stream)
     assert harness.to_broker == stream
     assert harness.writes == 1
-
-
-@VERSIONS
-def test_the_last_message_to_be_acknowledged_is_known(version: int) -> None:
-    harness = RelayHarness(version)
-    harness.relay.from_device(harness.publish("up/a"))
-    assert harness.relay.to_broker.last_acknowledged_id == b""
-    message = Publish("up/a", b"on and on", qos=1)
-    for ids in ((0x101,), (0x102, 0x103), (0x104, 0x105, 0x106)):
-        packets = [encode_publish(replace(message, packet_id=one), version) for one in ids]
-        harness.relay.from_device(b"".join(packets) + harness.publish("up/a") * 2)
-        assert harness.relay.to_broker.last_acknowledged_id == ids[-1].to_bytes(2, "big")
 
 
 @VERSIONS

@@ -15,7 +15,6 @@ from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway import session as session_module
-from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.broker_link import BrokerLink, BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
 from fleet.servers.gateway.device_rates import Budget, Budgets
@@ -85,7 +84,6 @@ class FakeContext:
     outcomes: OutcomeLog = field(default_factory=OutcomeLog)
     open_sessions: SessionRegistry[Session] = field(default_factory=SessionRegistry)
     return_delays: ReturnDelays = field(default_factory=lambda: ReturnDelays(5.0))
-    ack_runs: AckRuns = field(default_factory=AckRuns)
     broker_links: BrokerLinks = field(default_factory=BrokerLinks)
     wills: WaitingWills = field(default_factory=lambda: WaitingWills(10))
     budgets: Budgets = field(default_factory=lambda: Budgets(10))

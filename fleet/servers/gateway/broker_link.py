@@ -4,15 +4,9 @@ import asyncio
 from contextlib import suppress
 from typing import Protocol
 
-from fleet.servers.gateway.ack_runs import PUBACK, AckRuns, can_wait
-
 
 class BrokerSide(Protocol):
     """What a session does on the events of its connection to the broker."""
-
-    @property
-    def last_acknowledged_id(self) -> bytes:
-        """Packet id of the last message that the device has sent for acknowledgement; b"" when there is none."""
 
     def broker_connected(self, transport: asyncio.BaseTransport) -> None: ...
 
@@ -50,44 +44,22 @@ class BrokerLinks:
 
 
 class BrokerLink(asyncio.Protocol):
-    """Protocol of a session's own connection to the broker. What it holds back is as if it had not been read yet."""
+    """Protocol of a session's own connection to the broker."""
 
-    def __init__(self, session: BrokerSide, runs: AckRuns, links: BrokerLinks) -> None:
+    def __init__(self, session: BrokerSide, links: BrokerLinks) -> None:
         self._session = session
-        self._runs = runs
         self._links = links
-        self._held = b""
-        self._is_waiting = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._links.add(self)
         self._session.broker_connected(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._held:
-            data = self._held + data
-        if data[0] == PUBACK and can_wait(data, self._session.last_acknowledged_id):
-            self._held = data
-            if not self._is_waiting:
-                self._is_waiting = True
-                self._runs.wait(self._release)
-            return
-        self._held = b""
         self._session.broker_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._links.remove(self)
-        self._pass_on()
         self._session.broker_lost()
-
-    def _release(self) -> None:
-        self._is_waiting = False
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        if held := self._held:
-            self._held = b""
-            self._session.broker_data(held)
 
     def pause_writing(self) -> None:
         self._session.broker_blocked()

@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from fleet.domain.peer import Peer
-from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.broker_link import BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.device_rates import Budget
@@ -38,9 +37,6 @@ class SessionContext(Protocol[S]):
 
     @property
     def return_delays(self) -> ReturnDelays: ...
-
-    @property
-    def ack_runs(self) -> AckRuns: ...
 
     @property
     def broker_links(self) -> BrokerLinks: ...

@@ -18,7 +18,6 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.ack_runs import AckRuns
 from fleet.servers.gateway.admission import admit_client
 from fleet.servers.gateway.broker_link import BrokerLinks
 from fleet.servers.gateway.broker_visit import BrokerVisits
@@ -76,7 +75,6 @@ class Gateway:
         self.open_sessions: SessionRegistry[Session] = SessionRegistry()
         # Half of what a session has to open: the admission needs the rest.
         self.return_delays = ReturnDelays(self.limits.open_seconds_max / 2)
-        self.ack_runs = AckRuns()
         self.broker_links = BrokerLinks()
         self.wills = WaitingWills(self.limits.sessions_max)
         self.now = clock

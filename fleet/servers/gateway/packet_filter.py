@@ -110,7 +110,7 @@ class PacketFilter:
 
     __slots__ = (
         "_aliases", "_dropping", "_handler", "_held", "_injected", "_kinds", "_left", "_mark", "_need", "_sent",
-        "_stopped", "_topics", "_v5", "_write", "growth", "last_acknowledged_id", "packets", "size_max",
+        "_stopped", "_topics", "_v5", "_write", "growth", "packets", "size_max",
     )  # fmt: skip
 
     def __init__(
@@ -132,8 +132,6 @@ class PacketFilter:
         self._dropping = False  # instead of streaming it
         self._injected: list[bytes] = []
         self._stopped = False
-        self.last_acknowledged_id = b""
-        """Packet id of the last PUBLISH that has one and was not streamed."""
         self.packets = 0
         """Complete packets, or the judged head of a long one, refused ones included: counted with each run."""
         self.growth = 0
@@ -240,9 +238,8 @@ class PacketFilter:
                 after += data[body] << 8 | data[body + 1]
                 topic = data[body + 2 : after]
                 if kind and data[pos] & 6:
-                    self.last_acknowledged_id = data[after : after + 2]
                     after += 2
-                    if self.last_acknowledged_id == _NO_ID:
+                    if data[after - 2 : after] == _NO_ID:
                         raise Malformed("A packet identifier is 0.")
                 if after > stop:
                     raise Malformed("A PUBLISH ends within its head.")
@@ -285,8 +282,6 @@ class PacketFilter:
                 ids = [data[each : each + 2] for each in range(ids_at, at, size)]
                 count = ids.index(_NO_ID) if _NO_ID in ids else count
                 at = stop + count * size
-            last_id = at - size + properties
-            self.last_acknowledged_id = data[last_id - 2 : last_id]
         return count
 
     def _flush(self, data: bytes, start: int, pos: int, stop: int) -> int:

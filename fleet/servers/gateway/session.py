@@ -111,10 +111,6 @@ class Session(asyncio.Protocol):
 
     # Events of the broker's transport, whose protocol is a BrokerLink
 
-    @property
-    def last_acknowledged_id(self) -> bytes:
-        return b"" if self._relay is None else self._relay.to_broker.last_acknowledged_id
-
     def broker_connected(self, transport: asyncio.BaseTransport) -> None:
         self._broker = FlowControlledTransport(transport)
 
@@ -243,9 +239,7 @@ class Session(asyncio.Protocol):
                 if other is not self and other.admission is not None:
                     other.close(close_reasons.TAKEN_OVER)
             context = self._context
-            await context.connect_broker(
-                admission.device.model, lambda: BrokerLink(self, context.ack_runs, context.broker_links)
-            )
+            await context.connect_broker(admission.device.model, lambda: BrokerLink(self, context.broker_links))
             if self._policy_outdated and self.phase is Phase.CONNECTING:
                 admission = await self._admit(connect)
             if self._broker is None:
