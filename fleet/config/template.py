@@ -40,8 +40,8 @@ upstream = {upstream}
 # Maximum number of live MQTT sessions. Each takes two file descriptors: where the system's limit of open files
 # (ulimit -Hn) allows fewer, fewer are admitted, and the log says so at the start.
 sessions_max = {sessions_max}
-# true: a device gets the acknowledgement of a message only when our own mosquitto has it on disk, which it is told to
-# save to ten times a second. false: killed by force, the broker loses what it has acknowledged in the last second.
+# true: messages are acknowledged to devices once our own mosquitto has written them to disk; it saves ten times a
+# second. false: a broker that is killed loses what it has acknowledged in the last second.
 durable = {durable}
 
 [mqtt]

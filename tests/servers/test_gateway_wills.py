@@ -43,7 +43,7 @@ LAST = ("devices/cam-2/up/t", b"last")
 SOON, LATE = 1, 3600  # seconds of delay
 
 
-class Street:
+class WillHarness:
     """A gateway before mosquitto, an observer behind it, and two devices with certificates."""
 
     def __init__(self, built: GatewayHarness, broker: Mosquitto, observer: Paho, held: list[Credential]) -> None:
@@ -86,7 +86,7 @@ class Street:
 
 
 @pytest.fixture
-async def street(tmp_path: Path) -> AsyncIterator[Street]:
+async def wills(tmp_path: Path) -> AsyncIterator[WillHarness]:
     assert PROGRAM is not None
     async with AsyncExitStack() as stack:
         broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
@@ -97,70 +97,70 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
         stack.push_async_callback(observer.close)
         await observer.subscribe("devices/+/up/#", qos=1)
         built = await stack.enter_async_context(open_gateway(tmp_path, broker))
-        yield Street(built, broker, observer, await populate(built.registry, "cam-1", "cam-2"))
+        yield WillHarness(built, broker, observer, await populate(built.registry, "cam-1", "cam-2"))
 
 
-async def test_a_will_is_published_after_its_delay(street: Street) -> None:
+async def test_a_will_is_published_after_its_delay(wills: WillHarness) -> None:
     begun = asyncio.get_running_loop().time()
-    await street.leaves(delay=2)
-    assert await street.observer.message() == GONE
+    await wills.leaves(delay=2)
+    assert await wills.observer.message() == GONE
     assert asyncio.get_running_loop().time() - begun >= 2
 
 
-async def test_a_session_that_expires_first_ends_the_delay(street: Street) -> None:
-    await street.leaves(delay=LATE, expiry=1)
-    assert await street.observer.message() == GONE
+async def test_a_session_that_expires_first_ends_the_delay(wills: WillHarness) -> None:
+    await wills.leaves(delay=LATE, expiry=1)
+    assert await wills.observer.message() == GONE
 
 
-async def test_without_a_session_that_outlives_the_connection_there_is_no_delay(street: Street) -> None:
+async def test_without_a_session_that_outlives_the_connection_there_is_no_delay(wills: WillHarness) -> None:
     """MQTT 5.0, 3.1.3.2.2: the will is published when the session ends."""
-    wire, _ = await street.device(delay=LATE, expiry=0)
+    wire, _ = await wills.device(delay=LATE, expiry=0)
     wire.transport.abort()
-    assert await street.observer.message() == GONE
-    assert street.waiting == 0
+    assert await wills.observer.message() == GONE
+    assert wills.waiting == 0
 
 
-async def test_no_will_of_a_device_that_is_back_in_time(street: Street) -> None:
-    await street.leaves()
-    _, connack = await street.device()
+async def test_no_will_of_a_device_that_is_back_in_time(wills: WillHarness) -> None:
+    await wills.leaves()
+    _, connack = await wills.device()
     assert connack.session_present
-    assert street.waiting == 0
-    await street.no_will_for(SOON + 2)  # [MQTT-3.1.3-9]
+    assert wills.waiting == 0
+    await wills.no_will_for(SOON + 2)  # [MQTT-3.1.3-9]
 
 
-async def test_a_newer_connection_that_takes_over_is_a_return(street: Street) -> None:
-    old, _ = await street.device()
-    await street.device()
+async def test_a_newer_connection_that_takes_over_is_a_return(wills: WillHarness) -> None:
+    old, _ = await wills.device()
+    await wills.device()
     assert [packet.body[0] for packet in await old.until_closed()] == [Reason.SESSION_TAKEN_OVER]
-    assert street.waiting == 0
-    await street.no_will_for(SOON + 2)
+    assert wills.waiting == 0
+    await wills.no_will_for(SOON + 2)
 
 
-async def test_no_will_of_a_device_that_leaves_in_order(street: Street) -> None:
-    wire, _ = await street.device()
+async def test_no_will_of_a_device_that_leaves_in_order(wills: WillHarness) -> None:
+    wire, _ = await wills.device()
     wire.send(acks.disconnect(V5))
     await wire.until_closed()
-    assert street.waiting == 1  # the broker has not said that it has discarded it
-    await street.no_will_for(SOON + 2)
+    assert wills.waiting == 1  # the broker has not said that it has discarded it
+    await wills.no_will_for(SOON + 2)
 
 
-async def test_a_session_that_its_device_has_ended_is_not_begun_again(street: Street) -> None:
-    wire, _ = await street.device(delay=LATE)
+async def test_a_session_that_its_device_has_ended_is_not_begun_again(wills: WillHarness) -> None:
+    wire, _ = await wills.device(delay=LATE)
     wire.send(acks.ends_session())
     await wire.until_closed()
-    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
-    await street.harness.count("mqtt.will.cancelled")
-    await revocation.resume(street.harness.registry, "cam-1", act=Act("operator", now()))
-    _, connack = await street.device()
+    await revocation.suspend(wills.harness.registry, "cam-1", act=Act("operator", now()))
+    await wills.harness.count("mqtt.will.cancelled")
+    await revocation.resume(wills.harness.registry, "cam-1", act=Act("operator", now()))
+    _, connack = await wills.device()
     assert not connack.session_present
 
 
-async def test_a_will_is_published_for_who_asks_for_it(street: Street) -> None:
-    wire, _ = await street.device()
+async def test_a_will_is_published_for_who_asks_for_it(wills: WillHarness) -> None:
+    wire, _ = await wills.device()
     wire.send(acks.disconnect(V5, Reason(0x04)))  # 3.14.2.1: disconnect with will message
     await wire.until_closed()
-    assert street.waiting == 1
-    assert await street.observer.message() == GONE
+    assert wills.waiting == 1
+    assert await wills.observer.message() == GONE
 
 
 CONTROL = b"devices/cam-1/up/\x01"
@@ -175,52 +175,52 @@ CONTROL = b"devices/cam-1/up/\x01"
     ],
     ids=["malformed", "control-character", "refused-before"],
 )
-async def test_a_disconnect_that_the_broker_refuses_hides_no_will(street: Street, last: bytes) -> None:
-    wire, _ = await street.device(delay=3)
+async def test_a_disconnect_that_the_broker_refuses_hides_no_will(wills: WillHarness, last: bytes) -> None:
+    wire, _ = await wills.device(delay=3)
     wire.send(last)
     await wire.until_closed()
-    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
-    await street.harness.count("mqtt.will.cancelled")
-    assert street.waiting == 0
-    await street.no_will_for(5)
+    await revocation.suspend(wills.harness.registry, "cam-1", act=Act("operator", now()))
+    await wills.harness.count("mqtt.will.cancelled")
+    assert wills.waiting == 0
+    await wills.no_will_for(5)
 
 
 @pytest.mark.parametrize("how", [revocation.suspend, revocation.revoke, revocation.retire])
 async def test_no_will_of_a_device_that_may_not_speak_any_more(
-    street: Street, how: Callable[..., Awaitable[object]]
+    wills: WillHarness, how: Callable[..., Awaitable[object]]
 ) -> None:
-    await street.leaves(delay=3)
-    await how(street.harness.registry, "cam-1", act=Act("operator", now()))
-    await street.harness.count("mqtt.will.cancelled")
-    assert street.waiting == 0
-    await street.no_will_for(5)
+    await wills.leaves(delay=3)
+    await how(wills.harness.registry, "cam-1", act=Act("operator", now()))
+    await wills.harness.count("mqtt.will.cancelled")
+    assert wills.waiting == 0
+    await wills.no_will_for(5)
 
 
-async def test_no_will_of_a_device_that_is_cut_off_within_a_long_message(street: Street) -> None:
+async def test_no_will_of_a_device_that_is_cut_off_within_a_long_message(wills: WillHarness) -> None:
     """The broker can't be told DISCONNECT there: it takes the will for that of a lost device, and it waits."""
-    wire, _ = await street.device(delay=3)
+    wire, _ = await wills.device(delay=3)
     wire.send(encode_publish(Publish("devices/cam-1/up/t", bytes(1_000_000)), V5)[:500_000])
-    (session,) = street.harness.gateway.open_sessions
+    (session,) = wills.harness.gateway.open_sessions
     await until(lambda: session._relay is not None and not session._relay.to_broker.between_packets)
-    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
-    await street.harness.count("mqtt.will.cancelled")
-    await street.no_will_for(5)
+    await revocation.suspend(wills.harness.registry, "cam-1", act=Act("operator", now()))
+    await wills.harness.count("mqtt.will.cancelled")
+    await wills.no_will_for(5)
 
 
-async def test_a_suspended_device_finds_its_session_as_it_was(street: Street) -> None:
-    wire, _ = await street.device(delay=LATE)
+async def test_a_suspended_device_finds_its_session_as_it_was(wills: WillHarness) -> None:
+    wire, _ = await wills.device(delay=LATE)
     down = (Subscription("devices/cam-1/down/#", 1),)
     wire.send(encode_subscribe(Subscribe(1, down), V5))
     assert (await wire.packet()).type is PacketType.SUBACK
     wire.transport.abort()
-    await until(lambda: street.waiting == 1)
+    await until(lambda: wills.waiting == 1)
     texts = [str(n).encode() for n in range(50)]
     for text in texts:
-        await street.observer.publish("devices/cam-1/down/t", text)
-    await revocation.suspend(street.harness.registry, "cam-1", act=Act("operator", now()))
-    await street.harness.count("mqtt.will.cancelled")
-    await revocation.resume(street.harness.registry, "cam-1", act=Act("operator", now()))
-    wire, connack = await street.device()
+        await wills.observer.publish("devices/cam-1/down/t", text)
+    await revocation.suspend(wills.harness.registry, "cam-1", act=Act("operator", now()))
+    await wills.harness.count("mqtt.will.cancelled")
+    await revocation.resume(wills.harness.registry, "cam-1", act=Act("operator", now()))
+    wire, connack = await wills.device()
     assert connack.session_present
     messages: list[bytes] = []
     while len(messages) < len(texts):
@@ -231,70 +231,70 @@ async def test_a_suspended_device_finds_its_session_as_it_was(street: Street) ->
     assert messages == texts
 
 
-async def test_no_will_to_a_topic_that_the_model_allows_no_more(street: Street) -> None:
-    await street.leaves(delay=3)
-    registry = street.harness.registry
+async def test_no_will_to_a_topic_that_the_model_allows_no_more(wills: WillHarness) -> None:
+    await wills.leaves(delay=3)
+    registry = wills.harness.registry
     for publish in ("devices/{id}/up/gone", "devices/{id}/up/t"):
-        assert street.waiting == 1
+        assert wills.waiting == 1
         model = await registry.model(MODEL.name)
         assert model is not None
         event = Event(EventKind.MODEL_CHANGED, MODEL.name)
         narrower = SetModel(replace(model, publish=(publish,)))
         await registry.commit(Change(operator("model.set"), (narrower,), (event,)))
-        await street.harness.count("mqtt.model.applied", 1 if publish.endswith("gone") else 2)
-    await street.harness.count("mqtt.will.cancelled")
-    await street.no_will_for(5)
+        await wills.harness.count("mqtt.model.applied", 1 if publish.endswith("gone") else 2)
+    await wills.harness.count("mqtt.will.cancelled")
+    await wills.no_will_for(5)
 
 
-async def test_a_certificate_that_is_superseded_cancels_no_will(street: Street) -> None:
-    await street.leaves(delay=2)
+async def test_a_certificate_that_is_superseded_cancels_no_will(wills: WillHarness) -> None:
+    await wills.leaves(delay=2)
     newer = credential("cam-1")
-    ended = Event(EventKind.CREDENTIAL_ENDED, "cam-1", street.cam.fingerprint.hex())
-    await street.harness.registry.commit(Change(operator("renew"), (AddCredential(newer),), (ended,)))
-    assert await street.observer.message() == GONE
-    assert "mqtt.will.cancelled" not in street.harness.gateway.stats
+    ended = Event(EventKind.CREDENTIAL_ENDED, "cam-1", wills.cam.fingerprint.hex())
+    await wills.harness.registry.commit(Change(operator("renew"), (AddCredential(newer),), (ended,)))
+    assert await wills.observer.message() == GONE
+    assert "mqtt.will.cancelled" not in wills.harness.gateway.stats
 
 
-async def test_a_stop_of_the_gateway_publishes_no_will(street: Street) -> None:
+async def test_a_stop_of_the_gateway_publishes_no_will(wills: WillHarness) -> None:
     """Neither that of a device that is connected, nor one that waits: our broker would publish it at its own stop."""
-    wire, _ = await street.harness.connect(street.other, V311, will=Will("devices/cam-2/up/gone", b"gone"))
-    await street.leaves(delay=LATE)
-    await street.harness.gateway.close()
+    wire, _ = await wills.harness.connect(wills.other, V311, will=Will("devices/cam-2/up/gone", b"gone"))
+    await wills.leaves(delay=LATE)
+    await wills.harness.gateway.close()
     await wire.until_closed()
-    await street.broker.close()
-    await street.observer.got(street.observer.disconnected)
-    assert street.observer.messages.empty()
+    await wills.broker.close()
+    await wills.observer.got(wills.observer.disconnected)
+    assert wills.observer.messages.empty()
 
 
-async def test_a_broker_has_read_all_before_it_is_stopped(street: Street) -> None:
+async def test_a_broker_has_read_all_before_it_is_stopped(wills: WillHarness) -> None:
     """DISCONNECT may be behind much that it has not read yet: the gateway waits until it has come to it."""
-    wire, _ = await street.harness.connect(street.other, V311, will=Will("devices/cam-2/up/gone", b"gone"))
-    gateway = street.harness.gateway
-    street.broker.process.signal(signal.SIGSTOP)
+    wire, _ = await wills.harness.connect(wills.other, V311, will=Will("devices/cam-2/up/gone", b"gone"))
+    gateway = wills.harness.gateway
+    wills.broker.process.signal(signal.SIGSTOP)
     wire.send(encode_publish(Publish("devices/cam-2/up/t", bytes(1000)), V311) * 100)
     closing = asyncio.create_task(gateway.close())
     try:
         await asyncio.wait((closing,), timeout=0.3)
         assert not closing.done()
     finally:
-        street.broker.process.signal(signal.SIGCONT)
+        wills.broker.process.signal(signal.SIGCONT)
     await closing
-    await street.broker.close()
-    await street.observer.got(street.observer.disconnected)
-    topics = {street.observer.messages.get_nowait().topic for _ in range(street.observer.messages.qsize())}
+    await wills.broker.close()
+    await wills.observer.got(wills.observer.disconnected)
+    topics = {wills.observer.messages.get_nowait().topic for _ in range(wills.observer.messages.qsize())}
     assert topics <= {"devices/cam-2/up/t"}
 
 
-async def test_what_was_missed_is_asked_of_the_registry(street: Street) -> None:
-    await street.leaves(delay=3)
-    registry, gateway = street.harness.registry, street.harness.gateway
+async def test_what_was_missed_is_asked_of_the_registry(wills: WillHarness) -> None:
+    await wills.leaves(delay=3)
+    registry, gateway = wills.harness.registry, wills.harness.gateway
     gateway._on_events_missed()
     await until(lambda: not gateway._cancellation._tasks)
-    assert street.waiting == 1  # the device is in service
+    assert wills.waiting == 1  # the device is in service
     device = await registry.device("cam-1")
     assert device is not None
     suspended = MoveDevice(device.id, frozenset({device.state}), DeviceState.SUSPENDED)
     await registry.commit(Change(operator("suspend"), (suspended,)))  # and no event arrives
     gateway._on_events_missed()
-    await street.harness.count("mqtt.will.cancelled")
-    await street.no_will_for(4)
+    await wills.harness.count("mqtt.will.cancelled")
+    await wills.no_will_for(4)
