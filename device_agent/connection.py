@@ -75,9 +75,12 @@ class Connection:
         self._slow_retry = Backoff(config.retry_base_seconds, config.retry_cap_seconds, config.refused_retry_seconds)
         self._link: MqttLink | None = None
         self._proving: MqttLink | None = None
+        self._proving_identity: Identity | None = None
         self._failures = 0
         self._up_since = 0.0
         self._version_refused = False
+        self._known: set[Identity] = set()
+        """What has been tried, or was in the store at the last attempt."""
         self.state = Link.DOWN
         self.uses: Role | None = None
         self.identity: Identity | None = None
@@ -88,6 +91,19 @@ class Connection:
         self.protocol = MQTT_5
         self.window = WINDOW_MAX
         self.packet_size_max: int | None = None
+
+    def follow(self, current: Identity | None, candidate: Identity | None) -> None:
+        """Take note of what the store holds, which other processes change at any time.
+
+        A backoff belongs to the certificates that failed: with one that was not there then, `connect_at` is now. What
+        another process has promoted, or replaced, is not ours to promote.
+        """
+        if self.uses is Role.CANDIDATE and self.identity != candidate:
+            self.uses = Role.CURRENT
+        present = {identity for identity in (current, candidate) if identity is not None}
+        if self.state is Link.DOWN and not present <= self._known:
+            self._known = present
+            self.connect_at, self.last_tried = 0.0, None
 
     def connect(self, identity: Identity, role: Role, check_time: bool) -> None:
         """Start the connection in use. Its outcome is an Up or Down event.
@@ -109,7 +125,7 @@ class Connection:
 
         Raises: ClientError if the identity cannot be loaded.
         """
-        self._proving = self._new_link(identity, check_time)
+        self._proving, self._proving_identity = self._new_link(identity, check_time), identity
         self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
         self._proving.open()
 
@@ -184,6 +200,7 @@ class Connection:
         if self._link is not None:
             self._link.close()
         self._link, self._proving = self._proving, None
+        self.uses, self.identity = Role.CANDIDATE, self._proving_identity
 
     def _came_up(self, event: Connected) -> None:
         self.state = Link.UP
@@ -232,5 +249,6 @@ class Connection:
             self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
 
     def _new_link(self, identity: Identity, check_time: bool) -> MqttLink:
+        self._known.add(identity)
         context = client_context(self._config.ca_file, identity.files, check_time=check_time)
         return MqttLink(self._target, context, self.protocol, self._wake)

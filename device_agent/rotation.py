@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from device_agent.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
+from device_agent.identity_store import Identity
 from device_agent.renewal import Backoff, renewal_backoff
 from fleet.est_client.validity import Lifetime
 
@@ -34,6 +35,8 @@ class Rotation:
     done: int = 0
     """Number of rotations since the start."""
     _failures: int = 0
+    _known: tuple[Identity | None, Identity | None] | None = None
+    """The current identity and the candidate, as last seen in the store."""
     _waiting: list[OnRenewed] = field(default_factory=list)
 
     @property
@@ -68,6 +71,16 @@ class Rotation:
         if self.process is not None:
             self.process.kill()
             self.process = None
+
+    def follow(self, current: Identity | None, candidate: Identity | None) -> None:
+        """Take note of what the store holds, whichever process has put it there."""
+        known, self._known = self._known, (current, candidate)
+        if known is None:
+            return  # as the agent starts
+        if current is not None and current != known[0]:
+            self.succeeded()
+        if candidate is not None and candidate != known[1]:
+            self.fetched()
 
     def fetched(self) -> None:
         """A candidate is in place."""

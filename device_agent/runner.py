@@ -168,6 +168,8 @@ class Runner:
         if self.current is not None and self._stop_by is None and not self.rotation.running:
             self.schedule.poll_if_due(self.current)
         for _ in range(DECISIONS_MAX):
+            self.connection.follow(self.current, self._candidate)
+            self.rotation.follow(self.current, self._candidate)
             decision = core.decide(self._view(), self._clock(), self._monotonic())
             if isinstance(decision, core.Wait):
                 return decision.seconds
@@ -266,8 +268,6 @@ class Runner:
             self._log.event("promote-failed", reason=error)
             self.rotation.promote_at = self._monotonic() + PROMOTE_RETRY_SECONDS
             return
-        self.connection.uses = Role.CURRENT
-        self.rotation.succeeded()
         if self.current is not None:
             info = self.current.certificate
             self._log.event("renewed", slot=self.current.slot, serial=info.serial, not_after=info.not_after.isoformat())
@@ -286,7 +286,6 @@ class Runner:
                 self._went_down(event)
             case Proven():
                 self.phase = Phase.SERVING
-                self.connection.uses, self.connection.identity = Role.CANDIDATE, self._candidate
                 self._came_up(session_present=True)
             case ProofFailed(setback=setback, reason=reason):
                 self.phase = Phase.SERVING
@@ -322,14 +321,15 @@ class Runner:
             )
 
     def _after_enrollment(self, outcome: Outcome) -> None:
+        before = self.current
         self._identities.refresh()
-        if outcome.ok and self._candidate is not None:
-            self._log.event("certificate-received", slot=self._candidate.slot)
-            self.rotation.fetched()
-            if self.connection.state is Link.DOWN:
-                self.connection.connect_at = 0.0  # what was refused before may work with the new certificate
-                self.connection.last_tried = None
+        # Current already, if another process had stored it, and has promoted it since.
+        received = self._candidate or (self.current if self.current != before else None)
+        if outcome.ok and received is not None:
+            self._log.event("certificate-received", slot=received.slot)
             return
+        if outcome.ok:
+            outcome = Outcome(ok=False, message="The new certificate is not in its slot.")
         lifetime = self.current.lifetime if self.current else Lifetime(self._clock(), self._clock())
         wait = self.rotation.fetch_failed(outcome, lifetime, self._clock())
         self.last_error = outcome.message
@@ -355,10 +355,7 @@ class Runner:
 
     def look_for_candidate(self) -> bool:
         """Whether there is a certificate to prove; another process may have stored it, or a new current one."""
-        before = self.current
         self._identities.refresh()
-        if self.current != before and self.connection.state is Link.DOWN:
-            self.connection.connect_at = 0.0  # what was refused before may work with the new certificate
         if self._candidate is None:
             return False
         self.rotation.fetched()

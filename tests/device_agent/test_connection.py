@@ -283,3 +283,44 @@ def test_hanging_up_and_closing(world: World) -> None:
     world.connection.close()
     assert (first.closed, second.closed) == (True, True)
     assert (world.connection.state, world.open_links) == (Link.DOWN, [])
+
+
+def test_a_delay_belongs_to_the_certificates_that_failed(world: World) -> None:
+    connection = world.connection
+    connection.follow(CURRENT, None)
+    world.fail(Setback.REFUSED)
+    refused_until = connection.connect_at
+    connection.follow(CURRENT, None)
+    assert (connection.connect_at, connection.last_tried) == (refused_until, Role.CURRENT)
+    connection.follow(CURRENT, CANDIDATE)
+    assert (connection.connect_at, connection.last_tried) == (0.0, None)
+    world.fail(Setback.REFUSED, Role.CANDIDATE)
+    soon = connection.connect_at
+    for current, candidate in ((CURRENT, CANDIDATE), (CANDIDATE, None), (CURRENT, None)):
+        connection.follow(current, candidate)
+        assert connection.connect_at == soon > 0
+
+
+def test_a_certificate_that_was_proven_is_none_that_was_never_tried(world: World) -> None:
+    """Devices whose certificates were renewed since they connected do not all come back at once."""
+    world.connection.follow(CURRENT, None)
+    old = world.up()
+    world.connection.follow(CURRENT, CANDIDATE)
+    world.connection.prove(CANDIDATE, True)
+    assert world.tell(world.links[-1], connected()) == [Proven()]
+    assert old.closed
+    assert (world.connection.uses, world.connection.identity) == (Role.CANDIDATE, CANDIDATE)
+    world.connection.follow(CANDIDATE, None)
+    assert world.connection.uses is Role.CURRENT
+    world.tell(world.links[-1], Lost(Setback.NETWORK, "the gateway restarts"))
+    world.connection.follow(CANDIDATE, None)
+    assert world.connection.connect_at > world.now
+
+
+def test_what_was_replaced_while_it_connects_is_not_promoted(world: World) -> None:
+    world.connect(Role.CANDIDATE)
+    used = []
+    for candidate in (CANDIDATE, None):
+        world.connection.follow(CURRENT, candidate)
+        used.append(world.connection.uses)
+    assert used == [Role.CANDIDATE, Role.CURRENT]

@@ -7,6 +7,7 @@ import pytest
 
 from device_agent import rotation
 from device_agent.enrollment import EnrollmentJob, Outcome
+from device_agent.identity_store import CertificateInfo, Identity
 from device_agent.renewal import renewal_backoff
 from device_agent.rotation import Rotation
 from fleet.est_client.validity import Lifetime
@@ -17,6 +18,11 @@ JOB = EnrollmentJob(Path("/home"), "reenroll", deadline_seconds=100.0)
 FLOOR = 60.0
 NOW = BEGIN + timedelta(days=60)
 DAY = 86400.0
+
+
+def identity(generation: int) -> Identity:
+    info = CertificateInfo("cam-7", str(generation), f"{generation}", "CN=test", BEGIN, NOW)
+    return Identity("slot-a", generation, info, Path("cert.pem"), Path("key.pem"))
 
 
 class Child:
@@ -189,3 +195,21 @@ def test_a_new_current_certificate_forgets_the_refusal(turn: Rotation) -> None:
     turn.proof_failed("", refused=True, lifetime=LIFETIME)
     turn.succeeded()
     assert not turn.candidate_refused
+
+
+def test_what_another_process_stores_has_no_history(turn: Rotation) -> None:
+    old, new, newer = (identity(generation) for generation in (1, 2, 3))
+    heard: list[tuple[str, str]] = []
+    turn.follow(old, new)  # as the agent starts
+    turn.force(lambda message, advice: heard.append((message, advice)))
+    turn.forced = False
+    turn.candidate_refused, turn.prove_at, turn.renew_at = True, 5000.0, 5000.0
+    turn.follow(old, new)
+    assert (turn.candidate_refused, turn.prove_at, turn.renew_at) == (True, 5000.0, 5000.0)
+    turn.follow(old, newer)
+    assert (turn.candidate_refused, turn.prove_at, turn.renew_at) == (False, 0.0, 5000.0)
+    assert (turn.done, heard) == (0, [])
+    turn.follow(newer, None)
+    assert (turn.done, turn.renew_at, heard) == (1, 0.0, [("", "")])
+    turn.follow(None, None)  # the disk is damaged
+    assert turn.done == 1

@@ -5,19 +5,24 @@ import os
 import signal
 import ssl
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from device_agent.agent_config import NewHome, read_config, write_config
+from device_agent.control import ask
+from device_agent.core import TICK_SECONDS
 from device_agent.device_key import certificate_info
+from device_agent.enrollment import Outcome
 from device_agent.errors import NotEnrolled
 from device_agent.event_log import EventLog
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.line_reader import LineReader
 from device_agent.publisher import PublishInput
+from device_agent.renewal_schedule import RenewalSchedule
 from device_agent.runner import Runner
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, key_pem, pem
 from tests.device_agent.wild_servers import read_packet, tls_server
@@ -182,6 +187,138 @@ def test_refused_for_good_it_keeps_asking_and_keeps_its_identity(authority: Auth
         log = run_until(tmp_path / "a home", lambda text: text.count("connect-failed setback=refused") >= 4)
     assert "Not authorized" in log
     assert store.current() == before
+
+
+class EndedEnrollment:
+    """A child process that has ended: `end` says how."""
+
+    def __init__(self, end: Callable[[], Outcome]) -> None:
+        self._end = end
+        self._reading, writing = os.pipe()
+        os.close(writing)
+
+    def fileno(self) -> int:
+        return self._reading
+
+    def read(self) -> Outcome:
+        os.close(self._reading)
+        return self._end()
+
+
+class Replacement:
+    """A device with a certificate that is refused, by an agent that then waits an hour; `now` puts another in its
+    place, as `device-agent enroll` does."""
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        self.home = folder / "a home"
+        self.authority = authority
+        self.seconds = 0.0  # that have passed besides the real ones
+        self.refused = threading.Event()
+        self.while_connecting: Callable[[], None] = lambda: None
+        self._good = ""
+
+    def serve(self, stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        serial = str((stream.getpeercert() or {})["serialNumber"])
+        if int(serial, 16) == int(self._good or "0", 16):
+            stream.sendall(CONNACK_5)
+        else:
+            self.while_connecting()
+            stream.sendall(NOT_AUTHORIZED)
+            self.refused.set()
+        read_packet(stream)
+
+    def prepare(self, port: int) -> None:
+        store = home_at(self.home.parent, self.authority, port)
+        store.promote(put(store, self.authority))
+        file = self.home / "agent.toml"
+        file.write_text(file.read_text().replace("refused_seconds = 0.02", "refused_seconds = 3600.0"))
+
+    def now(self) -> None:
+        store = IdentityStore(self.home)
+        fresh = put(store, self.authority)
+        store.promote(fresh)
+        self._good = fresh.certificate.serial
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.seconds
+
+
+@pytest.fixture
+def replacement(authority: Authority, tmp_path: Path) -> Iterator[Replacement]:
+    replacement = Replacement(tmp_path, authority)
+    with tls_server(authority, lambda stream: replacement.serve(stream), client_ca=authority) as port:
+        replacement.prepare(port)
+        yield replacement
+
+
+def is_refused_once(text: str) -> bool:
+    return text.count("setback=refused") == 1
+
+
+def test_a_certificate_stored_while_a_renewal_ends_is_used_at_once(
+    replacement: Replacement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child finds what `enroll` has just stored, and `enroll` promotes it before the agent reads the outcome."""
+
+    def end() -> Outcome:
+        assert replacement.refused.wait(DEADLINE_SECONDS)
+        replacement.now()
+        return Outcome(ok=True, slot="slot-b")
+
+    monkeypatch.setattr("device_agent.rotation.EnrollmentProcess", lambda _: EndedEnrollment(end))
+    monkeypatch.setattr(RenewalSchedule, "is_due", lambda _self, identity, _now: identity.slot == "slot-a")
+    log = run_until(replacement.home, lambda text: " connected " in text)
+    assert is_refused_once(log)
+    assert " certificate-received slot=slot-b" in log
+    assert " connected slot=slot-b" in log
+    assert "renewal-failed" not in log
+
+
+def test_a_certificate_that_nobody_announces_is_used_within_a_minute(replacement: Replacement) -> None:
+    """`enroll` was killed after it had stored the certificate, or asked an agent that did not answer."""
+
+    def hears_of_nothing(text: str) -> bool:
+        if is_refused_once(text) and not replacement.seconds:
+            replacement.now()
+            replacement.seconds = TICK_SECONDS
+        return " connected slot=slot-b" in text
+
+    assert is_refused_once(run_until(replacement.home, hears_of_nothing, monotonic=replacement.monotonic))
+
+
+def test_a_certificate_stored_while_its_predecessor_connects_is_used_at_once(replacement: Replacement) -> None:
+    def announce() -> None:
+        replacement.now()
+        ask(replacement.home, {"do": "prove"}, DEADLINE_SECONDS)
+
+    replacement.while_connecting = announce
+    assert is_refused_once(run_until(replacement.home, lambda text: " connected slot=slot-b" in text))
+
+
+def test_a_candidate_that_another_process_promotes_while_it_connects_is_renewed_in_time(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """The connection was begun for a candidate, and is one of the current identity when it is established."""
+    candidates: list[Identity] = []
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        store.promote(candidates[0])
+        ask(tmp_path / "a home", {"do": "prove"}, DEADLINE_SECONDS)
+        stream.sendall(CONNACK_5)
+        read_packet(stream)
+
+    def renews(text: str) -> bool:
+        if text.endswith("session=new\n"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return " renewing" in text
+
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        candidates.append(put(store, authority))
+        run_until(tmp_path / "a home", renews)
 
 
 def test_a_message_that_the_server_refuses_is_an_exit_code(authority: Authority, tmp_path: Path) -> None:
