@@ -30,10 +30,10 @@ from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
 from fleet.runtime.mqtt_limits import mqtt_limits
 from fleet.runtime.stop_deadline import StopDeadline
-from fleet.servers.gateway.broker_process import OwnBroker
-from fleet.servers.gateway.broker_restart import restart_when_hung
-from fleet.servers.gateway.brokers import start_upstream
-from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.broker.process import OwnBroker
+from fleet.servers.gateway.broker.restart import restart_when_hung
+from fleet.servers.gateway.broker.start import start_upstream
+from fleet.servers.gateway.broker.upstream import Upstream
 
 log = logging.getLogger("fleet")
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from fleet.config.settings import READERS, Settings
-from fleet.servers.gateway.in_flight import MESSAGE_BYTES
-from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.limits.in_flight import MESSAGE_BYTES
+from fleet.servers.gateway.limits.limits import Limits
 
 
 def mqtt_limits(settings: Settings) -> Limits:

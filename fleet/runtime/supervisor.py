@@ -28,12 +28,12 @@ from fleet.runtime.ipc import Channel, Message, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
 from fleet.runtime.stop_deadline import KILL_SECONDS_MIN
-from fleet.servers.gateway.broker_visit import BrokerVisits
-from fleet.servers.gateway.brokers import shared_socket
-from fleet.servers.gateway.event_feed import OTHERS_SECONDS, EventFollower
-from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.broker.start import shared_socket
+from fleet.servers.gateway.broker.visit import BrokerVisits
+from fleet.servers.gateway.events.feed import OTHERS_SECONDS, EventFollower
+from fleet.servers.gateway.events.session_purge import SessionPurger
+from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session_purge import SessionPurger
 
 log = logging.getLogger("fleet")
 

@@ -38,13 +38,13 @@ from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
+from fleet.servers.gateway.broker.live_upstream import LiveUpstream
+from fleet.servers.gateway.broker.monitored_upstream import MonitoredUpstream, is_external
+from fleet.servers.gateway.broker.mosquitto import DATABASE
+from fleet.servers.gateway.broker.upstream import Upstream
 from fleet.servers.gateway.gateway import Gateway
-from fleet.servers.gateway.kept_filters import KeptFilters
-from fleet.servers.gateway.live_upstream import LiveUpstream
-from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
-from fleet.servers.gateway.mosquitto import DATABASE
-from fleet.servers.gateway.saved_acks import Saves
-from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.limits.kept_filters import KeptFilters
+from fleet.servers.gateway.relay.saved_acks import Saves
 from fleet.servers.http import HttpServer
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.tls.listener import ProtocolFactory

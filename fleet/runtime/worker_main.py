@@ -24,9 +24,9 @@ from fleet.runtime.holder_questions import HolderQuestions
 from fleet.runtime.ipc import Channel, WorkerConfig
 from fleet.runtime.signals import Signals
 from fleet.runtime.worker import WorkerSlot, loop_factory, run_worker
-from fleet.servers.gateway.broker_process import die_with_parent
-from fleet.servers.gateway.brokers import start_upstream
-from fleet.servers.gateway.upstream import SharedUpstream, Upstream
+from fleet.servers.gateway.broker.process import die_with_parent
+from fleet.servers.gateway.broker.start import start_upstream
+from fleet.servers.gateway.broker.upstream import SharedUpstream, Upstream
 
 MODELS_SECONDS_MAX = 2.0  # the broker has one; a session that waits for its model has ten
 

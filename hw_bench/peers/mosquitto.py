@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.mosquitto import BACKEND, acl_text
+from fleet.servers.gateway.broker.mosquitto import BACKEND, acl_text
 from hw_bench.peers.contract import Environment, Peer, Running
 from hw_bench.processes import accepts, free_port, program, running, wait_until
 

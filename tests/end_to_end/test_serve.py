@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.servers.gateway.mosquitto import mosquitto_program
+from fleet.servers.gateway.broker.mosquitto import mosquitto_program
 from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 

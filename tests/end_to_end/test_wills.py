@@ -14,7 +14,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fleet.servers.gateway.mosquitto import mosquitto_program
+from fleet.servers.gateway.broker.mosquitto import mosquitto_program
 from fleet.wire.mqtt.codes import V5, V311
 from hw_bench.cpu_time import process_tree
 from tests.end_to_end.test_workers import TRIES_MAX, Identity, Street, tell, until

@@ -30,7 +30,7 @@ from fleet.est_client.client import EstClient
 from fleet.home.layout import Home, settings_of
 from fleet.home.pki import renew_server_certificate
 from fleet.runtime.heartbeat import PING_SECONDS, UNANSWERED_MAX
-from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
+from fleet.servers.gateway.broker.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V5, V311
 from hw_bench.cpu_time import process_tree

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from fleet.servers.gateway.mosquitto import BACKEND
-from fleet.servers.gateway.reason_strings import TOPIC_REFUSED
+from fleet.servers.gateway.broker.mosquitto import BACKEND
+from fleet.servers.gateway.relay.reason_strings import TOPIC_REFUSED
 from fleet.wire.mqtt.codes import V5, V311
 from tests.interop.stock_device import StockDevice, needs
 from tests.servers.paho_client import PATIENCE, Paho

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fleet.servers import gateway
-from fleet.servers.gateway.mosquitto import BACKEND, mosquitto_program
+from fleet.servers.gateway.broker.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.mqtt.codes import V311
 from tests.interop.stock_device import StockDevice
 from tests.servers.paho_client import Paho

@@ -23,9 +23,9 @@ from fleet.domain.model_rules import ModelRules
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel, Write
 from fleet.servers.gateway import Gateway, Limits
+from fleet.servers.gateway.broker.upstream import Factory
 from fleet.servers.gateway.close_reasons import CloseReason
-from fleet.servers.gateway.kept_filters import KeptFilters
-from fleet.servers.gateway.upstream import Factory
+from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType

@@ -6,9 +6,9 @@ import pytest
 
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.limits import Limits
-from fleet.servers.gateway.reason_strings import FILTERS
-from fleet.servers.gateway.relay import Relay
+from fleet.servers.gateway.limits.limits import Limits
+from fleet.servers.gateway.relay.reason_strings import FILTERS
+from fleet.servers.gateway.relay.relay import Relay
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, encode_connack
 from fleet.wire.mqtt.properties import reason_string

@@ -10,10 +10,10 @@ from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
-from fleet.servers.gateway import admission as admission_module
-from fleet.servers.gateway.admission import admit_client, broker_connect
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.revoked_cache import RevokedCache
+from fleet.servers.gateway.events.revoked_cache import RevokedCache
+from fleet.servers.gateway.session import admission as admission_module
+from fleet.servers.gateway.session.admission import admit_client, broker_connect
 from fleet.services.admission import Admission
 from fleet.services.admission import Will as ShownWill
 from fleet.wire.mqtt.codes import V5, V311, Reason

@@ -8,8 +8,8 @@ import pytest
 from fleet.domain.access import Act
 from fleet.domain.device import DeviceState
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.mosquitto import Mosquitto, mosquitto_program
-from fleet.servers.gateway.session_phases import Phase
+from fleet.servers.gateway.broker.mosquitto import Mosquitto, mosquitto_program
+from fleet.servers.gateway.session.phases import Phase
 from fleet.services import revocation
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import (

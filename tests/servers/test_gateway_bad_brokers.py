@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
-from fleet.servers.gateway import Limits, broker_process, mosquitto
-from fleet.servers.gateway.broker_restart import restart_when_hung
-from fleet.servers.gateway.live_upstream import LiveUpstream
-from fleet.servers.gateway.mosquitto import BACKEND, DATABASE, Mosquitto, mosquitto_program
-from fleet.servers.gateway.upstream import SocketUpstream
+from fleet.servers.gateway import Limits
+from fleet.servers.gateway.broker import mosquitto
+from fleet.servers.gateway.broker import process as broker_process
+from fleet.servers.gateway.broker.live_upstream import LiveUpstream
+from fleet.servers.gateway.broker.mosquitto import BACKEND, DATABASE, Mosquitto, mosquitto_program
+from fleet.servers.gateway.broker.restart import restart_when_hung
+from fleet.servers.gateway.broker.upstream import SocketUpstream
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect

@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from fleet.config.addresses import parse_broker
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
-from fleet.servers.gateway import broker_process
-from fleet.servers.gateway.broker_visit import purge_session
-from fleet.servers.gateway.brokers import start_upstream
-from fleet.servers.gateway.embedded import Embedded
-from fleet.servers.gateway.mosquitto import Mosquitto, acl_text, config_text, mosquitto_program
-from fleet.servers.gateway.private_socket import private_directory
-from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream
+from fleet.servers.gateway.broker import process as broker_process
+from fleet.servers.gateway.broker.embedded import Embedded
+from fleet.servers.gateway.broker.mosquitto import Mosquitto, acl_text, config_text, mosquitto_program
+from fleet.servers.gateway.broker.private_socket import private_directory
+from fleet.servers.gateway.broker.start import start_upstream
+from fleet.servers.gateway.broker.upstream import AddressUpstream, SocketUpstream
+from fleet.servers.gateway.broker.visit import purge_session
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from tests.servers.gateway_fixtures import MODEL, PATIENCE, Wire, device, open_gateway, populate, refused
@@ -81,7 +81,7 @@ async def test_somebody_elses_broker(tmp_path: Path, spec: str, told: str) -> No
 
 
 async def test_no_mosquitto_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet.servers.gateway.brokers.mosquitto_program", lambda: None)
+    monkeypatch.setattr("fleet.servers.gateway.broker.start.mosquitto_program", lambda: None)
     with pytest.raises(Invalid) as caught:
         await start_upstream(parse_broker("mosquitto"), tmp_path, ())
     assert caught.value.code == "no-mosquitto"
@@ -209,8 +209,8 @@ async def test_two_in_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from fleet.servers.gateway.broker_visit import purge_session
-from fleet.servers.gateway.brokers import start_upstream
+from fleet.servers.gateway.broker.visit import purge_session
+from fleet.servers.gateway.broker.start import start_upstream
 from fleet.config.addresses import parse_broker
 
 async def main():

@@ -44,7 +44,7 @@ def test_calls_are_found() -> None:
 
 
 def test_what_is_counted_is_listed() -> None:
-    found = {name for path in ROOM.glob("*.py") for name in counted(path.read_text())}
+    found = {name for path in ROOM.rglob("*.py") for name in counted(path.read_text())}
     reasons = (value for value in vars(close_reasons).values() if isinstance(value, CloseReason))
     found |= {f"{reason.event}.CODE" for reason in reasons}
     assert found == set(COUNTERS)

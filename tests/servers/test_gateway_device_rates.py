@@ -8,11 +8,12 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.domain.model_rules import DEFAULT_RULES, MqttRules
-from fleet.servers.gateway import close_reasons, device_rates
+from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
-from fleet.servers.gateway.device_rates import OVER_SECONDS_MAX, Budget, Budgets, RateMeter
-from fleet.servers.gateway.flow_control import FlowControlledTransport
-from fleet.servers.gateway.in_flight import LATE_SECONDS
+from fleet.servers.gateway.limits import rates as device_rates
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport
+from fleet.servers.gateway.limits.in_flight import LATE_SECONDS
+from fleet.servers.gateway.limits.rates import OVER_SECONDS_MAX, Budget, Budgets, RateMeter
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from tests.servers.gateway_fixtures import open_gateway, populate, up

@@ -12,8 +12,8 @@ from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.errors import Unavailable
 from fleet.domain.writes import DropEvents
 from fleet.servers.gateway import Limits, close_reasons
-from fleet.servers.gateway import event_feed as feed_module
-from fleet.servers.gateway.event_feed import EventFollower
+from fleet.servers.gateway.events import feed as feed_module
+from fleet.servers.gateway.events.feed import EventFollower
 from fleet.services import revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason

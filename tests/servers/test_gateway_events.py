@@ -14,8 +14,8 @@ from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.servers.gateway import Gateway, Limits, close_reasons
+from fleet.servers.gateway.broker.upstream import Factory
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.upstream import Factory
 from tests.simulated_time import run
 
 CAM, PUMP = Model("cam"), Model("pump")

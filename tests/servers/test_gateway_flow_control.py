@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
 from tests.simulated_time import run
 
 

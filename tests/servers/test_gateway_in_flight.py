@@ -8,15 +8,15 @@ import pytest
 
 from fleet.domain.access import Act
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.in_flight import (
+from fleet.servers.gateway.limits.in_flight import (
     LATE_SECONDS,
     MESSAGE_BYTES,
     SHARE_BYTES,
     InFlight,
     InFlightTotal,
 )
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
-from fleet.servers.gateway.reason_strings import TOO_MUCH_IN_FLIGHT
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
+from fleet.servers.gateway.relay.reason_strings import TOO_MUCH_IN_FLIGHT
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet.servers.gateway.kept_filters import LEAVING_MAX, FilterSet, KeptFilters
-from fleet.servers.gateway.limits import DEFAULT_LIMITS
+from fleet.servers.gateway.limits.kept_filters import LEAVING_MAX, FilterSet, KeptFilters
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
 from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.fields import encode_integer, encode_packet

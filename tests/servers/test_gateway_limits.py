@@ -17,11 +17,11 @@ from fleet.domain.model_rules import PACKET_SIZE_MIN, ModelRules, MqttRules
 from fleet.domain.writes import SetModel
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.servers.gateway import Limits, close_reasons
+from fleet.servers.gateway.broker.mosquitto import BACKEND, CONFIG_TEXT, Mosquitto, config_text, mosquitto_program
 from fleet.servers.gateway.close_reasons import CloseSession
-from fleet.servers.gateway.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
-from fleet.servers.gateway.kept_filters import FilterSet
-from fleet.servers.gateway.limits import lowered
-from fleet.servers.gateway.mosquitto import BACKEND, CONFIG_TEXT, Mosquitto, config_text, mosquitto_program
+from fleet.servers.gateway.limits.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
+from fleet.servers.gateway.limits.kept_filters import FilterSet
+from fleet.servers.gateway.limits.limits import lowered
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property, value_of

@@ -10,13 +10,13 @@ from typing import cast
 
 import pytest
 
-from fleet.servers.gateway import broker_restart
-from fleet.servers.gateway.broker_process import BrokerProcess
-from fleet.servers.gateway.broker_restart import restart_when_hung
-from fleet.servers.gateway.embedded import Embedded
-from fleet.servers.gateway.live_upstream import UNANSWERED_MAX, BrokerSilent, LiveUpstream
-from fleet.servers.gateway.mosquitto import Mosquitto, mosquitto_program
-from fleet.servers.gateway.upstream import SocketUpstream
+from fleet.servers.gateway.broker import restart as broker_restart
+from fleet.servers.gateway.broker.embedded import Embedded
+from fleet.servers.gateway.broker.live_upstream import UNANSWERED_MAX, BrokerSilent, LiveUpstream
+from fleet.servers.gateway.broker.mosquitto import Mosquitto, mosquitto_program
+from fleet.servers.gateway.broker.process import BrokerProcess
+from fleet.servers.gateway.broker.restart import restart_when_hung
+from fleet.servers.gateway.broker.upstream import SocketUpstream
 from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.reader import PacketReader

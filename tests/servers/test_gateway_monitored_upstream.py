@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fleet.servers.gateway.monitored_upstream import MonitoredUpstream
-from fleet.servers.gateway.upstream import AddressUpstream, Factory
+from fleet.servers.gateway.broker.monitored_upstream import MonitoredUpstream
+from fleet.servers.gateway.broker.upstream import AddressUpstream, Factory
 from tests.free_ports import free_port
 
 

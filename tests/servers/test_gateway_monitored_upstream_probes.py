@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.monitored_upstream import MonitoredUpstream, is_external
-from fleet.servers.gateway.upstream import AddressUpstream, Factory, SocketUpstream
+from fleet.servers.gateway.broker.monitored_upstream import MonitoredUpstream, is_external
+from fleet.servers.gateway.broker.upstream import AddressUpstream, Factory, SocketUpstream
 from tests.simulated_time import run
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)

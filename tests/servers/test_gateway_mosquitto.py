@@ -18,13 +18,14 @@ from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
-from fleet.servers.gateway import Limits, mosquitto
-from fleet.servers.gateway.kept_filters import KeptFilters
-from fleet.servers.gateway.limits import DEFAULT_LIMITS
-from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
-from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
-from fleet.servers.gateway.return_delays import ReturnDelays
-from fleet.servers.gateway.topic_aliases import ALIASES_MAX
+from fleet.servers.gateway import Limits
+from fleet.servers.gateway.broker import mosquitto
+from fleet.servers.gateway.broker.mosquitto import BACKEND, Mosquitto, mosquitto_program
+from fleet.servers.gateway.limits.kept_filters import KeptFilters
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
+from fleet.servers.gateway.limits.return_delays import ReturnDelays
+from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
+from fleet.servers.gateway.relay.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason

@@ -8,7 +8,7 @@ import pytest
 
 from fleet.servers import line_limit
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session_registry import SessionRegistry
+from fleet.servers.gateway.session.registry import SessionRegistry
 from fleet.servers.line_limit import (
     FIRST_LINES_AUTHENTICATED_MAX,
     FIRST_LINES_MAX,

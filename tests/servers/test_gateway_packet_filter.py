@@ -11,7 +11,7 @@ from fleet.domain.model_rules import MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.packet_filter import (
+from fleet.servers.gateway.relay.packet_filter import (
     HEAD_SIZE_MAX,
     HOLD_SIZE_MAX,
     TO_BROKER,
@@ -19,8 +19,8 @@ from fleet.servers.gateway.packet_filter import (
     TOPICS_MAX,
     PacketFilter,
 )
-from fleet.servers.gateway.reason_strings import FILTERS, TOPIC_REFUSED
-from fleet.servers.gateway.relay import UNRELEASED_MAX
+from fleet.servers.gateway.relay.reason_strings import FILTERS, TOPIC_REFUSED
+from fleet.servers.gateway.relay.relay import UNRELEASED_MAX
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

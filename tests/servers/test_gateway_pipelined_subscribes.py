@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.mosquitto import Mosquitto, mosquitto_program
-from fleet.servers.gateway.subscriptions import AWAITED_BYTES_MAX, ENTRY_BYTES
+from fleet.servers.gateway.broker.mosquitto import Mosquitto, mosquitto_program
+from fleet.servers.gateway.relay.subscriptions import AWAITED_BYTES_MAX, ENTRY_BYTES
 from fleet.wire.mqtt.codes import V5, PacketType
 from fleet.wire.mqtt.reader import Packet, PacketReader
 from fleet.wire.mqtt.subscribe import Suback, Subscribe, Subscription, decode_suback, decode_subscribe, encode_subscribe

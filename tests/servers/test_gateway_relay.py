@@ -5,11 +5,11 @@ import pytest
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
-from fleet.servers.gateway.limits import DEFAULT_LIMITS
-from fleet.servers.gateway.packet_filter import INJECTED_MAX
-from fleet.servers.gateway.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
-from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.subscriptions import AWAITED_BYTES_MAX, ENTRY_BYTES
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
+from fleet.servers.gateway.relay.packet_filter import INJECTED_MAX
+from fleet.servers.gateway.relay.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
+from fleet.servers.gateway.relay.relay import Relay
+from fleet.servers.gateway.relay.subscriptions import AWAITED_BYTES_MAX, ENTRY_BYTES
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

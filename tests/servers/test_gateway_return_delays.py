@@ -10,7 +10,7 @@ from fleet.domain.credential import Credential, CredentialState
 from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
 from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Limits, close_reasons
-from fleet.servers.gateway.return_delays import CAUSES, ENTRIES_MAX, FORGOTTEN_SECONDS, ReturnDelays
+from fleet.servers.gateway.limits.return_delays import CAUSES, ENTRIES_MAX, FORGOTTEN_SECONDS, ReturnDelays
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, Will, encode_connect
 from fleet.wire.mqtt.properties import Property

@@ -14,10 +14,12 @@ import pytest
 
 from fleet.config.addresses import parse_broker
 from fleet.domain.errors import Invalid
-from fleet.servers.gateway import brokers, close_reasons, saved_acks
-from fleet.servers.gateway.brokers import start_upstream
-from fleet.servers.gateway.mosquitto import BACKEND, DATABASE, Mosquitto, mosquitto_program
-from fleet.servers.gateway.saved_acks import HELD_BYTES_MAX, HeldAcks, Saves, Stamp
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.broker import start as brokers
+from fleet.servers.gateway.broker.mosquitto import BACKEND, DATABASE, Mosquitto, mosquitto_program
+from fleet.servers.gateway.broker.start import start_upstream
+from fleet.servers.gateway.relay import saved_acks
+from fleet.servers.gateway.relay.saved_acks import HELD_BYTES_MAX, HeldAcks, Saves, Stamp
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect

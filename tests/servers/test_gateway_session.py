@@ -12,11 +12,11 @@ from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
 from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Gateway, Limits, close_reasons
-from fleet.servers.gateway import session as session_module
-from fleet.servers.gateway.broker_visit import BrokerVisits
+from fleet.servers.gateway.broker.visit import BrokerVisits
+from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.reason_strings import TOPIC_REFUSED
-from fleet.servers.gateway.session_purge import SessionPurger
+from fleet.servers.gateway.relay.reason_strings import TOPIC_REFUSED
+from fleet.servers.gateway.session import session as session_module
 from fleet.services import revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks

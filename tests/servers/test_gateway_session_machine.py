@@ -14,19 +14,19 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway import session as session_module
-from fleet.servers.gateway.broker_link import BrokerLink, BrokerLinks
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
-from fleet.servers.gateway.device_rates import Budget, Budgets
-from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
-from fleet.servers.gateway.kept_filters import FilterSet
-from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
+from fleet.servers.gateway.limits.kept_filters import FilterSet
+from fleet.servers.gateway.limits.limits import Limits
+from fleet.servers.gateway.limits.rates import Budget, Budgets
+from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.return_delays import ReturnDelays
-from fleet.servers.gateway.session import PHASES, Session
-from fleet.servers.gateway.session_phases import Phase, Timer
-from fleet.servers.gateway.session_registry import SessionRegistry
-from fleet.servers.gateway.waiting_wills import WaitingWills
+from fleet.servers.gateway.session import session as session_module
+from fleet.servers.gateway.session.broker_link import BrokerLink, BrokerLinks
+from fleet.servers.gateway.session.phases import Phase, Timer
+from fleet.servers.gateway.session.registry import SessionRegistry
+from fleet.servers.gateway.session.session import PHASES, Session
+from fleet.servers.gateway.wills.waiting import WaitingWills
 from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

@@ -11,7 +11,8 @@ import pytest
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.errors import Unavailable
-from fleet.servers.gateway.broker_visit import (
+from fleet.servers.gateway.broker.upstream import Factory
+from fleet.servers.gateway.broker.visit import (
     ANSWER_SECONDS_MAX,
     RETRY_SECONDS,
     VISITS_MAX,
@@ -19,9 +20,8 @@ from fleet.servers.gateway.broker_visit import (
     cancel_will,
     purge_session,
 )
+from fleet.servers.gateway.events.session_purge import PURGE_TRIES_MAX, SessionPurger
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session_purge import PURGE_TRIES_MAX, SessionPurger
-from fleet.servers.gateway.upstream import Factory
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, encode_connect

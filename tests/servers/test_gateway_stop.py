@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 
 from fleet.runtime.stop_deadline import BROKER_SECONDS_MIN, KILL_SECONDS_MIN, STOP_SECONDS_MAX, StopDeadline
-from fleet.servers.gateway import Gateway, broker_process
-from fleet.servers.gateway.broker_process import BrokerProcess
+from fleet.servers.gateway import Gateway
+from fleet.servers.gateway.broker import process as broker_process
+from fleet.servers.gateway.broker.process import BrokerProcess
 from fleet.servers.gateway.gateway import CLOSE_SECONDS_MAX
 from tests.servers.gateway_fixtures import now
 from tests.servers.test_gateway_session_purge import Broker

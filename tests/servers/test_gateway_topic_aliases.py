@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from fleet.domain.model_rules import MqttRules
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.in_flight import MESSAGE_BYTES
-from fleet.servers.gateway.limits import ALIASED_TOPIC_SIZE_MAX
-from fleet.servers.gateway.reason_strings import RESPONSE_REFUSED, RETAIN_REFUSED, TOPIC_REFUSED
-from fleet.servers.gateway.topic_aliases import ALIASES_MAX
+from fleet.servers.gateway.limits.in_flight import MESSAGE_BYTES
+from fleet.servers.gateway.limits.limits import ALIASED_TOPIC_SIZE_MAX
+from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
+from fleet.servers.gateway.relay.reason_strings import RESPONSE_REFUSED, RETAIN_REFUSED, TOPIC_REFUSED
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason

@@ -17,12 +17,12 @@ from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import HolderFacts
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.broker_visit import RETRY_SECONDS, VISITS_MAX, BrokerVisits
+from fleet.servers.gateway.broker.visit import RETRY_SECONDS, VISITS_MAX, BrokerVisits
 from fleet.servers.gateway.close_reasons import CloseReason
+from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.session_purge import SessionPurger
-from fleet.servers.gateway.waiting_wills import LATE_SECONDS, SWEEP_SECONDS_MIN, WaitingWill, WaitingWills, waiting_will
-from fleet.servers.gateway.will_cancellation import WillCancellation
+from fleet.servers.gateway.wills.cancellation import WillCancellation
+from fleet.servers.gateway.wills.waiting import LATE_SECONDS, SWEEP_SECONDS_MIN, WaitingWill, WaitingWills, waiting_will
 from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

@@ -14,7 +14,7 @@ from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import Credential
 from fleet.domain.device import DeviceState
 from fleet.domain.writes import AddCredential, MoveDevice, SetModel
-from fleet.servers.gateway.mosquitto import BACKEND, Mosquitto, mosquitto_program
+from fleet.servers.gateway.broker.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason

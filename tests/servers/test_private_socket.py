@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from fleet.servers.gateway.private_socket import connect_unix, private_directory, probe_unix
+from fleet.servers.gateway.broker.private_socket import connect_unix, private_directory, probe_unix
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from fleet.servers.gateway.limits import ALIASED_TOPIC_SIZE_MAX
+from fleet.servers.gateway.limits.limits import ALIASED_TOPIC_SIZE_MAX
 from fleet.wire.mqtt.codes import Reason
 
 

@@ -18,29 +18,29 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import admit_client
-from fleet.servers.gateway.broker_link import BrokerLinks
-from fleet.servers.gateway.broker_visit import BrokerVisits
+from fleet.servers.gateway.broker.live_upstream import BrokerSilent
+from fleet.servers.gateway.broker.upstream import Factory, Upstream, username_of
+from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.device_rates import Budget, Budgets
-from fleet.servers.gateway.event_feed import OTHERS_SECONDS, EventFollower
-from fleet.servers.gateway.flow_control import FlowControlledTransport
-from fleet.servers.gateway.kept_filters import FilterSet, KeptFilters
-from fleet.servers.gateway.limits import Limits
-from fleet.servers.gateway.live_upstream import BrokerSilent
+from fleet.servers.gateway.events.feed import OTHERS_SECONDS, EventFollower
+from fleet.servers.gateway.events.revoked_cache import RevokedCache
+from fleet.servers.gateway.events.session_purge import SessionPurger
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport
+from fleet.servers.gateway.limits.kept_filters import FilterSet, KeptFilters
+from fleet.servers.gateway.limits.limits import Limits
+from fleet.servers.gateway.limits.rates import Budget, Budgets
+from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.outcome_log import TEXT_MAX, OutcomeLog
-from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.return_delays import ReturnDelays
-from fleet.servers.gateway.revoked_cache import RevokedCache
-from fleet.servers.gateway.saved_acks import HeldAcks, Saves
-from fleet.servers.gateway.session import Session
-from fleet.servers.gateway.session_phases import Phase
-from fleet.servers.gateway.session_purge import SessionPurger
-from fleet.servers.gateway.session_registry import SessionRegistry
+from fleet.servers.gateway.relay.relay import Relay
+from fleet.servers.gateway.relay.saved_acks import HeldAcks, Saves
+from fleet.servers.gateway.session.admission import admit_client
+from fleet.servers.gateway.session.broker_link import BrokerLinks
+from fleet.servers.gateway.session.phases import Phase
+from fleet.servers.gateway.session.registry import SessionRegistry
+from fleet.servers.gateway.session.session import Session
 from fleet.servers.gateway.tasks import Tasks
-from fleet.servers.gateway.upstream import Factory, Upstream, username_of
-from fleet.servers.gateway.waiting_wills import WaitingWills
-from fleet.servers.gateway.will_cancellation import WillCancellation
+from fleet.servers.gateway.wills.cancellation import WillCancellation
+from fleet.servers.gateway.wills.waiting import WaitingWills
 from fleet.services.admission import Admission
 from fleet.services.refusal_rows import RefusalRows
 from fleet.wire.mqtt.connect import Connect

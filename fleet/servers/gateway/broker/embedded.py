@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.broker_process import BrokerProcess, OwnBroker
-from fleet.servers.gateway.private_socket import private_directory
+from fleet.servers.gateway.broker.private_socket import private_directory
+from fleet.servers.gateway.broker.process import BrokerProcess, OwnBroker
 
 SOCKET = "broker.sock"
-PROGRAM = "fleet.servers.gateway.embedded_broker"
+PROGRAM = "fleet.servers.gateway.broker.embedded_main"
 
 
 class Embedded(OwnBroker):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import cast
 
 from fleet.config.logs import log_event
-from fleet.servers.gateway.upstream import Factory, Upstream, UpstreamWrapper
+from fleet.servers.gateway.broker.upstream import Factory, Upstream, UpstreamWrapper
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V311, PacketType

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from math import inf
 
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
 SHARE_BYTES = 65_536  # a device that holds no more than this is not refused for what others hold
 MESSAGE_BYTES = 512  # of the broker's memory for a message besides its bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fleet.domain.device import Device, Model
-from fleet.servers.gateway.private_socket import connect_unix
+from fleet.servers.gateway.broker.private_socket import connect_unix
 
 CONNECT_SECONDS_MAX = 8.0  # less than Limits.open_seconds_max
 

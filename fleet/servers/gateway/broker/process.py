@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from fleet.config.logs import log_event
-from fleet.servers.gateway.private_socket import probe_unix
-from fleet.servers.gateway.upstream import UnixUpstream
+from fleet.servers.gateway.broker.private_socket import probe_unix
+from fleet.servers.gateway.broker.upstream import UnixUpstream
 
 log = logging.getLogger("fleet.broker")
 

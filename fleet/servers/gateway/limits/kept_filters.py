@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fleet.config.logs import log_event
 from fleet.domain.model_rules import MqttRules
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits, lowered
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits, lowered
 
 log = logging.getLogger("fleet.gateway")
 

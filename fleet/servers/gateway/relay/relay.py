@@ -17,19 +17,19 @@ from fleet.domain.model_rules import DEFAULT_RULES, MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
-from fleet.servers.gateway.limits import Limits, lowered
-from fleet.servers.gateway.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
-from fleet.servers.gateway.reason_strings import (
+from fleet.servers.gateway.limits.in_flight import InFlight, InFlightTotal
+from fleet.servers.gateway.limits.limits import Limits, lowered
+from fleet.servers.gateway.relay.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
+from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
+from fleet.servers.gateway.relay.reason_strings import (
     RESPONSE_REFUSED,
     RETAIN_REFUSED,
     TOO_MUCH_IN_FLIGHT,
     TOPIC_REFUSED,
     ReasonStrings,
 )
-from fleet.servers.gateway.saved_acks import HeldAcks
-from fleet.servers.gateway.subscriptions import Subscriptions
-from fleet.servers.gateway.topic_aliases import ALIASES_MAX
+from fleet.servers.gateway.relay.saved_acks import HeldAcks
+from fleet.servers.gateway.relay.subscriptions import Subscriptions
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason, is_refusal

@@ -5,18 +5,18 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from fleet.domain.peer import Peer
-from fleet.servers.gateway.broker_link import BrokerLinks
+from fleet.servers.gateway.broker.upstream import Factory
 from fleet.servers.gateway.close_reasons import CloseReason
-from fleet.servers.gateway.device_rates import Budget
-from fleet.servers.gateway.flow_control import FlowControlledTransport
-from fleet.servers.gateway.kept_filters import FilterSet
-from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport
+from fleet.servers.gateway.limits.kept_filters import FilterSet
+from fleet.servers.gateway.limits.limits import Limits
+from fleet.servers.gateway.limits.rates import Budget
+from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.outcome_log import OutcomeLog
-from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.return_delays import ReturnDelays
-from fleet.servers.gateway.session_registry import SessionRegistry
-from fleet.servers.gateway.upstream import Factory
-from fleet.servers.gateway.waiting_wills import WaitingWills
+from fleet.servers.gateway.relay.relay import Relay
+from fleet.servers.gateway.session.broker_link import BrokerLinks
+from fleet.servers.gateway.session.registry import SessionRegistry
+from fleet.servers.gateway.wills.waiting import WaitingWills
 from fleet.services.admission import Admission
 from fleet.wire.mqtt.connect import Connect
 

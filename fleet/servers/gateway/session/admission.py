@@ -18,8 +18,8 @@ from fleet.servers.gateway.close_reasons import (
     CloseSession,
     connect_refused,
 )
-from fleet.servers.gateway.revoked_cache import RevokedCache
-from fleet.servers.gateway.waiting_wills import may_wait, will_of
+from fleet.servers.gateway.events.revoked_cache import RevokedCache
+from fleet.servers.gateway.wills.waiting import may_wait, will_of
 from fleet.services.admission import Admission, admit
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import QUOTA, TOO_MANY_FILTERS, CloseSession
-from fleet.servers.gateway.kept_filters import FilterSet
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
-from fleet.servers.gateway.reason_strings import ReasonStrings, of_filters
+from fleet.servers.gateway.limits.kept_filters import FilterSet
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
+from fleet.servers.gateway.relay.reason_strings import ReasonStrings, of_filters
 from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.mqtt.acks import packet_id_of
 from fleet.wire.mqtt.codes import SUBACK_FAILURE_V311, V5, Reason, is_refusal

@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 from fleet.servers.gateway.close_reasons import ALIAS, ALIASED_TOPIC_TOO_LONG, PROTOCOL_ERROR, CloseSession
-from fleet.servers.gateway.limits import ALIASED_TOPIC_SIZE_MAX
+from fleet.servers.gateway.limits.limits import ALIASED_TOPIC_SIZE_MAX
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_varint
 from fleet.wire.mqtt.properties import Properties, Property, decode_properties, encode_properties, value_of, without
 from fleet.wire.mqtt.topics import is_topic_name

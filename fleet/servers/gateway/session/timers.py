@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from fleet.servers.gateway.session_phases import Timer
+from fleet.servers.gateway.session.phases import Timer
 
 
 class Timers(dict[Timer, asyncio.TimerHandle]):

@@ -23,9 +23,9 @@ from pathlib import Path
 from fleet.config.logs import log_event
 from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.domain.device import Model
-from fleet.servers.gateway.broker_process import STOP_SECONDS_MAX, BrokerProcess, OwnBroker
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
-from fleet.servers.gateway.private_socket import private_directory
+from fleet.servers.gateway.broker.private_socket import private_directory
+from fleet.servers.gateway.broker.process import STOP_SECONDS_MAX, BrokerProcess, OwnBroker
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
 log = logging.getLogger("fleet.broker")
 

@@ -16,17 +16,17 @@ from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.admission import broker_connect, connect_body, connect_in, must_be_servable
-from fleet.servers.gateway.broker_link import BrokerLink
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.context import SessionContext
-from fleet.servers.gateway.device_rates import RateMeter
-from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause, block, unblock
-from fleet.servers.gateway.relay import Relay
-from fleet.servers.gateway.session_log import SessionLog
-from fleet.servers.gateway.session_phases import CONNECT_DEADLINE, OPEN_DEADLINE, Phase, Rules, Timer
-from fleet.servers.gateway.timers import Timers
-from fleet.servers.gateway.waiting_wills import waiting_will, will_of
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
+from fleet.servers.gateway.limits.rates import RateMeter
+from fleet.servers.gateway.relay.relay import Relay
+from fleet.servers.gateway.session.admission import broker_connect, connect_body, connect_in, must_be_servable
+from fleet.servers.gateway.session.broker_link import BrokerLink
+from fleet.servers.gateway.session.context import SessionContext
+from fleet.servers.gateway.session.log import SessionLog
+from fleet.servers.gateway.session.phases import CONNECT_DEADLINE, OPEN_DEADLINE, Phase, Rules, Timer
+from fleet.servers.gateway.session.timers import Timers
+from fleet.servers.gateway.wills.waiting import waiting_will, will_of
 from fleet.services.admission import Admission, will_refusal
 from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.mqtt.connect import (

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from fleet.domain.device import Device
-from fleet.servers.gateway.upstream import Upstream, username_of
+from fleet.servers.gateway.broker.upstream import Upstream, username_of
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType

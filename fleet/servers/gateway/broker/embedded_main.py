@@ -1,4 +1,4 @@
-"""Main program of the embedded broker: `python -m fleet.servers.gateway.embedded_broker SOCKET`, until SIGTERM.
+"""Main program of the embedded broker: `python -m fleet.servers.gateway.broker.embedded_main SOCKET`, until SIGTERM.
 
 amqtt listens on TCP only, so we listen on the socket, in a private directory, and pass each connection to it as from
 an external listener.

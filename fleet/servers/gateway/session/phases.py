@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from fleet.domain.device import Model
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
-from fleet.servers.gateway.limits import Limits
+from fleet.servers.gateway.limits.limits import Limits
 
 S = TypeVar("S")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from fleet.config.addresses import Broker, BrokerKind
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
-from fleet.servers.gateway.broker_process import OwnBroker
-from fleet.servers.gateway.embedded import Embedded
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
-from fleet.servers.gateway.mosquitto import SAVE_SECONDS, SAVE_SECONDS_DURABLE, Mosquitto, mosquitto_program
-from fleet.servers.gateway.upstream import AddressUpstream, SocketUpstream, Upstream
+from fleet.servers.gateway.broker.embedded import Embedded
+from fleet.servers.gateway.broker.mosquitto import SAVE_SECONDS, SAVE_SECONDS_DURABLE, Mosquitto, mosquitto_program
+from fleet.servers.gateway.broker.process import OwnBroker
+from fleet.servers.gateway.broker.upstream import AddressUpstream, SocketUpstream, Upstream
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
 
 async def start_upstream(

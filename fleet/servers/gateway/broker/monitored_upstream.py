@@ -14,7 +14,7 @@ from datetime import datetime
 
 from fleet.config.logs import log_event
 from fleet.config.timestamps import rfc3339
-from fleet.servers.gateway.upstream import External, Factory, Upstream, UpstreamWrapper
+from fleet.servers.gateway.broker.upstream import External, Factory, Upstream, UpstreamWrapper
 
 log = logging.getLogger("fleet.broker")
 

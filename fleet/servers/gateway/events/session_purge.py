@@ -7,7 +7,7 @@ from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import OUT_OF_SERVICE
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
-from fleet.servers.gateway.broker_visit import BrokerVisits, purge_session
+from fleet.servers.gateway.broker.visit import BrokerVisits, purge_session
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.tasks import Tasks
 

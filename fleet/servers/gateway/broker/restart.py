@@ -10,9 +10,9 @@ import logging
 import signal
 
 from fleet.config.logs import log_event
-from fleet.servers.gateway.broker_process import BrokerProcess
-from fleet.servers.gateway.live_upstream import LiveUpstream
-from fleet.servers.gateway.upstream import Upstream
+from fleet.servers.gateway.broker.live_upstream import LiveUpstream
+from fleet.servers.gateway.broker.process import BrokerProcess
+from fleet.servers.gateway.broker.upstream import Upstream
 
 log = logging.getLogger("fleet.broker")
 

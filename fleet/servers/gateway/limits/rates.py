@@ -16,9 +16,9 @@ from typing import Protocol
 
 from fleet.domain.model_rules import MqttRules
 from fleet.servers.gateway.close_reasons import BYTE_RATE, MESSAGE_RATE, CloseReason
-from fleet.servers.gateway.flow_control import FlowControlledTransport, Pause
-from fleet.servers.gateway.in_flight import InFlight, InFlightTotal
-from fleet.servers.gateway.limits import DEFAULT_LIMITS, Limits
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause
+from fleet.servers.gateway.limits.in_flight import InFlight, InFlightTotal
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
 OVER_SECONDS_MAX = 30.0
 LEASE_SIZE = 4_096  # bytes read before the clock is asked, where the model's burst is far more than that

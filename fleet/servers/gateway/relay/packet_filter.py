@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fleet.servers.gateway.close_reasons import PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
-from fleet.servers.gateway.topic_aliases import (
+from fleet.servers.gateway.relay.publish_head import (
     ALIAS_MARK,
     ALIAS_OR_RESPONSE_MARK,
     ALIASES_MAX,

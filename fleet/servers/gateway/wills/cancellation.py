@@ -15,10 +15,10 @@ from fleet.domain.credential import CredentialState
 from fleet.domain.device import OUT_OF_SERVICE, DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
-from fleet.servers.gateway.broker_visit import BrokerVisits, cancel_will
+from fleet.servers.gateway.broker.visit import BrokerVisits, cancel_will
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.tasks import Tasks
-from fleet.servers.gateway.waiting_wills import WaitingWill, WaitingWills
+from fleet.servers.gateway.wills.waiting import WaitingWill, WaitingWills
 
 
 class Holders(Protocol):

@@ -1,0 +1,1 @@
+"""The broker behind the gateway: started by us or reached at an address, probed, restarted, visited."""

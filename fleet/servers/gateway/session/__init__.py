@@ -1,0 +1,1 @@
+"""One device's connection: CONNECT, admission, the broker's connection, relaying, close."""

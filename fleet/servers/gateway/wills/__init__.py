@@ -1,0 +1,1 @@
+"""Wills that wait at the broker, and their cancellation."""
