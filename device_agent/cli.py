@@ -114,7 +114,7 @@ def cli(home: Path | None) -> None:
     "ca_file",
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The fleet's root CA (PEM); it is copied into the home.",
+    help="The fleet's root CA (PEM, DER or PKCS#7); it is copied into the home as PEM.",
 )
 @click.option("--hardware-serial", default="", help="serialNumber of the certificate's subject.")
 @pass_home
@@ -123,6 +123,7 @@ def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, har
     from device_agent.agent_config import NewHome, write_config
     from fleet.est_client.tls import client_context
     from fleet.est_client.url import parse_est_url
+    from fleet.wire.ca_file import ca_pem
 
     with _usage():
         check_device_id(device_id)
@@ -130,7 +131,8 @@ def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, har
         parse_est_url(est_url)
         host, port = parse_host_port(mqtt)
         client_context(ca_file)
-    path = write_config(home, NewHome(device_id, est_url, host, port, ca_file.read_bytes(), hardware_serial))
+        anchors = ca_pem(ca_file.read_bytes()).encode()
+    path = write_config(home, NewHome(device_id, est_url, host, port, anchors, hardware_serial))
     click.echo(f"Wrote {path}. Next: device-agent enroll --home {shlex.quote(str(home))} --token-file FILE")
 
 

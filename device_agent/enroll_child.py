@@ -23,7 +23,7 @@ from device_agent.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import NotEnrolled
 from device_agent.event_log import EventLog
 from device_agent.identity_store import Identity, IdentityStore
-from device_agent.root_rollover import new_roots
+from device_agent.root_rollover import load_anchors, new_roots
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.est_client.certificate_checks import check_certificate, find_chain, lifetime_of
 from fleet.est_client.client import BoundCsr, EstClient, Policy
@@ -91,7 +91,7 @@ def perform(job: EnrollmentJob, now: datetime) -> Identity:
             if error.status in (400, 403):
                 store.clear(slot)  # this key will not be certified: the next attempt generates another
             raise
-        anchors = _load_certificates(config.ca_file)
+        anchors = load_anchors(config.ca_file)
         if not find_chain(certificate, intermediates, anchors, now)[1]:
             intermediates = _chain_for_us(config, job, certificate, store.key_file(slot), now)
         chain = check_certificate(

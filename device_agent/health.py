@@ -12,6 +12,7 @@ from device_agent.device_key import load_key, spki_der
 from device_agent.errors import NotRunning
 from device_agent.identity_store import Identity, IdentityStore
 from device_agent.pending_enrollment import pending_note
+from device_agent.root_rollover import load_anchors
 from fleet.est_client.certificate_checks import check_certificate
 from fleet.est_client.errors import ClientError
 
@@ -108,7 +109,7 @@ def problem_of(config: AgentConfig, identity: Identity, now: datetime) -> str:
             spki_der=spki_der(load_key(identity.key_file)),
             device_id=config.device_id,
             intermediates=chain,
-            anchors=x509.load_pem_x509_certificates(config.ca_file.read_bytes()),
+            anchors=load_anchors(config.ca_file),
             now=now,
         )
     except ClientError as error:

@@ -5,13 +5,25 @@ A new root is trusted only if a trusted root has certified its key: NewWithOld.
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.est_client.certificate_checks import has_issued, is_root
+from fleet.est_client.errors import BadConfig
+from fleet.wire.ca_file import ca_pem
+from fleet.wire.errors import WireError
 
 ANCHORS_MAX = 8  # a root is valid for years: more rollovers than this are a mistake
+
+
+def load_anchors(file: Path) -> list[x509.Certificate]:
+    """The roots that `file` holds: PEM, DER or PKCS#7. Raises: BadConfig. OSError."""
+    try:
+        return x509.load_pem_x509_certificates(ca_pem(file.read_bytes()).encode("ascii", "replace"))
+    except (ValueError, WireError) as error:
+        raise BadConfig(f"{file} cannot be read as certificates.") from error
 
 
 def new_roots(

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -77,14 +78,11 @@ def link_roots(old: Certified, new: Certified, now: datetime) -> tuple[x509.Cert
     until = _within(old[0], now, ROOT_LIFETIME)
     between = functools.partial(
         _sign,
-        subject=old[0].subject,
-        issuer=old[0].subject,
         validity=(max(until[0], new[0].not_valid_before_utc), until[1]),
         extensions=_authority_extensions(path_length=None),
     )
-    new_with_old, _ = between(key=new[1], issuer_key=old[1])
-    old_with_new, _ = between(key=old[1], issuer_key=new[1])
-    return new_with_old, old_with_new
+    parties = _Party.of(old[0]), _Party.of(new[0])
+    return between(parties[1], parties[0], old[1]), between(parties[0], parties[1], new[1])
 
 
 def create_issuing(
@@ -96,33 +94,36 @@ def create_issuing(
 
     Raises: Invalid (`bad-name`).
     """
-    return _sign(
-        subject=_common_name(f"{name} Issuing CA" + (f" {generation}" if generation > 1 else "")),
-        key=generate_key(),
-        issuer=root.subject,
-        issuer_key=root_key,
+    key = generate_key()
+    certificate = _sign(
+        _Party.new(issuing_name(name, generation), key.public_key()),
+        _Party.of(root),
+        root_key,
         validity=_within(root, now, ISSUING_LIFETIME),
         extensions=_authority_extensions(path_length=0),
     )
+    return certificate, key
+
+
+def issuing_name(name: str, generation: int) -> x509.Name:
+    """Subject of the `generation`th issuing CA of the fleet called `name`. Raises: Invalid (`bad-name`)."""
+    return _common_name(f"{name} Issuing CA" + (f" {generation}" if generation > 1 else ""))
 
 
 def cross_certify(
-    issuing: Certified, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime
+    issuing: x509.Certificate, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime
 ) -> x509.Certificate:
     """The issuing CA once more, signed by the former root `root`: for clients that trust that root alone.
 
     Raises: Invalid (`issuer-expired`).
     """
-    certificate, key = issuing
-    made, _ = _sign(
-        subject=certificate.subject,
-        key=key,
-        issuer=root.subject,
-        issuer_key=root_key,
+    return _sign(
+        _Party.of(issuing),
+        _Party.of(root),
+        root_key,
         validity=_within(root, now, ISSUING_LIFETIME),
         extensions=_authority_extensions(path_length=0),
     )
-    return made
 
 
 def create_operators(name: str, now: datetime) -> Certified:
@@ -152,11 +153,11 @@ def issue_server_certificate(
     names = [_host_name(host) for host in dict.fromkeys(hosts)]
     # RFC 9525, 2: clients use the SAN alone. The CN is for people, when it fits.
     common_name = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
-    return _sign(
-        subject=_common_name(common_name),
-        key=key or generate_key(),
-        issuer=issuing.subject,
-        issuer_key=issuing_key,
+    key = key or generate_key()
+    certificate = _sign(
+        _Party.new(_common_name(common_name), key.public_key()),
+        _Party.of(issuing),
+        issuing_key,
         validity=_within(issuing, now, lifetime),
         extensions=(
             (END_ENTITY, True),
@@ -165,6 +166,7 @@ def issue_server_certificate(
             (x509.SubjectAlternativeName(names), False),
         ),
     )
+    return certificate, key
 
 
 def names_of_server(certificate: x509.Certificate) -> frozenset[str]:
@@ -176,21 +178,16 @@ def names_of_server(certificate: x509.Certificate) -> frozenset[str]:
     return frozenset(str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress))
 
 
-def spki_sha256(key: ec.EllipticCurvePublicKey) -> bytes:
+def spki_sha256(key: CertificatePublicKeyTypes) -> bytes:
     """SHA-256 of the key's DER SubjectPublicKeyInfo, 32 bytes."""
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 def _self_signed(name: x509.Name, now: datetime, lifetime: timedelta, *, path_length: int | None) -> Certified:
     key = generate_key()
-    return _sign(
-        subject=name,
-        key=key,
-        issuer=name,
-        issuer_key=key,
-        validity=(now - CLOCK_SKEW, now + lifetime),
-        extensions=_authority_extensions(path_length),
-    )
+    itself = _Party.new(name, key.public_key())
+    validity = now - CLOCK_SKEW, now + lifetime
+    return _sign(itself, itself, key, validity=validity, extensions=_authority_extensions(path_length)), key
 
 
 def _authority_extensions(path_length: int | None) -> tuple[tuple[x509.ExtensionType, bool], ...]:
@@ -227,29 +224,51 @@ def _host_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
+def identifier_of(certificate: x509.Certificate) -> bytes:
+    """The subject key identifier as it stands in `certificate`, by whatever method; ours where it has none."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return key_identifier(spki_sha256(certificate.public_key()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Party:
+    """Issuer or subject of a certificate."""
+
+    name: x509.Name
+    public_key: CertificatePublicKeyTypes
+    identifier: bytes
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> "_Party":
+        # RFC 5280, 4.2.1.1: the AKI equals the SKI in the issuer's certificate.
+        return cls(certificate.subject, certificate.public_key(), identifier_of(certificate))
+
+    @classmethod
+    def new(cls, name: x509.Name, key: ec.EllipticCurvePublicKey) -> "_Party":
+        return cls(name, key, key_identifier(spki_sha256(key)))
+
+
 def _sign(
-    *,
-    subject: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name,
+    subject: _Party,
+    issuer: _Party,
     issuer_key: ec.EllipticCurvePrivateKey,
+    *,
     validity: tuple[datetime, datetime],
     extensions: tuple[tuple[x509.ExtensionType, bool], ...],
-) -> Certified:
-    issuer_identifier = x509.SubjectKeyIdentifier(key_identifier(spki_sha256(issuer_key.public_key())))
+) -> x509.Certificate:
     builder = (
         x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
+        .subject_name(subject.name)
+        .issuer_name(issuer.name)
+        .public_key(subject.public_key)
         .serial_number(new_serial(validity[0]))
         .not_valid_before(validity[0])
         .not_valid_after(validity[1])
-        .add_extension(x509.SubjectKeyIdentifier(key_identifier(spki_sha256(key.public_key()))), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_identifier), critical=False
-        )
+        .add_extension(x509.SubjectKeyIdentifier(subject.identifier), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier(issuer.identifier, None, None), critical=False)
     )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
-    return builder.sign(issuer_key, hashes.SHA256()), key
+    return builder.sign(issuer_key, hashes.SHA256())

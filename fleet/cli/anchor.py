@@ -12,6 +12,8 @@ from fleet.cli.parameters import ANCHOR, MODEL
 from fleet.cli.records import Records
 from fleet.client.client import Client
 from fleet.domain.errors import Invalid
+from fleet.wire.ca_file import ca_pem
+from fleet.wire.errors import WireError
 
 COLUMNS = ("name", "models", "subject", "not_after", "sha256", "created_at")
 FILE_SIZE_MAX = 64 * 1024
@@ -34,7 +36,8 @@ ANCHORS.act("remove", "Stop trusting manufacturers' CAs. Devices that enrolled w
 @click.option("--model", "models", type=MODEL, multiple=True, required=True, help="A model it is for; may be repeated.")
 @output_option
 def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: str) -> None:
-    """Trust a manufacturer's CA under the name NAME. FILE holds it, root or intermediate: one certificate, PEM or DER.
+    """Trust a manufacturer's CA under the name NAME. FILE holds it, root or intermediate: one certificate, PEM, DER or
+    PKCS#7.
 
     Its devices present their IDevID certificate (IEEE 802.1AR) in the TLS handshake of EST's simpleenroll,
     and nowhere else. The model must admit them (fleet model set MODEL --admit idevid), and the manifest must list the
@@ -53,6 +56,12 @@ def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: 
             data = opened.read(FILE_SIZE_MAX + 1)
         if len(data) > FILE_SIZE_MAX:
             raise Invalid("bad-certificate", f"{file} is larger than {FILE_SIZE_MAX} bytes.", "Check the path.")
-        text = data.decode("ascii", "replace") if b"-----BEGIN" in data else ssl.DER_cert_to_PEM_cert(data)
-        added = client.post("/v1/anchors", {"name": name, "models": list(models), "certificate": text})
+        added = client.post("/v1/anchors", {"name": name, "models": list(models), "certificate": _text(data)})
     print_value(added, output, {key: added[key] for key in COLUMNS})
+
+
+def _text(data: bytes) -> str:
+    try:
+        return ca_pem(data)
+    except WireError:  # the server says what is wrong with it
+        return data.decode("ascii", "replace") if b"-----BEGIN" in data else ssl.DER_cert_to_PEM_cert(data)

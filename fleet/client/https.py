@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from fleet.client.transport import Answer
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.est_client.transport import Deadline, TimedSocket, connect
+from fleet.wire.ca_file import ca_pem
+from fleet.wire.errors import WireError
 
 DEADLINE_SECONDS = 30.0  # a bulk step works for at most ten
 ANSWER_SIZE_MAX = 64 * 1024 * 1024  # a page of a thousand rows has less than one MiB
@@ -127,14 +129,14 @@ def tls_context(cert: Path, key: Path | None, ca: Path | None) -> ssl.SSLContext
     for file in filter(None, (cert, key, ca)):
         file.open("rb").close()  # names a missing file in the error; the library does not
     try:
-        context = ssl.create_default_context(cafile=ca)
+        context = ssl.create_default_context(cadata=ca_pem(ca.read_bytes()) if ca is not None else None)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False  # RFC 9525, 2: names are in the SAN
         beside = cert.with_suffix(".key")
         context.load_cert_chain(cert, key or (beside if beside.is_file() else None), password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
+    except (ssl.SSLError, ValueError, WireError) as error:
         message = f"{cert} with its key, or the root in {ca}, cannot be used."
-        advice = "Use PEM files: --cert, --key without a password, --ca."
+        advice = "Use PEM files: --cert, --key without a password; --ca may be DER or PKCS#7 too."
         raise Invalid("bad-certificate", message, advice) from error
     return context
 

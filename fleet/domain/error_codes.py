@@ -232,8 +232,9 @@ bad-host | 400 | A host of the server certificate is invalid. | Give DNS names a
 bad-issuer | 400 | The issuing CA's certificate cannot sign. | Roll the CA over: fleet ca rollover.
 bad-certificate-file | 400 | A certificate file of the home cannot be used. | The message names the file; put it back from a backup.
 bad-key | 400 | A key file cannot be used. | The message names the file and the reason.
+bad-server-chain | 400 | No client could verify the server's certificate chain. | Put the CAs above the certificate into server/server.pem.
 bad-settings | 400 | fleet.toml cannot be used. | The message names the line.
-bad-webhook-ca | 400 | The webhook CA file cannot be read. | Give a PEM file.
+bad-webhook-ca | 400 | The webhook CA file cannot be read. | Give a file in PEM, DER or PKCS#7.
 ca-busy | 503 | The CAs are being changed. | Retry.
 ca-cannot-sign | 503 | The tenant's CA cannot sign here. | See the log.
 ca-in-use | 403 | A valid certificate of the former CA is in use. | Wait, or renew its devices first.

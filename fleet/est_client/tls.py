@@ -16,7 +16,8 @@ def client_context(
     check_time: bool = True,
     newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
 ) -> ssl.SSLContext:
-    """A context that trusts `ca_file` alone, checks the host name, and presents `certificate` (PEM chain, PEM key).
+    """A context that trusts `ca_file` (PEM, DER or PKCS#7) alone, checks the host name, and presents `certificate` (PEM
+    chain, PEM key).
 
     Always a new one: after a failed load_cert_chain a context has no certificate at all. `check_time=False` skips the
     dates of the server's chain and nothing else: for a device whose clock has not been set since boot.
@@ -31,9 +32,11 @@ def client_context(
     if not check_time:
         context.verify_flags |= _NO_CHECK_TIME
     try:
-        context.load_verify_locations(cafile=str(ca_file))
-    except (OSError, ssl.SSLError) as error:
+        context.load_verify_locations(cadata=_pem(ca_file.read_bytes()))
+    except OSError as error:
         raise BadConfig(f"The CA file {ca_file} cannot be used: {_reason(error)}.") from error
+    except ValueError as error:
+        raise BadConfig(f"The CA file {ca_file} cannot be used: it holds no PEM certificate.") from error
     if certificate is not None:
         chain_file, key_file = certificate
         try:
@@ -64,6 +67,16 @@ _REASONS = {
     "NO_CERTIFICATE_OR_CRL_FOUND": "it holds no PEM certificate",
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
 }
+
+
+def _pem(data: bytes) -> str:
+    from fleet.wire.ca_file import ca_pem  # at import, this module needs the standard library alone
+    from fleet.wire.errors import WireError
+
+    try:
+        return ca_pem(data)
+    except WireError as error:
+        raise ValueError(str(error)) from error
 
 
 def _reason(error: OSError) -> str:

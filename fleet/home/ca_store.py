@@ -1,6 +1,6 @@
 """CA store: a folder with one issuing CA, its key, and its predecessors, changed atomically.
 
-    FOLDER/issuing.pem, issuing.key      the current issuing CA
+    FOLDER/issuing.pem, issuing.key      the current issuing CA; after it, the CAs between it and its root, if any
     FOLDER/root.pem, root.key            its root CA; a tenant without one uses the fleet's
     FOLDER/former/FINGERPRINT.pem, .key  issuing CAs before a rollover: they sign no more, but are trusted until removed
     FOLDER/roots/N-root.pem, .key        the Nth root before its rollover; beside it N-new-with-old.pem and
@@ -30,7 +30,7 @@ from fleet.ca.authority import Certified, NewRoot
 from fleet.ca.keys import write_key
 from fleet.config.durable_files import sync, write_file
 from fleet.domain.errors import Invalid, Unavailable
-from fleet.home.layout import certificate_in, sync_tree
+from fleet.home.layout import certificate_in, certificates_in, sync_tree
 
 NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
 OLD, NEW_WITH_OLD, OLD_WITH_NEW, ISSUING = "root", "new-with-old", "old-with-new", "issuing"
@@ -70,12 +70,17 @@ class Authority:
     key_file: Path
     former_roots: tuple[FormerRoot, ...] = ()
     """Newest first."""
+    above: tuple[x509.Certificate, ...] = ()
+    """The CAs between the issuing CA and its root, the root's own last."""
+    above_former: tuple[x509.Certificate, ...] = ()
+    """Likewise of the former issuing CAs, in no order."""
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
         """The certificates of the EST cacerts response."""
         links = (link for each in self.former_roots for link in each.links)
-        return (self.root, *self.issuers, *links, *(each.certificate for each in self.former_roots))
+        roots = (each.certificate for each in self.former_roots)
+        return tuple(dict.fromkeys((self.root, *self.issuers, *self.above, *self.above_former, *links, *roots)))
 
     @property
     def issuers(self) -> tuple[x509.Certificate, ...]:
@@ -111,14 +116,17 @@ def read_authority(folder: Path, tenant: str, fleets: Authority | None, top: Pat
     if (folder / NEXT).exists():
         with locked(top, wait=wait):
             finish_rollover(folder)
-    former = sorted(map(certificate_in, (folder / FORMER).glob("*.pem")), key=lambda each: each.not_valid_before_utc)
+    chains = [certificates_in(file) for file in (folder / FORMER).glob("*.pem")]
+    chains.sort(key=lambda chain: chain[0].not_valid_before_utc, reverse=True)
     above = root_in(folder) if fleets is None or (folder / "root.pem").exists() else fleets
-    issuing = certificate_in(folder / CERTIFICATE)
+    issuing, *intermediates = certificates_in(folder / CERTIFICATE)
     return replace(
         above,
         tenant=tenant,
         issuing=issuing,
-        former=tuple(reversed(former)),
+        above=tuple(intermediates),
+        former=tuple(chain[0] for chain in chains),
+        above_former=tuple(each for chain in chains for each in chain[1:]),
         key_file=folder / KEY,
         former_roots=tuple(replace(each, issuing=_cross_in(folder, each, issuing)) for each in above.former_roots),
     )
@@ -261,7 +269,7 @@ def has_signed(authority: x509.Certificate, below: x509.Certificate) -> bool:
     """Whether `below` bears the name of `authority` as its issuer, and its signature."""
     try:
         below.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, ValueError, TypeError):  # TypeError: a key that signs no certificates
         return False
     return True
 

@@ -8,14 +8,21 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import create_issuing, create_operators, create_root, issue_server_certificate, names_of_server
+from fleet.ca.authority import (
+    create_issuing,
+    create_operators,
+    create_root,
+    identifier_of,
+    issue_server_certificate,
+    names_of_server,
+)
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.config.durable_files import write_file
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
-from fleet.home.ca_store import has_signed, locked
+from fleet.home.ca_store import Authority, has_signed, locked
 from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
 from fleet.home.served_chain import served_chain
 from fleet.home.tenants import authority_of
@@ -91,34 +98,54 @@ def server_identity(home: Home) -> ServerIdentity:
 def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> str:
     """Renew the server certificate if due, for the same key; the reason, or "" if it was not due, or is of another CA.
 
-    It is due when a third of its lifetime is left, when `fleet.toml` names other hosts, or when the CAs above it have
-    changed. The file is replaced atomically: a reader finds the old chain or the new one.
+    It is due when there is none, when a third of its lifetime is left, when `fleet.toml` names other hosts, or when the
+    CAs above it have changed. The file is replaced atomically: a reader finds the old chain or the new one.
     """
-    current, *above = certificates_in(home.server_chain)
     authority = authority_of(home, "")
-    issuing, chain = authority.issuing, served_chain(authority, now)
-    if not any(has_signed(each, current) for each in authority.issuers):
-        return ""  # of another CA: renewed by the operator who installed it
-    life = current.not_valid_after_utc - current.not_valid_before_utc
-    if names_of_server(current) != {_canonical(host) for host in settings.hosts}:
-        why = "fleet.toml names other hosts"
-    elif current.not_valid_after_utc - now < life / 3:
-        why = f"it would expire on {current.not_valid_after_utc:%Y-%m-%d}"
-    elif current.issuer != issuing.subject:
-        why = "its issuing CA signs no more"
-    elif above != [*chain]:
-        why = "another chain serves every client"
-    else:
-        return ""
-    renewed, _ = issue_server_certificate(
-        issuing, load_key(home.issuing_key), settings.hosts, now, key=load_key(home.server_key)
-    )
-    pem = b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, *chain))
-    write_file(home.server_chain, pem, secret=False, force=True)
+    chain = served_chain(authority, now)
+    why = _why_renew(home, settings, authority, chain, now)
+    if why:
+        issuing_key, key = load_key(home.issuing_key), load_key(home.server_key)
+        renewed, _ = issue_server_certificate(authority.issuing, issuing_key, settings.hosts, now, key=key)
+        pem = b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, *chain))
+        write_file(home.server_chain, pem, secret=False, force=True)
     return why
 
 
-def _canonical(host: str) -> str:
+def _why_renew(
+    home: Home, settings: Settings, authority: Authority, chain: tuple[x509.Certificate, ...], now: datetime
+) -> str:
+    if not home.server_chain.exists():
+        return "there was none"
+    current, *above = certificates_in(home.server_chain)
+    if not is_our_own(current, authority):
+        return ""
+    life = current.not_valid_after_utc - current.not_valid_before_utc
+    if names_of_server(current) != {canonical_host(host) for host in settings.hosts}:
+        return "fleet.toml names other hosts"
+    if current.not_valid_after_utc - now < life / 3:
+        return f"it would expire on {current.not_valid_after_utc:%Y-%m-%d}"
+    if current.issuer != authority.issuing.subject:
+        return "its issuing CA signs no more"
+    if _authority_identifier(current) not in (None, identifier_of(authority.issuing)):
+        return "it names its issuing CA's key otherwise than that CA's certificate"
+    return "another chain serves every client" if above != [*chain] else ""
+
+
+def is_our_own(server: x509.Certificate, authority: Authority) -> bool:
+    """Whether a CA of `authority` has signed `server`; another's is installed, and renewed, by the operator."""
+    return any(has_signed(each, server) for each in authority.issuers)
+
+
+def _authority_identifier(certificate: x509.Certificate) -> bytes | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return None
+
+
+def canonical_host(host: str) -> str:
+    """`host` as a certificate's names are compared with."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:

@@ -21,14 +21,15 @@ def served_chain(authority: Authority, now: datetime) -> tuple[x509.Certificate,
     """Without the server's own certificate, and without a root."""
     former = [each for each in _linked(authority) if each.certificate.not_valid_after_utc - MARGIN > now]
     if not former:
-        return (authority.issuing,)
+        return (authority.issuing, *authority.above)
     oldest_first = former[::-1]
     climbing = (*_cross(oldest_first[0]), *(each.old_with_new for each in oldest_first))
     if oldest_first[0].issuing is not None and _within_path_lengths(authority, oldest_first):
         return climbing
     # The oldest root's key was away, or a newer root has path length 1: what OpenSSL and Go can verify with any root
     # that has signed the issuing CA, and the others with the current one.
-    return (authority.issuing, *(each.new_with_old for each in former), *(c for each in former for c in _cross(each)))
+    crosses = (cross for each in former for cross in _cross(each))
+    return (authority.issuing, *authority.above, *(each.new_with_old for each in former), *crosses)
 
 
 def _linked(authority: Authority) -> Iterator[FormerRoot]:

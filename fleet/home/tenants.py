@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import Certified, create_issuing, create_root, cross_certify, link_roots, succeed_root
+from fleet.ca.authority import create_issuing, create_root, cross_certify, link_roots, succeed_root
 from fleet.ca.keys import load_key, write_key
 from fleet.config.durable_files import sync, write_file
 from fleet.domain.device import plain_name
@@ -168,9 +168,9 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
         new_root = succeed_root(old.root, root_key, now) if root_too else None
         root, key = new_root.certified if new_root is not None else (old.root, root_key)
         issuing = create_issuing(name, root, key, now, generation=_generation(old) + 1)
-        crosses = _signed_by_former(issuing, old, now)
+        crosses = _signed_by_former(issuing[0], old, now)
         if new_root is not None:
-            crosses[next_number(old.former_roots)] = cross_certify(issuing, old.root, root_key, now)
+            crosses[next_number(old.former_roots)] = cross_certify(issuing[0], old.root, root_key, now)
         if new_root is not None and not tenant:
             keep_fleet_fingerprint(home)
         roll_over(folder, issuing, crosses, new_root)
@@ -185,14 +185,14 @@ def complete_cross_certificates(home: Home, now: datetime) -> None:
         lacking = replace(own, former_roots=tuple(each for each in own.former_roots if each.issuing is None))
         if not any(each.key_file.exists() for each in lacking.former_roots):
             return
-        made = _signed_by_former((own.issuing, load_key(own.key_file)), lacking, now)
+        made = _signed_by_former(own.issuing, lacking, now)
         for root in lacking.former_roots:
             if cross := made.get(root.number):
                 write_file(cross_file(home.ca, root), cross.public_bytes(Encoding.PEM), secret=False, force=True)
     _touch_watched_folders(home)
 
 
-def _signed_by_former(issuing: Certified, authority: Authority, now: datetime) -> dict[int, x509.Certificate]:
+def _signed_by_former(issuing: x509.Certificate, authority: Authority, now: datetime) -> dict[int, x509.Certificate]:
     """`issuing` as signed by each former root of `authority` that has not expired and whose key is here, by number."""
     return {
         root.number: cross_certify(issuing, root.certificate, load_key(root.key_file), now)

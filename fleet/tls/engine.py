@@ -56,6 +56,12 @@ def trust_each_anchor(context: SSL.Context) -> None:
         raise RuntimeError("The TLS engine refused the flag for partial chains.")
 
 
+def verify_as_server(store: crypto.X509Store) -> None:
+    """Verify chains against `store` for the purpose of a TLS server."""
+    if lib.X509_STORE_set_purpose(store._store, lib.X509_PURPOSE_SSL_SERVER) != 1:
+        raise RuntimeError("The TLS engine refused the purpose.")
+
+
 def set_verification_time(connection: SSL.Connection, seconds: int) -> None:
     """Verify certificates at `seconds` since 1970 instead of the engine's clock."""
     lib.X509_VERIFY_PARAM_set_time(lib.SSL_get0_param(ssl_of(connection)), seconds)

@@ -18,6 +18,8 @@ from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_question
 from fleet.webhook.signing import CONTENT_TYPE, Signer
+from fleet.wire.ca_file import ca_pem
+from fleet.wire.errors import WireError
 
 SECONDS_MAX = 5.0
 AT_ONCE_MAX = 64  # to one URL: if each takes its five seconds, a dozen a second still complete
@@ -37,9 +39,11 @@ DEFAULT_CALL_LIMITS = CallLimits()
 def client_context(ca_file: Path | None) -> ssl.SSLContext:
     """A client context that trusts the CAs in `ca_file`, or the system's. Raises: Invalid (`bad-webhook-ca`)."""
     try:
-        return ssl.create_default_context(cafile=str(ca_file) if ca_file is not None else None)
-    except OSError as error:  # ssl.SSLError is one
-        raise Invalid("bad-webhook-ca", f"{ca_file} cannot be read as PEM certificates.") from error
+        return ssl.create_default_context(cadata=ca_pem(ca_file.read_bytes()) if ca_file is not None else None)
+    except (OSError, WireError) as error:  # ssl.SSLError is an OSError
+        raise Invalid(
+            "bad-webhook-ca", f"{ca_file} cannot be read as PEM certificates, nor as DER or PKCS#7."
+        ) from error
 
 
 class Webhooks:

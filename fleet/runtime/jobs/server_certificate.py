@@ -15,6 +15,7 @@ from fleet.domain.errors import FleetError
 from fleet.home.layout import Home
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
+from fleet.home.server_check import must_verify, server_warning
 from fleet.home.tenants import Authorities, complete_cross_certificates, read_authorities
 from fleet.tls.contexts import ClientTrust, ContextSource, server_context
 
@@ -44,9 +45,14 @@ class Contexts:
     def of(
         cls, home: Home, clock: Clock, authorities: Authorities | None = None, manufacturers: Sequence[Certificate] = ()
     ) -> "Contexts":
-        """`authorities`: the CAs to trust, if they have been read already."""
-        anchors, tenants = client_anchors(authorities or read_authorities(home, wait=False))
+        """`authorities`: the CAs to trust, if they have been read already.
+
+        Raises: Invalid (`bad-server-chain` and others), OSError, ValueError.
+        """
+        authorities = authorities or read_authorities(home, wait=False)
+        anchors, tenants = client_anchors(authorities)
         identity = server_identity(home)
+        must_verify(home, identity, authorities.own)
 
         def source(trust: ClientTrust, *, require_client: bool = False, expired_leaf: bool = False) -> ContextSource:
             rules = {"require_client": require_client, "expired_leaf": expired_leaf}
@@ -105,7 +111,17 @@ def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:
         return False
     if why:
         log_event(log, logging.INFO, "server-certificate", outcome="renewed", reason=why)
+    _warn(home, settings, clock)
     return bool(why)
+
+
+def _warn(home: Home, settings: Settings, clock: Clock) -> None:
+    try:
+        warning = server_warning(home, settings, clock())
+    except (FleetError, OSError, ValueError) as error:
+        warning = str(error)
+    if warning:
+        log_event(log, logging.WARNING, "server-certificate", outcome="needs-attention", reason=warning)
 
 
 async def renew_daily(home: Home, settings: Settings, clock: Clock, renewed: Callable[[], None]) -> None:

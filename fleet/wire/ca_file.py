@@ -1,0 +1,29 @@
+"""The file that a program is given as the CAs to trust, in whatever form: PEM, DER, base64 or PKCS#7."""
+
+from fleet.wire import armor
+from fleet.wire.errors import Malformed
+
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # byte order marks
+
+
+def ca_pem(data: bytes) -> str:
+    """The certificates in `data`, at least one, as PEM for `ssl.SSLContext.load_verify_locations(cadata=...)`.
+
+    PEM is passed on as it is: a bundle of all public roots may be large, and needs no parser but the library's.
+
+    Raises: WireError: TooLarge, Malformed, Unsupported.
+    """
+    if b"-----BEGIN CERTIFICATE-----" in data and not data.startswith(_MARKS):
+        return data.decode("ascii", "replace")
+    from cryptography.hazmat.primitives.serialization import Encoding  # 10 MB that an agent seldom needs
+
+    from fleet.wire.encodings.reading import read
+
+    certificates = read(data).certificates
+    if not certificates:
+        raise Malformed("The file holds no certificate.")
+    return "".join(_pem(each.public_bytes(Encoding.DER)) for each in certificates)
+
+
+def _pem(der: bytes) -> str:
+    return f"-----BEGIN CERTIFICATE-----\n{armor.lines(der).decode('ascii')}-----END CERTIFICATE-----\n"
