@@ -8,11 +8,11 @@ import click
 
 from fleet.cli.errors import attempting
 from fleet.cli.key_files import KeyFiles, enroll_with_files
-from fleet.cli.options import client_option, days_option, out_option
+from fleet.cli.options import client_option, days_option, out_option, reason_option
 from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import MODEL, OPERATOR
 from fleet.cli.passwords import PasswordSource, password_options
-from fleet.cli.records import Records
+from fleet.cli.records import Records, print_each
 from fleet.client.client import Client
 from fleet.domain import access
 from fleet.domain.access import Role
@@ -38,14 +38,32 @@ COLUMNS = ("name", "role", "models", "certificate", "not_after", "created_at")
 OPERATORS = Records(operator, OPERATOR, COLUMNS, _shown)
 OPERATORS.list("List the operators, with roles and certificates.")
 OPERATORS.show("Show operators: role, permissions, certificate.", _with_permissions)
-OPERATORS.act(
-    "revoke",
+
+
+@operator.command()
+@client_option
+@click.argument("names", type=OPERATOR, nargs=-1, required=True, metavar="OPERATOR...")
+@reason_option
+@click.option("--tokens", is_flag=True, help="Revoke the tokens, too, that they made and that can still be used.")
+@output_option
+def revoke(client: Client, names: tuple[str, ...], reason: str, tokens: bool, output: str) -> None:
     """Revoke the certificates of operators.
 
-    The admin API refuses them from now on, and their event streams are closed.
-    """,
-    {"certificate": "revoked"},
-)
+    The admin API refuses them from now on, and their event streams are closed. Tokens that they made stay valid
+    without --tokens; `fleet operator show` says how many there are.
+    """
+
+    def ask(name: str) -> Row:
+        done = client.post(f"{OPERATORS.path(name)}/revoke", {"reason": reason, **({"tokens": True} if tokens else {})})
+        if count := done.get("open_tokens"):
+            click.echo(
+                f"{count} tokens that '{name}' made can still be used. Revoke them with: "
+                f"fleet operator revoke {name} --tokens",
+                err=True,
+            )
+        return {"name": name, "certificate": "revoked"}
+
+    print_each(names, "revoking operator '{}'", ask, output)
 
 
 @operator.command()

@@ -16,7 +16,7 @@ from fleet.client.client import Client
 from fleet.client.tokens import delivered_token
 from fleet.config.durable_files import must_be_absent, write_file
 
-COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "created_at", "expires_at")
+COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "made_by", "created_at", "expires_at")
 
 
 @click.group()

@@ -122,6 +122,11 @@ class Operator(Struct, frozen=True):
         return not self.models or model in self.models
 
 
+def operator_actor(name: str) -> str:
+    """The operator in the audit's words."""
+    return f"operator {name}"
+
+
 class NotPermitted(Refused):
     """The operator's role or models do not permit it."""
 

@@ -8,6 +8,8 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from fleet.domain.errors import Refused
+
 TAKEOVERS_MAX = 5  # a reflashed device requests its own id again once or twice; more attempts are guesses
 
 MISUSE = {
@@ -34,6 +36,18 @@ class Claim(Struct, frozen=True):
     quarantined_at: datetime | None = None
     quarantine_reason: str = ""
     revoked_at: datetime | None = None
+
+
+def must_be_open(claim: Claim) -> None:
+    """Raises: Refused: `claim-revoked`, `claim-quarantined`."""
+    if claim.revoked_at is not None:
+        raise Refused("claim-revoked", f"The claim {claim.name} has been revoked.")
+    if claim.quarantined_at is not None:
+        raise Refused(
+            "claim-quarantined",
+            f"The claim {claim.name} is in quarantine.",
+            f"An operator has to check and release it: fleet claim release {claim.name}",
+        )
 
 
 def claim_state(claim: Claim, now: datetime) -> str:

@@ -92,6 +92,10 @@ class Token(Struct, frozen=True):
     created_at: datetime
     expires_at: datetime
     revoked_at: datetime | None = None
+    takes_over: bool = True
+    """Whether one for a device may enroll it again once it has been in the field."""
+    made_by: str = ""
+    """In the audit's words; "" before this was kept."""
 
 
 def token_state(token: Token, now: datetime) -> str:

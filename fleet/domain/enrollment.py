@@ -165,7 +165,7 @@ def identity_is_free(a: IssuanceContext) -> None:
         raise Refused(
             "already-enrolled",
             f"{a.request.device_id} is enrolled already.",
-            "Make a token for this very device to enroll it again.",
+            "A token for this very device enrolls it again, made by an operator who may change devices.",
         )
 
 

@@ -114,6 +114,12 @@ class Registry(AuditReader, Protocol):
     async def tokens(self) -> list[Token]:
         """Newest first."""
 
+    async def open_tokens(self, made_by: str, now: datetime, limit: int = 1000) -> list[Token]:
+        """Tokens of this maker that can still be used at `now`, oldest first."""
+
+    async def count_open_tokens(self, now: datetime) -> dict[str, int]:
+        """By maker, how many tokens can still be used at `now`."""
+
     async def station(self, name: str) -> Station | None: ...
     async def stations(self) -> list[Station]: ...
     async def operator(self, name: str) -> Operator | None: ...

@@ -140,9 +140,12 @@ class SpendClaim(Struct, frozen=True):
 
 
 class CountTakeover(Struct, frozen=True):
-    """Count one request of the claim for an identity that another device holds."""
+    """Count a request of the claim for an identity that another device holds, as number `count`. Conflict when that is
+    not the next one, or when the claim is in quarantine or revoked.
+    """
 
     name: str
+    count: int
 
 
 class QuarantineClaim(Struct, frozen=True):

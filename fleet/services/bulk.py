@@ -11,7 +11,7 @@ is left. Nothing is kept between steps: the client passes the position back.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -36,6 +36,9 @@ What = TypeVar("What", str, Retag)
 class Operation(Protocol):
     """What is done to each device."""
 
+    async def must_be_permitted(self) -> None:
+        """Raises: FleetError: who does it may not do so any more."""
+
     async def change(self, registry: Registry, device: Device) -> Change:
         """Raises: FleetError: nothing is to be done to this one, and why."""
 
@@ -55,10 +58,16 @@ class _Bulk(Generic[What]):
     bulk: str
     clock: Callable[[], datetime]
     address: str = ""
+    permitted: Callable[[], Awaitable[object]] | None = None
+    """Raises once the operator may not do it any more; None for a user of this machine."""
 
     def __post_init__(self) -> None:
         """Raises: Invalid (`bad-reason`)."""
         checked_reason(self.reason)
+
+    async def must_be_permitted(self) -> None:
+        if self.permitted is not None:
+            await self.permitted()
 
     def act(self) -> Act:
         return Act(self.actor, self.clock(), self.address)
@@ -148,6 +157,8 @@ async def one_step(
 ) -> Step:
     """Apply `operation` to the next devices of `filters`, one filter after the other: to at most STEP_DEVICES_MAX, and
     never to more than `at_most`. When `stop` is set nothing new is begun, and what is under way is finished.
+
+    Raises: what `operation.must_be_permitted` raises, asked before each WINDOW of them: nothing new is begun.
     """
     outcomes: list[Outcome] = []
     while place.number < len(filters) and len(outcomes) < at_most:
@@ -159,6 +170,7 @@ async def one_step(
         for start in range(0, len(page), WINDOW):
             if stop.is_set():
                 return Step(tuple(outcomes), place)
+            await operation.must_be_permitted()
             some = page[start : start + WINDOW]
             # Shielded: the client may disconnect, and what has begun is finished all the same.
             acts = asyncio.gather(*(_act_on_one(registry, device, operation) for device in some if place.takes(device)))

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
-from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state
+from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state, must_be_open
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import checked_lifetime, plain_name
 from fleet.domain.errors import Conflict, Invalid, no_such
@@ -144,26 +144,34 @@ async def misused(registry: Registry, claim: Claim, code: str, peer: Peer, now: 
     """Record that `claim` was refused with `code`, if that is misuse: a takeover is counted, the rest quarantines it.
     Durable when this returns.
 
-    Raises: Unavailable.
+    Raises: Refused: `claim-quarantined`, `claim-revoked`: others at the same moment have used the takeovers up.
+    Unavailable.
     """
     if claim.quarantined_at is not None or claim.revoked_at is not None:
         return
-    writes: tuple[Write, ...] = ()
-    reason = MISUSE.get(code, "")
+    act, reason = Act(WATCH, now, peer.address), MISUSE.get(code, "")
     if code in TAKEOVERS:
-        writes = (CountTakeover(claim.name),)
-        if claim.takeovers >= TAKEOVERS_MAX:
-            reason = f"it asked more than {TAKEOVERS_MAX} times for an identity that has an owner"
-    if not reason and not writes:
+        if await _counted(registry, claim.name, code, act):
+            return
+        reason = f"it asked more than {TAKEOVERS_MAX} times for an identity that has an owner"
+    if not reason:
         return
-    act = Act(WATCH, now, peer.address)
-    if reason:
-        writes = (*writes, QuarantineClaim(claim.name, now, reason))
-        entry = made_by(act, "claim.quarantine", f"claim {claim.name}", reason=reason, refusal=code)
-        events: tuple[Event, ...] = (Event(EventKind.CLAIM_STATE, claim.name, "quarantined"),)
-    else:
-        count = str(claim.takeovers + 1)
-        entry = made_by(act, "claim.takeover", f"claim {claim.name}", refusal=code, count=count)
-        events = ()
-    with suppress(Conflict):  # somebody else has just quarantined or revoked it
-        await registry.commit(Change(entry, writes, events))
+    entry = made_by(act, "claim.quarantine", f"claim {claim.name}", reason=reason, refusal=code)
+    event = Event(EventKind.CLAIM_STATE, claim.name, "quarantined")
+    try:
+        await registry.commit(Change(entry, (QuarantineClaim(claim.name, now, reason),), (event,)))
+    except Conflict:  # others have just quarantined or revoked it
+        if code in TAKEOVERS:
+            must_be_open(await known_claim(registry, claim.name))
+
+
+async def _counted(registry: Registry, name: str, code: str, act: Act) -> bool:
+    """Count a takeover; False when there were as many as may be. Of many at once no more are counted."""
+    while (claim := await known_claim(registry, name)).takeovers < TAKEOVERS_MAX:
+        must_be_open(claim)
+        count = claim.takeovers + 1
+        entry = made_by(act, "claim.takeover", f"claim {name}", refusal=code, count=str(count))
+        with suppress(Conflict):
+            await registry.commit(Change(entry, (CountTakeover(name, count),)))
+            return True
+    return False

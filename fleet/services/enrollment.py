@@ -98,7 +98,9 @@ class Attempt:
         if isinstance(error, Unavailable) and not isinstance(error, Unreachable):
             return  # the registry could not record this either
         if not isinstance(error, Pending):  # recorded already, at most once a minute
-            await self._audit_refusal(error)
+            refusal = await self._audit_refusal(error)
+            if refusal is not error:
+                raise refusal from None
 
     async def enroll(self, submission: Submission) -> Credential:
         """A first certificate for the device that the request names.
@@ -259,18 +261,22 @@ class Attempt:
             detail["webhook_problem"] = error.problem
             raise
 
-    async def _audit_refusal(self, refusal: FleetError) -> None:
-        """The refusal holds whether or not its row could be written."""
+    async def _audit_refusal(self, refusal: FleetError) -> FleetError:
+        """The refusal holds whether or not its row could be written; what to answer."""
         registry = self.authority.registry
         if self.actor == NOBODY:  # refused before the client was authenticated, and before a webhook was asked
             await audit_refusal(registry, self.peer, self.now, self.action, self.subject, refusal)
-            return
+            return refusal
         try:
             if self.claim is not None:
-                await misused(registry, self.claim, refusal.code, self.peer, self.now)
+                try:
+                    await misused(registry, self.claim, refusal.code, self.peer, self.now)
+                except Refused as quarantined:
+                    refusal = quarantined
             await self._record(self._entry(refusal.code))
         except Unavailable as error:
             refusal.add_note(f"The audit row could not be written: {error.message}")
+        return refusal
 
     async def _record(self, entry: AuditEntry) -> None:
         """Write the audit row of an attempt that changed nothing: one a minute for actors who can repeat it at no cost.

@@ -45,6 +45,7 @@ from fleet.domain.writes import (
     Write,
 )
 from fleet.services.differences import differences
+from fleet.services.revocation import given_reason
 
 TOKEN_USES_MAX = 100_000  # a production run; a token for more is a password
 TOKEN_TTL_MIN = timedelta(seconds=1)
@@ -71,7 +72,7 @@ class TokenTerms(Struct, frozen=True):
     uses: int = 1
     ttl: timedelta = TOKEN_TTL
     takes_over: bool = True
-    """Whether it may enroll a device that has been in the field: who holds the token could take its place."""
+    """Whether it may enroll a device that is in the field, now or when it is used: its bearer could take its place."""
 
 
 DEFAULT_TERMS = TokenTerms()
@@ -230,6 +231,8 @@ async def create_token(
         uses=0,
         created_at=act.now,
         expires_at=act.now + terms.ttl,
+        takes_over=terms.takes_over and known is not None,
+        made_by=act.actor,
     )
     scope = f"device {device}" if device is not None else f"model {model}"
     change = _change("token.create", f"token {token.id}", (AddToken(token),), act=act, scope=scope)
@@ -268,9 +271,14 @@ async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:
     token = await registry.token(token_id)
     if token is None:
         raise no_such("token", token_id)
-    write = RevokeToken(token_id, act.now)
+    await registry.commit(token_revocation(token, act=act))
+
+
+def token_revocation(token: Token, *, act: Act, reason: str = "") -> Change:
+    """The Change that revokes `token`. Raises: Invalid (`bad-reason`)."""
     changed = differences({"state": _state(token, act.now)}, {"state": "revoked"})
-    await registry.commit(_change("token.revoke", f"token {token_id}", (write,), act=act, **changed))
+    entry = made_by(act, "token.revoke", f"token {token.id}", **given_reason(reason), **changed)
+    return Change(entry, (RevokeToken(token.id, act.now),))
 
 
 def _state(token: Token, now: datetime) -> str:

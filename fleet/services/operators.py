@@ -1,10 +1,11 @@
 """Operators of the admin API: enrolled with a certificate, and revoked."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from fleet.domain.access import Act, Operator, Role
+from fleet.domain.access import Act, Operator, Role, operator_actor
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import checked_lifetime, plain_name
@@ -12,10 +13,11 @@ from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import AddCredential, AddOperator
-from fleet.services.inventory import known_model
+from fleet.services.inventory import known_model, token_revocation
 from fleet.services.revocation import revoke_certificates
 
 OPERATOR_MODELS_MAX = 64
+TOKENS_AT_ONCE = 64  # as many as share an fsync well
 OPERATOR_LIFETIME = timedelta(days=365)
 
 
@@ -62,6 +64,23 @@ async def _checked(registry: Registry, new: NewOperator, act: Act) -> Operator:
     if await registry.operator(name) is not None:
         raise Conflict("operator-exists", f"Operator {name} exists already.", "Choose another name.")
     return Operator(name, new.role, act.now, tuple(dict.fromkeys(models)))
+
+
+async def revoke_open_tokens(registry: Registry, name: str, *, act: Act, reason: str = "") -> int:
+    """Revoke every token that the operator made and that can still be used, each in a Change of its own; how many.
+    Certificates that they earned stay. Its certificates are revoked first, or it makes others meanwhile.
+
+    Raises: Invalid (`bad-reason`). Unavailable.
+    """
+    revoked = 0
+    while found := await registry.open_tokens(operator_actor(name), act.now, TOKENS_AT_ONCE):
+        changes = (registry.commit(token_revocation(token, act=act, reason=reason)) for token in found)
+        for result in await asyncio.gather(*changes, return_exceptions=True):
+            if result is None:
+                revoked += 1
+            elif not isinstance(result, Conflict):  # else it was spent or revoked meanwhile
+                raise result
+    return revoked
 
 
 async def revoke_operator(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:

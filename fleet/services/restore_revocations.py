@@ -195,6 +195,9 @@ class _SuspendUnverified:
     restore: str
     act: Act
 
+    async def must_be_permitted(self) -> None:
+        """A restore is made at the home."""
+
     async def change(self, registry: Registry, device: Device) -> Change:
         about = {"reason": "restored without its revocations", "bulk": self.restore}
         to, revision = DeviceState.SUSPENDED, device.revision

@@ -62,6 +62,16 @@ CREDENTIALS_BY_EXPIRY = _of(
 )
 TOKEN = _of(mapping.TOKEN, "WHERE id = $1")
 TOKENS = _of(mapping.TOKEN, "ORDER BY created_at DESC, seq DESC")
+OPEN_TOKENS = _of(
+    mapping.TOKEN,
+    "WHERE made_by = $1 AND revoked_at IS NULL AND expires_at > $2 AND uses < uses_max ORDER BY seq LIMIT $3",
+)
+OPEN_TOKEN_COUNTS: Query[tuple[str, int]] = Query(
+    """
+    SELECT made_by, count(*) FROM token
+    WHERE revoked_at IS NULL AND expires_at > $1 AND uses < uses_max GROUP BY made_by""",
+    lambda row: (row[0], row[1]),
+)
 STATION = _of(mapping.STATION, "WHERE name = $1")
 STATIONS = _of(mapping.STATION, "ORDER BY name")
 OPERATOR = _of(mapping.OPERATOR, "WHERE name = $1")

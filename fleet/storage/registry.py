@@ -177,6 +177,12 @@ class SqlRegistry(SqlAuditReader):
     async def tokens(self) -> list[Token]:
         return await self._scan(queries.TOKENS)
 
+    async def open_tokens(self, made_by: str, now: datetime, limit: int = 1000) -> list[Token]:
+        return await self._read(queries.OPEN_TOKENS, made_by, micros(now), bounded(limit))
+
+    async def count_open_tokens(self, now: datetime) -> dict[str, int]:
+        return dict(await self._scan(queries.OPEN_TOKEN_COUNTS, micros(now)))
+
     async def station(self, name: str) -> Station | None:
         return await self._one(queries.STATION, name)
 

@@ -280,7 +280,14 @@ SPEND_CLAIM = Statement(
     "claim-spent",
     "The claim is revoked or in quarantine, or has no use left.",
 )
-COUNT_TAKEOVER = Statement("UPDATE claim SET takeovers = takeovers + 1 WHERE name = $1::text")
+COUNT_TAKEOVER = Statement(
+    """
+    UPDATE claim SET takeovers = $2::bigint
+    WHERE name = $1::text AND takeovers = $2::bigint - 1 AND quarantined_at IS NULL AND revoked_at IS NULL""",
+    "changed-meanwhile",
+    f"Claim {{0}} {_CHANGED}",
+    _READ_AGAIN,
+)
 QUARANTINE_CLAIM = Statement(
     """
     UPDATE claim SET quarantined_at = $2::bigint, quarantine_reason = $3::text

@@ -104,8 +104,8 @@ def _admission_steps(write: w.AdmissionWrite) -> Iterator[Step]:
             yield sql.ADD_CLAIM, mapping.CLAIM.row(claim)
         case w.SpendClaim(name=name):
             yield sql.SPEND_CLAIM, (name,)
-        case w.CountTakeover(name=name):
-            yield sql.COUNT_TAKEOVER, (name,)
+        case w.CountTakeover(name=name, count=count):
+            yield sql.COUNT_TAKEOVER, (name, count)
         case w.QuarantineClaim(name=name, at=at, reason=reason):
             yield sql.QUARANTINE_CLAIM, (name, micros(at), reason)
         case w.ReleaseClaim(name=name):

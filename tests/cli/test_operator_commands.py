@@ -1,10 +1,12 @@
 """`fleet operator`: its files, its roles, and what is refused."""
 
+import asyncio
 import getpass
 import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 
 from fleet.cli import main
+from fleet.domain.access import Act
+from fleet.services import inventory
+from fleet.storage.sqlite.registry import SqliteRegistry
 
 RunFleet = Callable[..., Result]
 
@@ -88,6 +93,22 @@ def test_list_show_revoke(run_fleet: RunFleet, tmp_path: Path) -> None:
         (user, "operator.add", "operator line"),
         (user, "operator.revoke", "operator bob"),
     ]
+
+
+def test_tokens_that_it_made_are_shown_and_revoked(run_fleet: RunFleet, home: Path, tmp_path: Path) -> None:
+    add(run_fleet, tmp_path / "out")
+
+    async def made() -> None:
+        registry = await SqliteRegistry.open(home / "registry.db")
+        for _ in range(2):
+            await inventory.create_token(registry, model="default", act=Act("operator bob", datetime.now(UTC)))
+        await registry.close()
+
+    asyncio.run(made())
+    assert parsed(run_fleet("show", "bob", "-o", "json"))["open_tokens"] == 2
+    assert "2 tokens that 'bob' made can still be used" in run_fleet("revoke", "bob").stderr
+    assert run_fleet("revoke", "bob", "--tokens").stderr == ""
+    assert parsed(run_fleet("show", "bob", "-o", "json"))["open_tokens"] == 0
 
 
 @pytest.mark.parametrize(

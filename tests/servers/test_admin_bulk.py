@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fleet.domain.access import Role
+from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.writes import AddDevice
 from fleet.servers.admin.cursors import packed, unpacked
 from fleet.servers.admin.handlers.bulk import OPERATION_LASTS
+from fleet.services.bulk import WINDOW
+from fleet.services.operators import revoke_operator
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
 
 SUSPEND = {"filter": "lot=L7", "act": "suspend"}
@@ -129,6 +131,30 @@ async def test_a_step_sent_again_leaves_alone_what_was_registered_since(api: Adm
         _, step = await admin.ask("POST", "/v1/bulk", {**body, "cursor": first["next"]})
         done.append((step["done"], step["skipped"], step["next"]))
     assert (done, await suspended(api)) == ([(2, {}, None), (0, {}, None), (0, {}, None)], 502)
+
+
+async def test_it_stops_when_its_operator_is_revoked_in_mid_step(api: AdminHarness, admin: Client) -> None:
+    """A right is judged when it is used: nothing is begun after the revocation."""
+    await fill(api, 300)
+    registry, commit = api.est.registry, api.est.registry.commit
+    moved = 0
+
+    async def revoked_meanwhile(change: Change) -> None:
+        nonlocal moved
+        if change.audit.action == "device.suspend":
+            moved += 1
+            if moved == 70:
+                await revoke_operator(registry, "bob", act=Act("test", api.est.clock()))
+        await commit(change)
+
+    registry.commit = revoked_meanwhile  # type: ignore[method-assign]
+    status, told = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "expected": 300})
+    assert (status, told["code"]) == (403, "certificate-revoked")
+    assert 70 <= await suspended(api) <= 2 * WINDOW
+    rows = [r.entry for r in await registry.audit(limit=5000)]
+    assert [(e.actor, e.subject, e.outcome) for e in rows if e.action == "api.call"] == [
+        ("operator bob", "POST /v1/bulk", "certificate-revoked")
+    ]
 
 
 async def test_a_cursor_is_refused_once_the_operation_is_too_old(api: AdminHarness, admin: Client) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from fleet.ca.keys import generate_key
 from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
 from fleet.domain.writes import MarkUsed, SetModel
 from fleet.services import inventory
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
+from tests.servers.est_fixtures import basic, csr_for, renewal_csr
 
 
 @pytest.fixture
@@ -371,3 +373,49 @@ async def test_a_factorys_token_takes_over_no_device_that_is_in_the_field(api: A
     assert (await line.ask("POST", "/v1/tokens", {"device": "cam-2"}))[0] == 201
     operator = await api.operator("carol", Role.OPERATOR, ("cam",))
     assert (await operator.ask("POST", "/v1/tokens", token))[0] == 201
+
+
+async def test_a_factorys_token_is_judged_again_when_it_is_used(api: AdminHarness) -> None:
+    """Made while the device was new, kept, and used once the device is in the field and its maker revoked."""
+    line = await api.operator("line-1", Role.FACTORY, ("cam",))
+    kept = [(await line.ask("POST", "/v1/tokens", {"device": "cam-2"}))[1] for _ in range(3)]
+    assert {(token["takes_over"], token["made_by"]) for token in kept} == {(False, "operator line-1")}
+    first, second, third = (token["token"] for token in kept)
+    key = generate_key()
+    assert (await api.est.enroll(csr_for("cam-2", key), basic(first))).status == 200
+    # A board that was flashed again before it was ever in the field.
+    answer = await api.est.enroll(csr_for("cam-2", key := generate_key()), basic(second))
+    assert answer.status == 200
+    owner = api.est.identity(answer.certificates[0], key)
+    assert (await api.est.reenroll(renewal_csr(owner), owner)).status == 200
+    await api.revoke("line-1")
+    refused = await api.est.enroll(csr_for("cam-2"), basic(third))
+    assert (refused.status, refused.code) == (403, "already-enrolled")
+    carol = await api.operator("carol", Role.OPERATOR, ("cam",))
+    _, made = await carol.ask("POST", "/v1/tokens", {"device": "cam-2"})
+    assert made["takes_over"]
+    assert (await api.est.enroll(csr_for("cam-2"), basic(made["token"]))).status == 200
+
+
+async def test_an_operators_unspent_tokens_are_counted_and_revoked_with_it(api: AdminHarness, admin: Client) -> None:
+    line = await api.operator("line-1", Role.FACTORY, ("cam",))
+    made = [(await line.ask("POST", "/v1/tokens", {"model": "cam"}))[1] for _ in range(4)]
+    spent, gone, *open_ = made
+    assert (await api.est.enroll(csr_for("new-1"), basic(spent["token"]))).status == 200
+    assert (await admin.ask("POST", f"/v1/tokens/{gone['id']}/revoke"))[0] == 200
+    assert (await admin.get("/v1/operators/line-1"))["open_tokens"] == 2
+    assert {o["name"]: o["open_tokens"] for o in (await admin.get("/v1/operators"))["items"]} == {"bob": 0, "line-1": 2}
+    # Without asking for it they stay, and can be revoked later.
+    _, revoked = await admin.ask("POST", "/v1/operators/line-1/revoke")
+    assert (revoked["certificate"], revoked["open_tokens"]) == ("revoked", 2)
+    _, revoked = await admin.ask("POST", "/v1/operators/line-1/revoke", {"tokens": True, "reason": "left"})
+    assert (revoked["certificate"], revoked["open_tokens"]) == ("revoked", 0)
+    for token in open_:
+        assert (await api.est.enroll(csr_for("new-2"), basic(token["token"]))).code == "token-revoked"
+    rows = [r.entry for r in await api.est.registry.audit(limit=500) if r.entry.action.endswith(".revoke")]
+    assert {(e.action, e.subject, e.detail["reason"]) for e in rows[-2:]} == {
+        ("token.revoke", f"token {token['id']}", "left") for token in open_
+    }
+    status, told = await admin.ask("POST", "/v1/operators/line-1/revoke", {"tokens": True})
+    assert (status, told["code"]) == (409, "operator-revoked")
+    assert (await api.est.registry.token(spent["id"])).revoked_at is None  # type: ignore[union-attr]

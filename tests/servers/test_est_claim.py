@@ -1,6 +1,7 @@
 """First certificates by a claim that a batch shares, over real TLS; and what puts a claim into quarantine."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec.structs import replace
 
@@ -23,6 +25,8 @@ from fleet.services.admission import admit
 from fleet.services.restore_revocations import reapply
 from fleet.wire.est import encode_body
 from tests.servers.est_fixtures import Answer, EstHarness, Identity, basic, csr_for, open_est, renewal_csr
+
+MANY = 200
 
 
 @dataclass
@@ -225,6 +229,45 @@ async def test_again_and_again_for_what_has_an_owner(batch: Batch) -> None:
         assert ((await batch.claim()).takeovers, (await batch.claim()).quarantined_at) == (count, None)
     assert await batch.verdict("cam-1") == (403, "already-enrolled")
     await batch.is_quarantined(f"more than {TAKEOVERS_MAX} times")
+
+
+async def test_many_at_once_are_counted_in_the_write(batch: Batch) -> None:
+    """Each has read a claim that nobody had misused yet."""
+    owner = await batch.est.enrolled("cam-1")
+    assert (await batch.est.reenroll(renewal_csr(owner), owner)).status == 200
+    barrier = asyncio.Barrier(MANY)
+    registry = batch.est.registry
+    found = await registry.holder_facts(batch.shown.certificate.fingerprint(hashes.SHA256()))
+    assert found is not None
+    assert found.claim is not None
+    claim, codes = found.claim, Counter[str]()
+
+    async def misuse() -> None:
+        await barrier.wait()
+        try:
+            await claims.misused(registry, claim, "already-enrolled", Peer("192.0.2.1"), batch.est.clock())
+        except Refused as refusal:
+            codes[refusal.code] += 1
+        else:
+            codes["already-enrolled"] += 1
+
+    await asyncio.gather(*(misuse() for _ in range(MANY)))
+    assert (await batch.claim()).takeovers == TAKEOVERS_MAX
+    actions = Counter(action for _, action, _, _ in await batch.rows())
+    assert (actions["claim.takeover"], actions["claim.quarantine"]) == (TAKEOVERS_MAX, 1)
+    # The one that exceeds the limit is answered like those before it.
+    assert codes == {"already-enrolled": TAKEOVERS_MAX + 1, "claim-quarantined": MANY - TAKEOVERS_MAX - 1}
+
+
+async def test_many_at_once_over_tls_learn_no_more(batch: Batch) -> None:
+    owner = await batch.est.enrolled("cam-1")
+    assert (await batch.est.reenroll(renewal_csr(owner), owner)).status == 200
+    answers = Counter(await asyncio.gather(*(batch.verdict("cam-1") for _ in range(20))))
+    assert (await batch.claim()).takeovers == TAKEOVERS_MAX
+    assert answers == {
+        (403, "already-enrolled"): TAKEOVERS_MAX + 1,
+        (403, "claim-quarantined"): 20 - TAKEOVERS_MAX - 1,
+    }
 
 
 async def test_for_what_was_put_out(batch: Batch) -> None:

@@ -303,6 +303,16 @@ class TestWrites:
         assert await states(registry, "cam-8") == [CredentialState.ISSUED]
         await registry.commit(change(RevokeCredentials("device", "cam-7")))  # nothing left to do is no Conflict
 
+    async def test_what_a_maker_has_left(self, registry: Registry) -> None:
+        mine = [replace(token(f"t{n}", 2), made_by="operator bob") for n in range(4)]
+        await registry.commit(change(*map(AddToken, mine), AddToken(token("t9")), AddToken(token("t8", minutes=120))))
+        await registry.commit(change(SpendToken("t0"), SpendToken("t1"), SpendToken("t1"), RevokeToken("t2", NOW)))
+        assert [t.id for t in await registry.open_tokens("operator bob", NOW)] == ["t0", "t3"]
+        assert [t.id for t in await registry.open_tokens("operator bob", NOW, 1)] == ["t0"]
+        assert await registry.open_tokens("operator", NOW) == []
+        assert await registry.count_open_tokens(NOW) == {"operator bob": 2, "": 2}
+        assert await registry.count_open_tokens(NOW + timedelta(hours=2)) == {"": 1}
+
     async def test_a_token_is_spent_and_revoked(self, registry: Registry) -> None:
         await registry.commit(change(AddToken(token("t1", 2)), AddToken(token("t2", 2))))
         for _ in range(2):

@@ -124,12 +124,14 @@ class TestClaims:
         assert await registry.claim("batch-1") == claim()
 
     async def test_quarantine_holds_until_it_is_released(self, registry: Registry) -> None:
-        await registry.commit(change(AddClaim(claim()), CountTakeover("batch-1")))
+        await registry.commit(change(AddClaim(claim()), CountTakeover("batch-1", 1)))
+        assert await refused(registry, CountTakeover("batch-1", 1)) == "changed-meanwhile"
         await registry.commit(change(QuarantineClaim("batch-1", NOW, "shown at a door")))
         held = replace(claim(), takeovers=1, quarantined_at=NOW, quarantine_reason="shown at a door")
         assert await registry.claim("batch-1") == held
         assert await refused(registry, SpendClaim("batch-1")) == "claim-spent"
         assert await refused(registry, QuarantineClaim("batch-1", NOW, "again")) == "claim-not-open"
+        assert await refused(registry, CountTakeover("batch-1", 2)) == "changed-meanwhile"
         await registry.commit(change(ReleaseClaim("batch-1")))
         assert await registry.claim("batch-1") == claim()
         assert await refused(registry, ReleaseClaim("batch-1")) == "claim-not-quarantined"

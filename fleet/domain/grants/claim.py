@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from fleet.domain.claim import Claim
+from fleet.domain.claim import Claim, must_be_open
 from fleet.domain.credential import Credential
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import IssuanceContext, issued_before
@@ -29,14 +29,7 @@ class ClaimGrant(Struct, frozen=True):
 
     def must_be_valid(self, a: IssuanceContext) -> None:
         claim = self.claim
-        if claim.revoked_at is not None:
-            raise Refused("claim-revoked", f"The claim {claim.name} has been revoked.")
-        if claim.quarantined_at is not None:
-            raise Refused(
-                "claim-quarantined",
-                f"The claim {claim.name} is in quarantine.",
-                f"An operator has to check and release it: fleet claim release {claim.name}",
-            )
+        must_be_open(claim)
         if a.now >= claim.expires_at:
             raise Refused("claim-expired", f"The claim {claim.name} has expired.")
         if claim.uses >= claim.quota and issued_before(a) is None:

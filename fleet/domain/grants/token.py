@@ -48,11 +48,11 @@ class TokenGrant(Struct, frozen=True):
             must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def would_take_over(self, a: IssuanceContext) -> bool:
-        """A token for this very device never does: so an operator readmits a reflashed board. The same key again is a
-        retry after a lost response.
+        """A token for this very device readmits a reflashed board, also in the field if its maker might change devices
+        there. The same key again is a retry after a lost response.
         """
         if self.token.device_id is not None:
-            return False
+            return not self.token.takes_over and a.is_in_the_field()
         return a.is_in_the_field() or any(c.key_sha256 != a.request.key_sha256 for c in a.credentials)
 
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fleet.domain.access import NotPermitted, Permission, demand
+from fleet.domain.access import Permission, demand, operator_actor
 from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
 from fleet.servers.admin.context import Call, Context
@@ -34,7 +34,7 @@ async def authenticate(context: Context, request: Request, route: Route) -> Call
         chain, now = request.peer.chain_der, context.clock()
         if chain and chain[-1] == _der(context.authorities().operators()):
             operator, credential = await identify_operator(context.registry, request.peer, now)
-            return Caller(f"operator {operator.name}", operator, credential)
+            return Caller(operator_actor(operator.name), operator, credential)
         credential = (await identify(context.registry, request.peer, now)).credential
         return Caller(f"{credential.kind} {credential.holder}", None, credential)
 
@@ -80,7 +80,21 @@ async def refusals_audited(
         raise
 
 
-async def audit_partial_refusal(context: Context, call: Call, refusal: NotPermitted) -> None:
-    """Audit a refusal that the answer tells otherwise than by its status: one row a minute for each kind."""
+async def must_be_in_service(context: Context, call: Call) -> None:
+    """Check that the operator who calls is so still: what takes long asks again, before each part of it.
+
+    Raises: Refused (`certificate-revoked` and the like), after an audit row is written. Unavailable.
+    """
+    if call.caller is None or call.caller.credential is None:
+        return  # a user of this machine
+    try:
+        await identify_operator(context.registry, call.request.peer, context.clock())
+    except Refused as refusal:
+        await audit_partial_refusal(context, call, refusal)
+        raise
+
+
+async def audit_partial_refusal(context: Context, call: Call, refusal: Refused) -> None:
+    """Audit the refusal of a part of a call: one row a minute for each kind."""
     subject = f"{call.request.method} {call.request.path}"
     await audit_refusal(context.registry, call.request.peer, call.now, "api.call", subject, refusal)

@@ -17,6 +17,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
@@ -28,7 +29,7 @@ from fleet.domain.device import DeviceFilter, Place
 from fleet.domain.device_filter import parse_filter
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.tags import Retag
-from fleet.servers.admin.auth import audit_partial_refusal
+from fleet.servers.admin.auth import audit_partial_refusal, must_be_in_service
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import authentic, authenticated, bad_cursor
 from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
@@ -114,12 +115,12 @@ def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
 
 def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move | Tagging:
     """Raises: Invalid: `bad-reason`, `bad-bulk`; what a Retag raises."""
-    act = call.act
+    act, permitted = call.act, partial(must_be_in_service, context, call)
     labels = (body.tags, body.join, body.leave)
     if body.act != "tag":
         if any(each is not UNSET for each in labels):
             raise Invalid("bad-bulk", f"tags, join and leave go with the act tag, and not with {body.act}.")
-        return Move(body.act, act.actor, body.reason, bulk, context.clock, act.address)
+        return Move(body.act, act.actor, body.reason, bulk, context.clock, act.address, permitted)
     tags = body.tags or {}
     retag = Retag(
         tuple((key, value) for key, value in tags.items() if value is not None),
@@ -127,7 +128,7 @@ def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move |
         tuple(body.join or ()),
         tuple(body.leave or ()),
     )
-    return Tagging(retag, act.actor, body.reason, bulk, context.clock, act.address)
+    return Tagging(retag, act.actor, body.reason, bulk, context.clock, act.address, permitted)
 
 
 def _must_be_confirmed(expected: int | UnsetType, matched: int) -> None:

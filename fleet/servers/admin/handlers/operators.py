@@ -1,35 +1,44 @@
 """Operators. Keys are generated where they are used: the body has a certificate request."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from fleet.domain import access
-from fleet.domain.access import Permission, demand_grantable
-from fleet.domain.changes import Change
+from fleet.domain.access import Permission, demand_grantable, operator_actor
+from fleet.domain.changes import Change, made_by
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
-from fleet.domain.errors import no_such
+from fleet.domain.errors import Conflict, no_such
 from fleet.domain.writes import AddOperator
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, slice_of
 from fleet.servers.admin.idempotency import answering
-from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
-from fleet.servers.admin.records.holders import AddedOperator, NewOperator, Operator, newest
+from fleet.servers.admin.records.base import Page, Paging
+from fleet.servers.admin.records.holders import AddedOperator, NewOperator, Operator, OperatorRevocation, newest
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.routing import get, post
 from fleet.servers.admin.signing import made_in, newest_of, read_named_request, signed
 from fleet.services import operators
 
+_NOTHING_MORE = OperatorRevocation()
+
 
 @get("/v1/operators", Permission.OPERATOR_READ, "Operators, by name.")
 async def list_operators(context: Context, call: Call, query: Paging) -> Result[Page[Operator]]:
     page, following = slice_of(call, query, await context.registry.operators(), lambda operator: operator.name)
-    items = [Operator.of(o, **await newest_of(context, o.name, CredentialKind.OPERATOR)) for o in page]
-    return paged(call, query, items, following)
+    tokens = await context.registry.count_open_tokens(call.now)
+    return paged(call, query, [await _shown(context, each, tokens) for each in page], following)
 
 
 @get("/v1/operators/{operator}", Permission.OPERATOR_READ, "One operator.")
 async def get_operator(context: Context, call: Call) -> Result[Operator]:
-    found = await _found(context, call)
-    return Result(Operator.of(found, **await newest_of(context, found.name, CredentialKind.OPERATOR)))
+    return Result(
+        await _shown(context, await _found(context, call), await context.registry.count_open_tokens(call.now))
+    )
+
+
+async def _shown(context: Context, operator: access.Operator, tokens: Mapping[str, int], **more: object) -> Operator:
+    held = await newest_of(context, operator.name, CredentialKind.OPERATOR)
+    return Operator.of(operator, **{**held, "open_tokens": tokens.get(operator_actor(operator.name), 0), **more})
 
 
 @post(
@@ -60,20 +69,30 @@ async def create_operator(context: Context, call: Call, body: NewOperator) -> Re
 def _created(context: Context, operator: access.Operator, credential: Credential) -> Result[AddedOperator]:
     certificates = signed(context, credential, [context.authorities().operators()])
     location = {"Location": f"/v1/operators/{operator.name}"}
-    return Result(AddedOperator.of(operator, **newest(credential), **certificates), 201, location)
+    return Result(AddedOperator.of(operator, **newest(credential), **certificates, open_tokens=0), 201, location)
 
 
 @post(
     "/v1/operators/{operator}/revoke",
     Permission.OPERATOR_WRITE,
-    "Revoke an operator's certificates; its event streams end.",
+    "Revoke an operator's certificates, and its tokens if asked to; its event streams end.",
 )
-async def revoke_operator(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Operator]:
-    found = await _found(context, call)
-    held = await newest_of(context, found.name, CredentialKind.OPERATOR)
-    result: Result[Operator] = Result(Operator.of(found, **{**held, "certificate": CredentialState.REVOKED}))
-    registry = answering(context.registry, call.once, lambda _: result)
-    await operators.revoke_operator(registry, found.name, act=call.act, reason=body.reason)
+async def revoke_operator(context: Context, call: Call, body: OperatorRevocation = _NOTHING_MORE) -> Result[Operator]:
+    found, registry = await _found(context, call), context.registry
+    tokens = {} if body.tokens else await registry.count_open_tokens(call.now)
+    result: Result[Operator] = Result(await _shown(context, found, tokens, certificate=CredentialState.REVOKED))
+    last = answering(registry, call.once, lambda _: result)
+    if not body.tokens:
+        await operators.revoke_operator(last, found.name, act=call.act, reason=body.reason)
+        return result
+    try:
+        await operators.revoke_operator(registry, found.name, act=call.act, reason=body.reason)
+    except Conflict:  # revoked before, and tokens may have been left
+        if not await registry.open_tokens(operator_actor(found.name), call.now, limit=1):
+            raise
+    revoked = await operators.revoke_open_tokens(registry, found.name, act=call.act, reason=body.reason)
+    entry = made_by(call.act, "operator.revoke-tokens", f"operator {found.name}", tokens=str(revoked))
+    await last.commit(Change(entry))
     return result
 
 

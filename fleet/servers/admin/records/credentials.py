@@ -66,6 +66,8 @@ class Token(Record):
     created_at: Time
     expires_at: Time
     revoked_at: Time | None
+    takes_over: Annotated[bool, about("Whether it may enroll its device again once that is in the field.")]
+    made_by: Annotated[str, about("Who made it; empty for those of an older version.")]
     token: Annotated[str | UnsetType, about("ID.SECRET, in the answer that makes it and never again.")] = UNSET
     note: str | UnsetType = UNSET
 

@@ -7,7 +7,18 @@ from msgspec import UNSET, Meta, UnsetType, field
 from fleet.domain import credential
 from fleet.domain.access import Role
 from fleet.domain.credential import CredentialKind, CredentialState
-from fleet.servers.admin.records.base import CertificateSha256, Count, Csr, Name, Names, Record, Serial, Time, about
+from fleet.servers.admin.records.base import (
+    CertificateSha256,
+    Count,
+    Csr,
+    Name,
+    Names,
+    Reason,
+    Record,
+    Serial,
+    Time,
+    about,
+)
 from fleet.servers.admin.records.models import Lifetime
 from fleet.services.inventory import STATION_LIFETIME, STATION_MODELS_MAX, STATION_QUOTA_MAX
 from fleet.services.operators import OPERATOR_LIFETIME, OPERATOR_MODELS_MAX
@@ -84,6 +95,7 @@ class Operator(Record):
     certificate: _Newest
     serial: Annotated[Serial | None, about("Its serial number.")]
     not_after: Time | None
+    open_tokens: Annotated[Count, about("Tokens that it made and that can still be used.")]
 
 
 class AddedOperator(Operator):
@@ -101,6 +113,12 @@ class NewOperator(Record):
     csr: _OwnCsr
     models: Annotated[_RestrictedTo, Meta(max_length=OPERATOR_MODELS_MAX)] = field(default_factory=list)
     lifetime_seconds: Lifetime = int(OPERATOR_LIFETIME.total_seconds())
+
+
+class OperatorRevocation(Reason):
+    """The reason for it, and whether its tokens go, too."""
+
+    tokens: Annotated[bool, about("Revoke the tokens that it made and that can still be used.")] = False
 
 
 class Whoami(Record):
