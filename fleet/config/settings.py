@@ -69,6 +69,11 @@ def _parsed_by(parse: Callable[[str], Any]) -> Reader:
 
 
 _address = _parsed_by(parse_address)
+OFF = "off"
+
+
+def _address_or_off(value: Any) -> Address | None:
+    return None if value == OFF else _address(value)
 
 
 def _number_between(low: float, high: float, *, kinds: Any = int | float, kind: str = "a number") -> Reader:
@@ -99,7 +104,8 @@ def _workers(value: Any) -> int:
 
 
 class Settings(Struct, frozen=True):
-    """Everything that `fleet.toml` says: of each key its type, its table and the function that reads its value.
+    """Everything that `fleet.toml` says: of each key its type, its table, the function that reads its value, and its
+    name there where that is another.
 
     Times in seconds, sizes in bytes.
     """
@@ -109,6 +115,8 @@ class Settings(Struct, frozen=True):
     est: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8443)
     mqtt: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8883)
     http: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8444)
+    publish: Annotated[Address | None, "publish", _address_or_off, "address"] = None
+    """Plain HTTP, for relying parties; None: nothing is published there."""
     database: Annotated[Database, "registry", _parsed_by(parse_database)] = Database()
     workers: Annotated[int, "serve", _workers] = 1
     """Processes that share the listeners; 0: one for each core."""
@@ -152,9 +160,12 @@ class Settings(Struct, frozen=True):
 
 READERS: dict[str, dict[str, Reader]] = {}
 """Every table and key of fleet.toml, with the function that reads its value."""
+_FIELDS: dict[tuple[str, str], str] = {}
+"""Table and key to the field of Settings."""
 for _field in fields(Settings):
-    _table, _reader = _field.type.__metadata__
-    READERS.setdefault(_table, {})[_field.name] = _reader
+    _table, _reader, *_key = _field.type.__metadata__
+    READERS.setdefault(_table, {})[(*_key, _field.name)[0]] = _reader
+    _FIELDS[_table, (*_key, _field.name)[0]] = _field.name
 
 
 def read_settings(file: Path) -> Settings:
@@ -187,7 +198,8 @@ def parse_settings(text: str, file: Path) -> Settings:
         if table not in READERS or not isinstance(keys, dict):
             raise SettingsError(file, _line_of(text, table, None), f"{table!r} is not a section{_near(table, READERS)}")
         for key, value in keys.items():
-            values[key] = _read_value(file, text, table, key, value)
+            read = _read_value(file, text, table, key, value)
+            values[_FIELDS[table, key]] = read
     return Settings(**values)
 
 

@@ -3,7 +3,7 @@
 from msgspec.structs import fields
 
 from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
-from fleet.config.settings import Settings
+from fleet.config.settings import OFF, Settings
 
 TEMPLATE = """\
 # A fleet's home. Every key is shown with its value; change it and restart `fleet serve`.
@@ -20,6 +20,11 @@ hosts = {hosts}
 est = {est}
 mqtt = {mqtt}
 http = {http}
+
+[publish]
+# HOST:PORT of a listener of plain HTTP for relying parties, which serves CRLs, CA certificates and OCSP; or "off".
+# Answers are signed: they need no TLS.
+address = {publish}
 
 [registry]
 # "sqlite": registry.db in this folder. Or PostgreSQL, for several nodes: "postgresql://USER@HOST:PORT/DATABASE", with
@@ -126,6 +131,8 @@ def _toml(value: object) -> str:
     match value:
         case bool() | int() | float():
             return str(value).lower()
+        case None:
+            return f'"{OFF}"'
         case tuple():
             return "[" + ", ".join(map(_toml, value)) + "]"
         case _:

@@ -51,6 +51,8 @@ class Endpoints:
     http: str
     ca_file: str
     pid: int
+    publish: str = ""
+    """"": off."""
 
     @classmethod
     def of(cls, home: Home, settings: Settings) -> "Endpoints":
@@ -61,7 +63,12 @@ class Endpoints:
             http=_url("https", settings, settings.http),
             ca_file=str(home.root_certificate),
             pid=os.getpid(),
+            publish=_url("http", settings, settings.publish) if settings.publish is not None else "",
         )
+
+    def shown(self) -> dict[str, str | int]:
+        """Without what is off."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 def _url(scheme: str, settings: Settings, address: Address) -> str:
@@ -162,7 +169,7 @@ def ready_file_with(endpoints: Endpoints, ready_file: Path | None) -> Iterator[N
         raise
     made = os.fstat(handle)
     with os.fdopen(handle, "w") as file:
-        json.dump(asdict(endpoints), file)
+        json.dump(endpoints.shown(), file)
         file.write("\n")
     Path(name).chmod(0o644)
     Path(name).rename(ready_file)

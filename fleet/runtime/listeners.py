@@ -1,4 +1,5 @@
-"""The fleet's three TLS listeners, of one process or shared by several (SO_REUSEPORT).
+"""The fleet's listeners, of one process or shared by several (SO_REUSEPORT): three with TLS, and one of plain HTTP for
+relying parties, if `[publish] address` is set.
 
 The kernel distributes new connections evenly over the listening processes and skips one that has died.
 """
@@ -23,7 +24,8 @@ from fleet.servers.line_limit import LineLimit
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ListenerLimits, ProtocolFactory, listen
 
-NAMES = ("est", "http", "mqtt")
+PUBLISH = "publish"
+NAMES = ("est", "http", "mqtt", PUBLISH)
 
 
 @contextmanager
@@ -35,8 +37,7 @@ def reserved(settings: Settings) -> Iterator[Settings]:
     """
     with ExitStack() as kept:
         taken = {}
-        for name in NAMES:
-            address: Address = getattr(settings, name)
+        for name, address in addresses(settings).items():
             try:
                 taken[name] = _reserve(address, kept)
             except OSError as error:
@@ -44,9 +45,14 @@ def reserved(settings: Settings) -> Iterator[Settings]:
         yield with_addresses(settings, taken)
 
 
-def with_addresses(settings: Settings, addresses: Mapping[str, Address]) -> Settings:
+def with_addresses(settings: Settings, bound: Mapping[str, Address]) -> Settings:
     """`settings` with these addresses of the listeners."""
-    return replace(settings, est=addresses["est"], mqtt=addresses["mqtt"], http=addresses["http"])
+    return replace(settings, **bound)
+
+
+def addresses(settings: Settings) -> dict[str, Address]:
+    """Those of the listeners that are on, by name."""
+    return {name: address for name in NAMES if (address := getattr(settings, name)) is not None}
 
 
 def _reserve(address: Address, kept: ExitStack) -> Address:
@@ -88,8 +94,8 @@ class Listeners:
         self._shared = shared
         self._by_name: dict[str, Listener] = {}
 
-    async def open(self, name: str, source: ContextSource, factory: ProtocolFactory) -> None:
-        """Open `name`, one of NAMES. Raises: Unavailable (`cannot-listen`)."""
+    async def open(self, name: str, source: ContextSource | None, factory: ProtocolFactory) -> None:
+        """Open `name`, one of NAMES; without `source`, without TLS. Raises: Unavailable (`cannot-listen`)."""
         address: Address = getattr(self._settings, name)
         refusals = logging.getLogger(f"fleet.{name}.tls")
         lines = LineLimit(refusals)
@@ -152,8 +158,9 @@ class Listeners:
 def cannot_listen(name: str, address: Address, error: OSError) -> Unavailable:
     # The system's text for the error number, without the address that event loops append.
     reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
+    chosen_by = "with [publish] address" if name == PUBLISH else f"with --{name} or"
     return Unavailable(
         "cannot-listen",
         f"The {name} listener cannot bind {address}: {reason}.",
-        f"Free it, or choose another with --{name} or in fleet.toml.",
+        f"Free it, or choose another {chosen_by} in fleet.toml.",
     )

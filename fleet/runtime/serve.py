@@ -11,7 +11,6 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from fleet.config.clock import Clock, utc_now
@@ -53,7 +52,7 @@ def serve_until_stopped(home: Home, settings: Settings, ready_file: Path | None)
                 background(keep_alive(), "the service manager's watchdog"),
             ):
                 with ready_file_with(service.endpoints, ready_file):
-                    log_event(log, logging.INFO, "ready", **asdict(service.endpoints))
+                    log_event(log, logging.INFO, "ready", **service.endpoints.shown())
                     notify(READY)
                     await service.until(signals, (daily, *host.jobs))
             log_event(log, logging.INFO, "stopping")

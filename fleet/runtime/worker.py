@@ -23,6 +23,7 @@ from fleet.domain.rates import RateLimits, Rates
 from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.layout import Home, waiting_limits
 from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
+from fleet.home.published_certificates import PublishedCertificates
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
@@ -30,7 +31,7 @@ from fleet.runtime.jobs.refusal_counts import counting_refusals
 from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
-from fleet.runtime.listeners import NAMES, Listeners
+from fleet.runtime.listeners import Listeners, addresses
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.runtime.signals import Signals
 from fleet.runtime.stop_deadline import BROKER_SECONDS_MIN, StopDeadline
@@ -46,6 +47,7 @@ from fleet.servers.gateway.gateway import Gateway
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.relay.saved_acks import Saves
 from fleet.servers.http import HttpServer
+from fleet.servers.publish import build_publish_server
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
@@ -121,11 +123,7 @@ async def run_worker(
         contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry))
         contexts.follow(authorities, home)
         await parts.enter_async_context(counting_refusals(registry, clock=clock))
-        monitored = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
-        if monitored is not None:
-            await parts.enter_async_context(background(monitored.run(), "the broker monitor"))
-        live = LiveUpstream(monitored or upstream)
-        await parts.enter_async_context(background(live.run(), "the broker's probe"))
+        live, broker_status = await _watched(upstream, parts, clock=clock)
         gateway = _gateway(home, settings, registry, live, clock=clock, is_shared=slot.is_shared)
         gateway.held_elsewhere, gateway.broker_stops = slot.held_elsewhere, slot.broker_stops
         live.on_silent = gateway.on_broker_silent
@@ -147,26 +145,38 @@ async def run_worker(
                 "descriptors": listeners.descriptors(),
                 "est": est.counters,
                 "http": admin.counters,
+                **({"publish": publish.counters} if settings.publish is not None else {}),
                 "mqtt": dict(gateway.stats),
                 "sessions": gateway.sessions,
                 **({"workers": slot.workers()} if slot.is_shared else {}),
-                "upstream": {
-                    **({"broker": upstream.describe()} if monitored is None else monitored.status()),
-                    "answers": live.answers(),
-                },
+                "upstream": {**broker_status(), "answers": live.answers()},
             }
 
-        admin = servers.admin(status, live.answers)
+        admin, publish = servers.admin(status, live.answers), servers.publish()
 
-        parts.push_async_callback(_drain, gateway, slot.deadline, est, admin)
+        parts.push_async_callback(_drain, gateway, slot.deadline, est, admin, publish)
         parts.callback(listeners.close)
-        factories: dict[str, ProtocolFactory] = {"est": est, "http": admin, "mqtt": gateway.protocol}
-        for name in NAMES:
-            await listeners.open(name, getattr(contexts, name), factories[name])
+        factories: dict[str, ProtocolFactory] = {
+            "est": est, "http": admin, "mqtt": gateway.protocol, "publish": publish
+        }  # fmt: skip
+        for name in addresses(settings):
+            await listeners.open(name, getattr(contexts, name, None), factories[name])
         endpoints = Endpoints.of(home, listeners.with_ports())
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
         yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors))
+
+
+async def _watched(
+    upstream: Upstream, parts: AsyncExitStack, *, clock: Clock
+) -> tuple[LiveUpstream, Callable[[], dict[str, object]]]:
+    """`upstream` under watch until `parts` end, and what the status says of the broker."""
+    monitored = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
+    if monitored is not None:
+        await parts.enter_async_context(background(monitored.run(), "the broker monitor"))
+    live = LiveUpstream(monitored or upstream)
+    await parts.enter_async_context(background(live.run(), "the broker's probe"))
+    return live, monitored.status if monitored is not None else lambda: {"broker": upstream.describe()}
 
 
 async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer) -> None:
@@ -177,7 +187,7 @@ async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer)
 
 @dataclass(frozen=True, slots=True)
 class _HttpServers:
-    """The two HTTP servers of a worker."""
+    """The HTTP servers of a worker."""
 
     home: Home
     settings: Settings
@@ -193,6 +203,11 @@ class _HttpServers:
             clock=self.clock,
             rates=rates_of(self.settings),
         )
+
+    def publish(self) -> HttpServer:
+        files = PublishedCertificates(self.home, self.authorities)
+        # By address alone: relying parties show no credential.
+        return build_publish_server(files.find, clock=self.clock, rates=rates_of(self.settings))
 
     def admin(self, status: Callable[[], dict[str, object]], broker_answers: Callable[[], bool]) -> HttpServer:
         own = replace(authorities_for_admin(self.home, self.clock()), issuer=lambda: self.authorities)

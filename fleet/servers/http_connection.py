@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 VERSIONS = (HttpVersion10, HttpVersion11)
 REQUESTS_WAITING_MAX = 8  # of one client, parsed ahead while an answer is being made
+PART_SIZE = 64 * 1024  # of an answer: a larger one is written as fast as its client reads, and is copied for none
 BODY_BUFFER_SIZE = 256 * 1024  # of a body that is not read yet; the client is not read from above twice that
 
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a field value: RFC 9110, 5.5
@@ -69,11 +70,15 @@ class Response:
 
     def encoded(self, method: str, version: HttpVersion, *, closes: bool) -> bytes:
         """Head and body, in answer to a request of `method` and `version`."""
+        return b"".join(self.parts(method, version, closes=closes))
+
+    def parts(self, method: str, version: HttpVersion, *, closes: bool) -> tuple[bytes, bytes]:
+        """Head and body, as `encoded`."""
         body = self.body
         has_size = self.status not in (204, 304) and (body or method != "HEAD")  # RFC 9110, 8.6
         size = f"Content-Length: {len(body)}\r\n" if has_size else ""
         head = _head(self.status, self.headers, size, version, closes=closes)
-        return head + body if size and method != "HEAD" else head
+        return head, body if size and method != "HEAD" else b""
 
 
 @functools.lru_cache(maxsize=256)
@@ -305,7 +310,7 @@ class Connection(BaseProtocol):
         response = await self._server.answer(self, message, payload)
         closes = response.closes or _must_close(message)
         if not response.is_written:
-            self.write(response.encoded(message.method, message.version, closes=closes))
+            await self._write_response(*response.parts(message.method, message.version, closes=closes))
         if self._paused:
             await self._drain_helper()
         return (payload.is_eof() or await self._discard(payload)) and not closes
@@ -320,11 +325,22 @@ class Connection(BaseProtocol):
 
     # Writing
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Raises: ConnectionResetError: the client has gone."""
         if self.transport is None or self.transport.is_closing():
             raise ConnectionResetError("The connection was lost.")
         self.transport.write(data)
+
+    async def _write_response(self, head: bytes, body: bytes) -> None:
+        if len(body) <= PART_SIZE:
+            self.write(head + body)
+            return
+        self.write(head)
+        whole = memoryview(body)
+        for at in range(0, len(body), PART_SIZE):
+            self.write(whole[at : at + PART_SIZE])
+            if self._paused:
+                await self._drain_helper()
 
     async def write_stream(
         self, message: RawRequestMessage, status: int, headers: Mapping[str, str], pieces: AsyncIterator[bytes]

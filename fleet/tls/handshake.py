@@ -7,6 +7,7 @@ from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.half_open import HalfOpen
+from fleet.tls.plain import plain_address
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.session import TlsSession
 from fleet.tls.transport import TlsTransport, Wire
@@ -19,12 +20,14 @@ class HandshakeOwner(Protocol):
     """The listener, as a handshake uses it."""
 
     loop: asyncio.AbstractEventLoop
-    contexts: ContextSource
     scratch: Scratch
     half_open: HalfOpen
     turns: Turns
     silent: QuickAcks
     close_deadline_s: float
+
+    @property
+    def contexts(self) -> ContextSource: ...
 
     def count_accepted(self) -> None: ...
     def refuse(self, address: str, reason: Refusal, detail: str) -> None: ...
@@ -52,7 +55,7 @@ class Handshake(asyncio.BufferedProtocol):
         reception.count_accepted()
         self._raw = raw
         peername = raw.get_extra_info("peername")
-        self.address = _plain_address(peername[0]) if peername else ""
+        self.address = plain_address(peername[0]) if peername else ""
         if reason := reception.half_open.enter(self):
             self._end(reason)
 
@@ -171,8 +174,3 @@ class Handshake(asyncio.BufferedProtocol):
         if not self._over:
             self._over = True
             self._reception.refuse(self.address, Refusal.GONE, "")
-
-
-def _plain_address(address: str) -> str:
-    """The IPv4 address of an IPv4 client on a dual-stack socket."""
-    return address.removeprefix("::ffff:") if "." in address else address

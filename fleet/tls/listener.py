@@ -1,7 +1,7 @@
 """TLS listener: accepts connections and creates an application protocol for each authenticated one.
 
 `protocol_factory` is called with the authenticated Peer: no protocol exists before the handshake is complete, so no
-unauthenticated data can reach one.
+unauthenticated data can reach one. A listener without contexts has no TLS, and the same bounds.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen, ListenerLimits
 from fleet.tls.handshake import Handshake
 from fleet.tls.known_blocks import Ranking
+from fleet.tls.plain import Established, PlainConnection
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
 from fleet.tls.turns import Turns
@@ -56,12 +57,12 @@ class Listener:
     def __init__(
         self,
         protocol_factory: ProtocolFactory,
-        contexts: ContextSource,
+        contexts: ContextSource | None,
         limits: ListenerLimits,
         on_refused: OnRefused | None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.contexts = contexts
+        self._contexts = contexts
         self.scratch = Scratch()
         self.close_deadline_s = limits.close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
@@ -78,7 +79,7 @@ class Listener:
         self._connected = 0
         self._may_be_idle = False
         """Whether its protocols may have nothing in progress."""
-        self._by_source: dict[str, dict[TlsTransport, None]] = {}  # each in order of arrival
+        self._by_source: dict[str, dict[Established, None]] = {}  # each in order of arrival
         self._ranking = Ranking(self.half_open.known)
         self._acceptor: Acceptor | None = None
         self._empty = asyncio.Event()
@@ -86,9 +87,19 @@ class Listener:
 
     async def start(self, host: str | Sequence[str] | None, port: int, *, reuse_port: bool) -> None:
         """Bind and listen."""
-        acceptor = Acceptor(lambda: Handshake(self), self._limits.backlog, self._on_exhausted)
+        acceptor = Acceptor(self._opened, self._limits.backlog, self._on_exhausted)
         await acceptor.start(host, port, reuse_port=reuse_port)
         self._acceptor = acceptor
+
+    def _opened(self) -> asyncio.BaseProtocol:
+        return PlainConnection(self) if self._contexts is None else Handshake(self)
+
+    @property
+    def contexts(self) -> ContextSource:
+        """Raises: RuntimeError: it has no TLS."""
+        if self._contexts is None:
+            raise RuntimeError("The listener has no TLS.")
+        return self._contexts
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -195,7 +206,7 @@ class Listener:
         ended.abort()
         return True
 
-    def establish(self, transport: TlsTransport, early: bytes) -> None:
+    def establish(self, transport: Established, early: bytes) -> None:
         self._established += 1
         self._connected += 1
         source = network_of(transport.peer.address)
@@ -207,13 +218,14 @@ class Listener:
         self._may_be_idle = self._may_be_idle or isinstance(protocol, MayGiveWay)
         transport.begin(protocol, early)
 
-    def lost(self, transport: TlsTransport) -> None:
-        self.silent.forget(transport)
+    def lost(self, transport: Established) -> None:
+        if isinstance(transport, TlsTransport):
+            self.silent.forget(transport)
         self._remove(transport)
         if not self._connected:
             self._empty.set()
 
-    def _remove(self, transport: TlsTransport) -> None:
+    def _remove(self, transport: Established) -> None:
         source = network_of(transport.peer.address)
         held = self._by_source.get(source, {})
         if transport not in held:
@@ -225,7 +237,7 @@ class Listener:
             del self._by_source[source]
 
 
-def _is_idle(transport: TlsTransport) -> bool:
+def _is_idle(transport: Established) -> bool:
     protocol = transport.get_protocol()
     return isinstance(protocol, MayGiveWay) and protocol.is_idle
 
@@ -234,12 +246,13 @@ async def listen(
     protocol_factory: ProtocolFactory,
     address: tuple[str | Sequence[str] | None, int],
     *,
-    contexts: ContextSource,
+    contexts: ContextSource | None,
     limits: ListenerLimits | None = None,
     on_refused: OnRefused | None = None,
     reuse_port: bool = False,
 ) -> Listener:
-    """Listen on `address`: host (several, or None for every interface) and port (0: any free one).
+    """Listen on `address`: host (several, or None for every interface) and port (0: any free one). Without `contexts`,
+    without TLS.
 
     `on_refused` is called for each refused connection with its address and a value of `Refusal`, often with a detail
     after a colon. `reuse_port` lets several processes share the port.

@@ -1,0 +1,48 @@
+"""CA certificates of a served home, as relying parties fetch them to build a chain (AIA; RFC 5280, 4.2.2.1)."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.domain.distribution import ca_name, ca_path
+from fleet.domain.published_file import CA_CERTIFICATE, PublishedFile
+from fleet.home.layout import Home, certificate_in
+from fleet.home.reloading_ca import LiveAuthorities
+from fleet.home.tenants import Authorities
+
+FRESH = timedelta(days=1)  # a CA's certificate changes when it is signed anew
+
+
+class PublishedCertificates:
+    """Certificates of every root and issuing CA of `home`, present and former, at their paths."""
+
+    def __init__(self, home: Home, authorities: LiveAuthorities) -> None:
+        self._home, self._authorities = home, authorities
+        self._read: Authorities | None = None
+        self._files: dict[str, PublishedFile] = {}
+
+    async def find(self, path: str) -> PublishedFile | None:
+        """The certificate at `path`."""
+        current = self._authorities.current
+        if current is not self._read:
+            self._files = dict(map(_published, reversed(list(_certificates(self._home, current)))))
+            self._read = current
+        return self._files.get(path)
+
+
+def _certificates(home: Home, authorities: Authorities) -> Iterator[x509.Certificate]:
+    """Of two with one key, the one to publish is first."""
+    for each in authorities.all:
+        yield from (each.root, *each.issuers, *(root.certificate for root in each.former_roots))
+    if home.operators_certificate.exists():
+        yield certificate_in(home.operators_certificate)
+
+
+def _published(certificate: x509.Certificate) -> tuple[str, PublishedFile]:
+    identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    file = PublishedFile(
+        certificate.public_bytes(Encoding.DER), CA_CERTIFICATE, certificate.not_valid_before_utc, FRESH
+    )
+    return ca_path(ca_name(identifier)), file

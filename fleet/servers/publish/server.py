@@ -1,0 +1,41 @@
+"""Routes of the publish listener: files at their paths, and OCSP. An unknown path or method is refused."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from fleet.config.clock import Clock
+from fleet.domain.published_file import PublishedFile
+from fleet.domain.rates import Rates
+from fleet.servers.http import Exchange, HttpServer
+from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.publish.conditional import answer_file
+from fleet.servers.refusals import HttpRefused
+
+PLAIN = "text/plain; charset=utf-8"
+
+Find = Callable[[str], Awaitable[PublishedFile | None]]
+"""The file at a path."""
+
+
+def build_publish_server(
+    find: Find, *, clock: Clock, limits: HttpLimits | None = None, rates: Rates | None = None
+) -> HttpServer:
+    """An HTTP server, the protocol factory of `fleet.tls.listener.listen`. Its clients show no certificate."""
+
+    async def handle(exchange: Exchange) -> Response:
+        exchange.is_open = True
+        path = exchange.request.url.raw_path_qs
+        exchange.event = f"publish.{path.split('/')[1]}" if path.startswith(("/ca/", "/crl/")) else "publish"
+        file = await find(path)
+        if file is None:
+            raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
+        method = exchange.request.method
+        if method not in ("GET", "HEAD"):
+            raise HttpRefused(405, "bad-method", f"{path} takes GET only.", {"Allow": "GET, HEAD"})
+        return answer_file(file, exchange.request.headers, clock())
+
+    return HttpServer("publish", handle, refusal, limits or HttpLimits(), rates)
+
+
+def refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
+    body = f"{message} ({code})\n".encode()
+    return Response(status, body, {"Content-Type": PLAIN, "Cache-Control": "no-store", **headers})

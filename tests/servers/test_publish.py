@@ -1,0 +1,177 @@
+"""The publish listener: CRLs and CA certificates over plain HTTP, with validators, and nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fleet.domain.published_file import CA_CERTIFICATE, CRL, PublishedFile
+from fleet.servers.http_connection import PART_SIZE, HttpLimits
+from fleet.servers.publish import build_publish_server
+from fleet.tls.errors import Refusal
+from fleet.tls.listener import Listener, ListenerLimits, listen
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+CA = PublishedFile(b"\x30\x03abc", CA_CERTIFICATE, NOW - timedelta(days=3, microseconds=5), timedelta(days=1))
+LARGE = PublishedFile(bytes(range(256)) * 16_384, CRL, NOW, timedelta(seconds=5), NOW + timedelta(seconds=3))
+FILES = {"/ca/ab.cer": CA, "/crl/ab.crl": LARGE}
+DEADLINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def ask(self, method: str, path: str, *headers: str, body: bytes = b"") -> Answer:
+        size = (f"Content-Length: {len(body)}",) if body else ()
+        head = "\r\n".join((f"{method} {path} HTTP/1.1", "Host: h", *headers, *size, "", ""))
+        self.writer.write(head.encode() + body)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            found = dict(line.split(": ", 1) for line in lines[1:-2])
+            length = 0 if method == "HEAD" else int(found.get("Content-Length", 0))
+            return Answer(int(lines[0].split()[1]), found, await self.reader.readexactly(length))
+
+    async def is_closed(self) -> bool:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            try:
+                return await self.reader.read(1) == b""
+            except ConnectionError:
+                return True
+
+
+@asynccontextmanager
+async def served(limits: ListenerLimits | None = None) -> AsyncIterator[Listener]:
+    async def find(path: str) -> PublishedFile | None:
+        return FILES.get(path)
+
+    server = build_publish_server(find, clock=lambda: NOW, limits=HttpLimits())
+    listener = await listen(server, ("127.0.0.1", 0), contexts=None, limits=limits)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        await server.shutdown(1.0)
+        listener.abort_connections()
+
+
+@asynccontextmanager
+async def connected(listener: Listener) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.close()
+
+
+async def test_a_file_with_its_type_and_validators() -> None:
+    async with served() as listener, connected(listener) as client:
+        whole = await client.ask("GET", "/ca/ab.cer")
+        assert (whole.status, whole.body) == (200, CA.body)
+        assert whole.headers["Content-Type"] == "application/pkix-cert"
+        assert whole.headers["Cache-Control"].startswith("max-age=86400, public")
+        assert whole.headers["Expires"] == "Sat, 02 May 2026 12:00:00 GMT"
+        assert whole.headers["Last-Modified"] == "Tue, 28 Apr 2026 11:59:59 GMT"
+        head = await client.ask("HEAD", "/ca/ab.cer")
+        assert {**head.headers, "Date": ""} == {**whole.headers, "Date": ""}
+        assert (await client.ask("GET", "http://h/ca/ab.cer")).body == CA.body, "a proxy's form of the target"
+
+
+async def test_a_crl_is_cached_until_its_next_update_at_most_and_comes_whole() -> None:
+    async with served() as listener, connected(listener) as client:
+        assert len(LARGE.body) > 10 * PART_SIZE
+        for _ in range(2):
+            found = await client.ask("GET", "/crl/ab.crl")
+            assert (found.status, found.body) == (200, LARGE.body)
+        assert found.headers["Content-Type"] == "application/pkix-crl"
+        assert found.headers["Cache-Control"].startswith("max-age=3,")
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (f"If-None-Match: {CA.etag}", 304),
+        (f'If-None-Match: "x", W/{CA.etag}', 304),
+        ("If-None-Match: *", 304),
+        ('If-None-Match: "x"', 200),
+        ("If-Modified-Since: Tue, 28 Apr 2026 11:59:59 GMT", 304),
+        ("If-Modified-Since: Tue, 28 Apr 2026 11:59:58 GMT", 200),
+        ("If-Modified-Since: yesterday", 200),
+        ("If-Modified-Since: Tue, 99 Apr 99999 11:59:59 GMT", 200),
+        (f'If-None-Match: "x"\r\nIf-Modified-Since: {"Tue, 28 Apr 2026 11:59:59 GMT"}', 200),
+        ("Range: bytes=0-1", 200),
+        ("Range: bytes=9999-", 200),
+    ],
+)
+async def test_conditional_requests(header: str, status: int) -> None:
+    async with served() as listener, connected(listener) as client:
+        found = await client.ask("GET", "/ca/ab.cer", header)
+        assert (found.status, found.body) == (status, CA.body if status == 200 else b"")
+        assert found.headers["ETag"] == CA.etag
+        assert ("Content-Length" in found.headers) == (status == 200)
+        assert (await client.ask("GET", "/ca/ab.cer")).body == CA.body, "the connection goes on"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/ca/", 404),
+        ("GET", "/ca/ab.cer?x", 404),
+        ("GET", "/ca//ab.cer", 404),
+        ("GET", "/ca/../ca/ab.cer", 404),
+        ("GET", "/ca/%61b.cer", 404),
+        ("GET", "/v1/status", 404),
+        ("GET", "/.well-known/est/cacerts", 404),
+        ("POST", "/", 404),
+        ("POST", "/ca/ab.cer", 405),
+        ("DELETE", "/crl/ab.crl", 405),
+        ("PUT", "/ca/ab.cer", 405),
+        ("OPTIONS", "/ca/ab.cer", 405),
+    ],
+)
+async def test_nothing_else_is_served(method: str, path: str, status: int) -> None:
+    async with served() as listener, connected(listener) as client:
+        found = await client.ask(method, path)
+        assert (found.status, found.headers["Cache-Control"]) == (status, "no-store")
+        assert found.headers.get("Allow") == ("GET, HEAD" if status == 405 else None)
+
+
+async def test_idle_connections_give_way_and_an_address_block_has_a_cap() -> None:
+    limits = ListenerLimits(connected_max=3, connected_per_address_max=2)
+    async with served(limits) as listener, connected(listener) as first, connected(listener) as second:
+        assert (await second.ask("GET", "/ca/ab.cer")).status == 200
+        async with connected(listener) as third:
+            assert (await third.ask("GET", "/ca/ab.cer")).status == 200
+            assert await first.is_closed(), "the oldest idle one of the block"
+            assert listener.stats.connected == 2
+            assert listener.stats.refused[Refusal.GAVE_WAY] == 1
+
+
+async def test_new_connections_of_one_address_have_a_rate() -> None:
+    limits = ListenerLimits(per_address_per_second=0.1)  # a burst of one
+    async with served(limits) as listener, connected(listener) as first, connected(listener) as second:
+        assert (await first.ask("GET", "/ca/ab.cer")).status == 200
+        assert await second.is_closed()
+        assert listener.stats.refused == {Refusal.ADDRESS_RATE: 1}
+
+
+async def test_the_last_connection_to_end_is_counted() -> None:
+    async with served() as listener:
+        async with connected(listener) as client:
+            assert (await client.ask("GET", "/", "Connection: close")).status == 404
+            assert await client.is_closed()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await listener.wait_closed()
+        assert (listener.stats.connected, listener.stats.handshaking) == (0, 0)
