@@ -17,6 +17,7 @@ from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
+from fleet.domain.revoked_cache import RevokedCache
 
 if TYPE_CHECKING:
     from fleet.domain.enrollment import IssuePermit
@@ -75,6 +76,10 @@ class AuditReader(Protocol):
 
 class Registry(AuditReader, Protocol):
     """The authoritative state of the fleet. Reads see every commit that has returned."""
+
+    @property
+    def revoked(self) -> RevokedCache:
+        """What this process has seen revoked: in `commit`, in `follow`, and in what else was added to it."""
 
     async def model(self, name: str) -> Model | None: ...
     async def models(self) -> list[Model]: ...

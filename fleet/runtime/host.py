@@ -106,7 +106,7 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         parts.push_async_callback(registry.close)
         jobs = (
             await parts.enter_async_context(sealing_audit(home, registry, clock=clock)),
-            await parts.enter_async_context(journaling_revocations(registry, revocation_journal(home))),
+            await parts.enter_async_context(journaling_revocations(registry, revocation_journal(home), clock=clock)),
             await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
         )
         models = await registry.models()

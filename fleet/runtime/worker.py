@@ -20,6 +20,7 @@ from fleet.config.clock import Clock
 from fleet.config.settings import Settings
 from fleet.domain.ports import Registry
 from fleet.domain.rates import RateLimits, Rates
+from fleet.domain.revoked_cache import ENTRIES_MAX
 from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.layout import Home, waiting_limits
 from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
@@ -49,6 +50,7 @@ from fleet.servers.gateway.relay.saved_acks import Saves
 from fleet.servers.http import HttpServer
 from fleet.servers.publish import build_publish_server
 from fleet.services.enrollment import RegistrationAuthority
+from fleet.storage.journals.revocations import endings
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
@@ -119,6 +121,7 @@ async def run_worker(
     Raises: FleetError, OSError: a part could not start.
     """
     async with AsyncExitStack() as parts:
+        registry.revoked.on_events(await asyncio.to_thread(list, endings(home.revocations, ENTRIES_MAX)))
         authorities = LiveAuthorities(home)
         contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry))
         contexts.follow(authorities, home)

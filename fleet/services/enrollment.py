@@ -199,7 +199,8 @@ class Attempt:
     ) -> IssuanceContext:
         # RFC 7030, 4.4.1: the key that signed a request for another key means nothing; the new one has no holder yet.
         uses = () if request.wants_key else facts.key_uses
-        return IssuanceContext(request, grant, facts.device, model, facts.credentials, self.now, key_uses=uses)
+        device = self.authority.registry.revoked.as_revoked(request.device_id, facts.device)
+        return IssuanceContext(request, grant, device, model, facts.credentials, self.now, key_uses=uses)
 
     async def _model(self, submission: Submission, facts: EnrollmentFacts, grant: Grant) -> Model:
         """The device's model; for a new device, the one that the grant gives it."""

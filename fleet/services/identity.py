@@ -43,6 +43,7 @@ async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_cl
     _must_be_of_its_tenant(facts, peer)
     if facts.device is not None:
         must_be_in_service(facts.device)
+    registry.revoked.must_be_usable(facts)
     return facts
 
 
@@ -57,6 +58,7 @@ async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) ->
     must_be_usable(facts.credential, now, grace=facts.model.rules.renewal.grace)
     _must_be_of_its_tenant(facts, peer)
     must_be_in_service(facts.device)
+    registry.revoked.must_be_usable(facts)
     return facts
 
 
@@ -74,6 +76,7 @@ async def identify_operator(registry: Registry, peer: Peer, now: datetime) -> tu
     if facts.operator is None:
         raise _unknown()
     must_be_usable(facts.credential, now)
+    registry.revoked.must_be_usable(facts)
     return facts.operator, facts.credential
 
 

@@ -23,6 +23,7 @@ async def renewal_window(registry: Registry, fingerprint: bytes) -> Window:
         and facts.model is not None
         and facts.device.state in IN_SERVICE
         and facts.credential.state in USABLE
+        and not registry.revoked.refusal_code(facts)
     )
     if facts is None or facts.model is None or not renewable:
         raise NotFound("no-such-certificate", "There is no certificate of this fingerprint that can be renewed.")

@@ -1,22 +1,38 @@
 """Revocation journal: copies every revocation among the registry's events to a log that a restore leaves in place.
 
 await catch_up(registry, log)     # after each command; a server follows the events (`fleet.runtime.jobs`)
+
+A registry that has gone back to an older state, and on from there, lacks events that the journal has: they are written
+back to it, as a restore does.
 """
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
 
+from fleet.config.clock import Clock, utc_now
 from fleet.config.logs import log_event
+from fleet.domain.access import Act
+from fleet.domain.changes import Event
+from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.storage.journals.revocations import Mark, RevocationJournal
+from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage, read_segments
+
+if TYPE_CHECKING:
+    from fleet.services.restore_revocations import Reapplied
 
 logger = logging.getLogger("fleet.revocations")
 
 BATCH = 1_000
+ACTOR = "revocation journal"
+_TRIES_MAX = 4  # another process may be writing the same back
 
 
-async def catch_up(registry: Registry, log: RevocationJournal) -> int:
-    """Record the events that `log` lacks; the sequence number of the newest one examined.
+async def catch_up(registry: Registry, log: RevocationJournal, *, clock: Clock = utc_now) -> int:
+    """Record the events that `log` lacks, after writing back those that the registry lacks; the sequence number of the
+    newest one examined.
 
     If events were dropped before they were recorded, the log states from which event on it is complete.
 
@@ -24,7 +40,68 @@ async def catch_up(registry: Registry, log: RevocationJournal) -> int:
     """
     newest = await registry.last_event()
     mark = await asyncio.to_thread(log.mark, newest=newest)
+    if await _has_other_events(registry, log):
+        await write_back(registry, log, clock())
+        newest = await registry.last_event()
+        mark = await asyncio.to_thread(log.mark, newest=newest)
     return await record_through(newest, registry, log, mark)
+
+
+async def has_gone_back(registry: Registry, log: RevocationJournal) -> bool:
+    """Whether the registry lacks an event that `log` covers. Raises: Invalid, Unavailable, OSError."""
+    covered = await asyncio.to_thread(log.covered)  # read first: the registry is never behind it
+    return await registry.last_event() < covered or await _has_other_events(registry, log)
+
+
+async def _has_other_events(registry: Registry, log: RevocationJournal) -> bool:
+    last = await asyncio.to_thread(log.newest_event)
+    return last is not None and not await _has(registry, last)
+
+
+async def _has(registry: Registry, event: Event) -> bool:
+    """Whether the registry has `event` under its number; yes also when it does not keep it any more."""
+    found = await registry.events(after=event.seq - 1, limit=1)
+    return bool(found) and (found[0].seq > event.seq or found[0] == event)
+
+
+async def write_back(registry: Registry, log: RevocationJournal, now: datetime) -> "Reapplied":
+    """Apply to the registry, which has gone back, what `log` has recorded since; then `log` begins a new lineage.
+
+    Raises: Conflict: the registry was changed concurrently, again and again. Invalid, Unavailable, OSError.
+    """
+    from fleet.services.restore_revocations import reapply  # a listing at a home does without
+
+    segments = await asyncio.to_thread(read_segments, log.path)
+    last = segments[-1]
+    common = await _common(registry, last.events)
+    # With none in common, it may be from before the last restore.
+    missing = last.events[common:] if common else [event for segment in segments for event in segment.events]
+    fork = last.events[common - 1].seq if common else last.start
+    begun = await registry.last_event()
+    act = Act(ACTOR, now)
+    for left in reversed(range(_TRIES_MAX)):
+        try:
+            done = await reapply(registry, missing, act=act)
+            break
+        except Conflict:
+            if not left:
+                raise
+    await asyncio.to_thread(log.reset, Mark(new_lineage(), min(fork, begun)))
+    counts = {"devices": done.devices, "barred": len(done.barred), "certificates": done.certificates}
+    log_event(logger, logging.ERROR, "revocations.written-back", after=fork, **counts)
+    return done
+
+
+async def _common(registry: Registry, events: Sequence[Event]) -> int:
+    """How many of `events`, in order, the registry has: those before it went back."""
+    low, high = 0, len(events)
+    while low < high:
+        middle = (low + high) // 2
+        if await _has(registry, events[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 async def record_through(newest: int, registry: Registry, log: RevocationJournal, mark: Mark) -> int:

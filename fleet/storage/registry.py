@@ -18,6 +18,7 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
+from fleet.domain.revoked_cache import RevokedCache
 from fleet.storage import queries
 from fleet.storage.batching import Batches
 from fleet.storage.mapping import micros, serial_octets
@@ -78,6 +79,7 @@ class SqlRegistry(SqlAuditReader):
     """Pause of a follower between two reads that returned events: under load, one read serves many commits."""
 
     def __init__(self) -> None:
+        self.revoked = RevokedCache()
         self._followers: set[asyncio.Event] = set()
         self._closed = False
         self._recent = RecentEvents()
@@ -94,6 +96,7 @@ class SqlRegistry(SqlAuditReader):
     async def commit(self, change: Change) -> None:
         """As the contract says. When the caller is cancelled, the commit may still happen."""
         await self._commits.put(change)
+        self.revoked.on_events(change.events)
 
     async def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, without end: those of other processes too.
@@ -115,6 +118,7 @@ class SqlRegistry(SqlAuditReader):
                 for event in recent or await self._read(queries.EVENTS, after, EVENTS_MAX):
                     if event.seq != after + 1:
                         raise Unavailable("feed-gap", f"Events {after + 1} to {event.seq - 1} are not kept any more.")
+                    self.revoked.on_event(event)
                     yield event
                     after = event.seq
                 if after == seen:

@@ -9,14 +9,14 @@ from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.peer import Peer
+from fleet.domain.revoked_cache import RevokedCache
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.events.revoked_cache import RevokedCache
 from fleet.servers.gateway.session import admission as admission_module
 from fleet.servers.gateway.session.admission import admit_client, broker_connect
 from fleet.services.admission import Admission
 from fleet.services.admission import Will as ShownWill
-from fleet.wire.mqtt.codes import V5, V311, Reason
+from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, Will
 from fleet.wire.mqtt.properties import Properties, Property
 from tests.servers.gateway_fixtures import MODEL, credential, now, peer_of
@@ -44,19 +44,14 @@ class Admitting:
         return self.answer
 
 
-async def admitted(
-    monkeypatch: pytest.MonkeyPatch, service: Admitting, connect: Connect, revoked: RevokedCache | None = None
-) -> Admission:
+async def admitted(monkeypatch: pytest.MonkeyPatch, service: Admitting, connect: Connect) -> Admission:
     monkeypatch.setattr(admission_module, "admit", service)
-    cache = revoked if revoked is not None else RevokedCache()
-    return await admit_client("registry", cache, PEER, connect, NOW)  # type: ignore[arg-type]
+    return await admit_client("registry", PEER, connect, NOW)  # type: ignore[arg-type]
 
 
-async def refusal_of(
-    monkeypatch: pytest.MonkeyPatch, answer: Admission | FleetError, revoked: RevokedCache | None = None
-) -> CloseReason:
+async def refusal_of(monkeypatch: pytest.MonkeyPatch, answer: Admission | FleetError) -> CloseReason:
     with pytest.raises(CloseSession) as caught:
-        await admitted(monkeypatch, Admitting(answer), Connect(V5, "cam-1"), revoked)
+        await admitted(monkeypatch, Admitting(answer), Connect(V5, "cam-1"))
     return caught.value.reason
 
 
@@ -86,15 +81,6 @@ async def test_what_the_registry_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
         assert await admitted(monkeypatch, service, Connect(V5, "cam-9", will=will)) is ADMISSION
     wills = [None, ShownWill("t", retain=False), ShownWill("t", retain=True)]
     assert service.asked == [("registry", PEER, "cam-9", NOW, will) for will in wills]
-
-
-async def test_what_was_revoked_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    by_device, by_certificate = RevokedCache(), RevokedCache()
-    by_device.on_event(Event(EventKind.DEVICE_STATE, "cam-1", DeviceState.REVOKED))
-    by_certificate.on_event(Event(EventKind.CREDENTIAL_ENDED, "cam-1", CERTIFICATE.fingerprint.hex()))
-    for revoked, code in ((by_device, "device-revoked"), (by_certificate, "certificate-revoked")):
-        found = await refusal_of(monkeypatch, ADMISSION, revoked)
-        assert (found.code, found.connack) == (code, Reason.BANNED)
 
 
 def cached(*events: Event, entries_max: int = 100_000) -> RevokedCache:

@@ -8,7 +8,7 @@ import pytest
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.ports import HolderFacts
-from fleet.servers.gateway.events.revoked_cache import RevokedCache
+from fleet.domain.revoked_cache import RevokedCache
 from fleet.services import revocation
 from fleet.services.admission import Admission
 from fleet.storage.sqlite.registry import SqliteRegistry

@@ -9,7 +9,7 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from fleet.domain.access import Operator, Role
-from fleet.domain.changes import Change
+from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
@@ -17,6 +17,7 @@ from fleet.domain.errors import FleetError, Refused, Unauthenticated
 from fleet.domain.model_rules import ModelRules, RenewalRules
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
+from fleet.domain.revoked_cache import RevokedCache
 from fleet.domain.writes import QuarantineClaim
 from fleet.services.identity import NOBODY, audit_actor_of, identify, identify_for_renewal, identify_operator
 
@@ -67,6 +68,7 @@ class OneHolder:
 
     facts: HolderFacts | None
     changes: list[Change] = field(default_factory=list)
+    revoked: RevokedCache = field(default_factory=RevokedCache)
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         assert fingerprint == CREDENTIAL.fingerprint
@@ -204,3 +206,28 @@ async def test_the_audit_names_the_holder_of_a_certificate_good_or_not() -> None
     assert await audit_actor_of(OneHolder(revoked), PEER) == ("device cam-1", {"serial": "0a"})  # type: ignore[arg-type]
     assert await audit_actor_of(OneHolder(None), PEER) == (NOBODY, {})  # type: ignore[arg-type]
     assert await audit_actor_of(OneHolder(OF_DEVICE), Peer("192.0.2.7")) == (NOBODY, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "how"),
+    [
+        (OF_DEVICE, identify),
+        (OF_DEVICE, identify_for_renewal),
+        (OF_STATION, identify),
+        (OF_STATION, identify_for_renewal),
+        (OF_OPERATOR, identify_operator),
+    ],
+)
+async def test_what_was_seen_revoked_is_refused_whatever_the_registry_says(facts: HolderFacts, how: Identify) -> None:
+    registry = OneHolder(facts)
+    await how(registry, PEER, NOW)
+    ended = Event(EventKind.CREDENTIAL_ENDED, facts.credential.holder, CREDENTIAL.fingerprint.hex())
+    registry.revoked.on_event(ended)
+    with pytest.raises(Refused) as caught:
+        await how(registry, PEER, NOW)
+    assert caught.value.code == "certificate-revoked"
+    if facts.device is not None:
+        registry.revoked.on_event(Event(EventKind.DEVICE_STATE, "cam-1", "revoked"))
+        with pytest.raises(Refused) as caught:
+            await how(registry, PEER, NOW)
+        assert caught.value.code == "device-revoked"

@@ -23,7 +23,6 @@ from fleet.servers.gateway.broker.upstream import Factory, Upstream, username_of
 from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.events.feed import OTHERS_SECONDS, EventFollower
-from fleet.servers.gateway.events.revoked_cache import RevokedCache
 from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport
 from fleet.servers.gateway.limits.kept_filters import FilterSet, KeptFilters
@@ -85,7 +84,6 @@ class Gateway:
         self._feed = EventFollower(
             registry, self._on_event, self.limits.feed_silence_seconds_max, self._on_events_missed
         )
-        self._revoked = RevokedCache()
         self._kept_filters = kept_filters or KeptFilters(self.limits)
         self._budgets = Budgets(2 * self.limits.sessions_max, self.limits)
         self._denials = RefusalRows(registry)
@@ -177,7 +175,7 @@ class Gateway:
         self._tasks.start(work)
 
     async def admit(self, peer: Peer, connect: Connect) -> Admission:
-        admission = await admit_client(self._registry, self._revoked, peer, connect, self.now())
+        admission = await admit_client(self._registry, peer, connect, self.now())
         if self.on_admitted is not None:
             self.on_admitted(peer.address)
         return admission
@@ -238,7 +236,6 @@ class Gateway:
     # Events of the registry
 
     async def _on_event(self, event: Event) -> None:
-        self._revoked.on_event(event)
         match event.kind:
             case EventKind.DEVICE_STATE:
                 self._on_device_state(event.subject, event.detail)

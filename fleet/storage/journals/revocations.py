@@ -15,8 +15,9 @@ import fcntl
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _ENDS = frozenset(
     {DeviceState.SUSPENDED.value, DeviceState.REVOKED.value, DeviceState.RETIRED.value, "quarantined", "removed"}
 )
 """Details of those events that end a right."""
+TAIL_SIZE = 64 * 1024  # octets at the end in which the last event is looked for: some 400 lines
 LINE_MAX = 1024  # octets; the longest is an event with a name of 64 characters on either side
 MARK_EVERY = 1_000  # events without an entry before a line records the position
 _LINEAGE = re.compile(r"[0-9a-f]{32}")
@@ -86,6 +88,29 @@ class RevocationJournal:
                 f"Restore a backup with: fleet restore FILE NEW_HOME --revocations {self.path}",
             )
         return mark
+
+    def covered(self) -> int:
+        """The number of the last event that it covers, 0 for a missing journal. Raises: as `newest_event`."""
+        with self._locked() as handle:
+            mark = self._mark(handle)
+        return mark.seen if mark is not None else 0
+
+    def newest_event(self) -> Event | None:
+        """The last event recorded, in the newest lineage; None: there is none among the last lines.
+
+        Raises: Invalid (`revocation-log-damaged`). OSError.
+        """
+        with self._locked() as handle:
+            size = os.fstat(handle).st_size
+            lines = os.pread(handle, TAIL_SIZE, max(0, size - TAIL_SIZE)).split(b"\n")
+        # The first may be part of a line, the last is empty or one that a crash has left incomplete.
+        for line in reversed(lines[1 if size > TAIL_SIZE else 0 : -1]):
+            document = _parsed(line, self.path)
+            if "from" in document:
+                return None
+            if "seq" in document:
+                return _event(document)
+        return None
 
     def note(self, events: Sequence[Event]) -> None:
         """Append those of `events` that belong in the journal and are missing; durable when one ends a right.
@@ -199,6 +224,10 @@ def _encoded(document: dict[str, object]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
+def _event(document: dict[str, Any]) -> Event:
+    return Event(document["kind"], document["subject"], document["detail"], document["seq"])
+
+
 def _damaged(path: Path, why: str) -> Invalid:
     advice = "Find out what edited it. A backup holds an older one."
     return Invalid("revocation-log-damaged", f"{path} is damaged: {why}.", advice)
@@ -248,9 +277,31 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
             if last is None or document["lineage"] != last.lineage or number <= last.seen:
                 raise _damaged(path, f"the line of event {number} is out of place")
             if "seq" in document:
-                events.append(Event(document["kind"], document["subject"], document["detail"], number))
+                events.append(_event(document))
             segments[-1] = replace(last, seen=number)
     return tuple(segments)
+
+
+def endings(path: Path, at_most: int) -> Iterator[Event]:
+    """What a journal says was ended for good, oldest first: the newest `at_most` devices that were revoked or retired,
+    and as many certificates. Nothing when there is no journal.
+
+    Raises: Invalid (`revocation-log-damaged`). OSError.
+    """
+    devices: deque[bytes] = deque(maxlen=at_most)
+    certificates: deque[bytes] = deque(maxlen=at_most)
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:  # most lines are of neither kind, and are not parsed
+            if not line.endswith(b"\n"):
+                break
+            if b'"device.state"' in line and (b'"revoked"' in line or b'"retired"' in line):
+                devices.append(line)
+            elif b'"credential.ended"' in line:
+                certificates.append(line)
+    for line in (*devices, *certificates):
+        document = _parsed(line, path)
+        if "seq" in document:
+            yield _event(document)
 
 
 def events_behind(path: Path, fleet: str, lineage: str, seq: int) -> tuple[Event, ...]:

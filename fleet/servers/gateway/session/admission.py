@@ -1,4 +1,4 @@
-"""Reading of a CONNECT, its admission by registry and revoked cache, and the CONNECT that the broker gets for it."""
+"""Reading of a CONNECT, its admission by the registry, and the CONNECT that the broker gets for it."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -18,7 +18,6 @@ from fleet.servers.gateway.close_reasons import (
     CloseSession,
     connect_refused,
 )
-from fleet.servers.gateway.events.revoked_cache import RevokedCache
 from fleet.servers.gateway.wills.waiting import may_wait, will_of
 from fleet.services.admission import Admission, admit
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
@@ -96,13 +95,11 @@ def must_be_servable(connect: Connect, *, speaks_v5: bool, feed_is_up: bool) -> 
         raise CloseSession(close_reasons.FEED_DOWN)
 
 
-async def admit_client(
-    registry: Registry, revoked: RevokedCache, peer: Peer, connect: Connect, now: datetime
-) -> Admission:
+async def admit_client(registry: Registry, peer: Peer, connect: Connect, now: datetime) -> Admission:
     """Admission of `peer` under the client id and with the will of `connect`. Raises: CloseSession."""
     client_id = None if connect.asks_for_client_id else connect.client_id
     try:
-        admission = await admit(registry, peer, client_id, now, will=will_of(connect))
+        return await admit(registry, peer, client_id, now, will=will_of(connect))
     except Unavailable as error:
         raise CloseSession(
             connect_refused(error.code, Reason.SERVER_UNAVAILABLE, close_reasons.FEED_DOWN.text)
@@ -110,10 +107,6 @@ async def admit_client(
     except FleetError as error:
         reason = CONNACK_REASONS.get(error.code, Reason.NOT_AUTHORIZED)
         raise CloseSession(connect_refused(error.code, reason, error.message)) from error
-    if code := revoked.refusal_code(admission):
-        ended = close_reasons.DEVICE_ENDED if code.startswith("device-") else close_reasons.CREDENTIAL_ENDED
-        raise CloseSession(connect_refused(code, CONNACK_REASONS[code], ended.text))
-    return admission
 
 
 def broker_connect(connect: Connect, admission: Admission, username: str, *, delays_will: bool) -> Connect:

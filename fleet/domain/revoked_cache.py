@@ -1,0 +1,77 @@
+"""Cache of devices and certificates that were revoked; they stay refused whatever the registry says.
+
+It holds what this process has seen among the registry's events, and at its start the revocation journal's. A registry
+that answers otherwise has gone back to an older state, by a restore or by a failover that lost commits: that must not
+readmit a revoked device.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol, TypeVar
+
+from msgspec.structs import replace
+
+from fleet.domain.changes import Event, EventKind
+from fleet.domain.credential import Credential
+from fleet.domain.device import OUT_OF_SERVICE, Device, DeviceState
+from fleet.domain.errors import Refused
+
+ENTRIES_MAX = 100_000  # of devices and of certificates each, about 15 MB; the oldest are evicted first
+
+K = TypeVar("K")
+
+
+class Held(Protocol):
+    """A certificate and its holder."""
+
+    @property
+    def device(self) -> Device | None: ...
+    @property
+    def credential(self) -> Credential: ...
+
+
+class RevokedCache:
+    """Devices that were revoked or retired, and certificates that were revoked or superseded."""
+
+    def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
+        self._max = entries_max
+        self._devices: dict[str, None] = {}
+        self._fingerprints: dict[bytes, None] = {}
+
+    def on_event(self, event: Event) -> None:
+        if event.kind == EventKind.DEVICE_STATE and event.detail in OUT_OF_SERVICE:
+            _add(self._devices, event.subject, self._max)
+        elif event.kind == EventKind.CREDENTIAL_ENDED and event.detail:
+            _add(self._fingerprints, bytes.fromhex(event.detail), self._max)
+
+    def on_events(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.on_event(event)
+
+    def refusal_code(self, held: Held) -> str:
+        """Code of the refusal, or "" when neither device nor certificate is revoked."""
+        if held.device is not None and held.device.id in self._devices:
+            return "device-revoked"
+        return "certificate-revoked" if held.credential.fingerprint in self._fingerprints else ""
+
+    def must_be_usable(self, held: Held) -> None:
+        """Raises: Refused: `device-revoked`, `certificate-revoked`."""
+        if code := self.refusal_code(held):
+            what = "device" if code == "device-revoked" else "certificate"
+            raise Refused(code, f"The {what} was revoked, whatever state the registry has gone back to.")
+
+    def as_revoked(self, device_id: str, device: Device | None) -> Device | None:
+        """`device`, the registry's record of `device_id`, revoked if it was.
+
+        Raises: Refused (`device-revoked`): it was, and the registry has no record of it.
+        """
+        if device_id not in self._devices:
+            return device
+        if device is None:
+            raise Refused("device-revoked", f"Device {device_id} was revoked, and never enrolls again.")
+        return device if device.state in OUT_OF_SERVICE else replace(device, state=DeviceState.REVOKED)
+
+
+def _add(entries: dict[K, None], key: K, entries_max: int) -> None:
+    entries[key] = None
+    if len(entries) > entries_max:
+        del entries[next(iter(entries))]
