@@ -3,6 +3,7 @@
 import hashlib
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -18,12 +19,14 @@ from cryptography.x509.oid import NameOID
 
 from device_agent.errors import StoreDamaged
 from device_agent.identity_store import CertificateInfo, IdentityStore
+from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.est_client.errors import BadConfig
-from fleet.wire.csr import key_type_of
+from fleet.wire import keys
 from fleet.wire.errors import WireError
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 """Types of keys that a device can generate."""
+RSA_BITS = 3072
 
 
 def candidate_key(store: IdentityStore, key_type: str) -> tuple[str, PrivateKey]:
@@ -48,22 +51,15 @@ def generate_key(key_type: str) -> PrivateKey:
 
     Raises: BadConfig for a type that a device cannot generate.
     """
-    match key_type:
-        case "EC-P256":
-            return ec.generate_private_key(ec.SECP256R1())
-        case "EC-P384":
-            return ec.generate_private_key(ec.SECP384R1())
-        case "RSA-2048+":
-            return rsa.generate_private_key(65537, 3072)
-        case "Ed25519":
-            return ed25519.Ed25519PrivateKey.generate()
-    raise BadConfig(f"Keys of type {key_type[:40]!r} cannot be generated here.")
+    if key_type not in AGENT_KEY_TYPES:
+        raise BadConfig(f"Keys of type {key_type[:40]!r} cannot be generated here.")
+    return cast(PrivateKey, keys.generate_key(key_type, rsa_bits=RSA_BITS))
 
 
 def has_type(key: PrivateKey, key_type: str) -> bool:
     """Whether `key` is of type `key_type`."""
     try:
-        return key_type_of(key.public_key()) == key_type
+        return keys.key_type_of(key.public_key()) == key_type
     except WireError:
         return False
 

@@ -29,8 +29,9 @@ from fleet.est_client.certificate_checks import check_certificate, find_chain, l
 from fleet.est_client.client import BoundCsr, EstClient, Policy
 from fleet.est_client.errors import BadConfig, ClientError, EstBusy, EstError, EstRefused
 from fleet.est_client.validity import clock_is_credible
-from fleet.wire.csr import build_csr, key_type_of
+from fleet.wire.csr import build_csr
 from fleet.wire.errors import WireError
+from fleet.wire.keys import key_type_of
 from fleet.wire.names import names_of_certificate
 
 LOCK_SECONDS_MAX = 20.0  # a running agent may be renewing just now

@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire.certificate_fields import CertificateFields, certificate_fields
-from fleet.wire.csr import decode_csr, key_type_of
+from fleet.wire.csr import decode_csr
 from fleet.wire.encodings import Bundle, belongs_to
 from fleet.wire.encodings.bundle import Request, spki
 from fleet.wire.errors import WireError
+from fleet.wire.keys import key_type_of
 from fleet.wire.names import SUBJECT_ALT_NAME, AltNames, alt_name_values, subject_name
 from fleet.wire.parsing import library_errors
 from fleet.wire.spki import load_spki

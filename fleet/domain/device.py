@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fleet.domain.errors import Invalid, Refused
 from fleet.domain.model_rules import DEFAULT_RULES, ModelRules
+from fleet.wire.key_types import OF_MODELS
 
 DeviceId = NewType("DeviceId", str)
 
@@ -19,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
 HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
-KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519", "ML-DSA-44", "ML-DSA-65")
+KEY_TYPES = OF_MODELS
 """Every kind of public key that a model may allow."""
 
 BARRED_MODEL = "restore-barred"

@@ -3,8 +3,9 @@
 import re
 
 from fleet.est_client.errors import BadConfig
+from fleet.wire.key_types import OF_DEVICES
 
-AGENT_KEY_TYPES = ("EC-P256", "EC-P384", "RSA-2048+", "Ed25519")
+AGENT_KEY_TYPES = OF_DEVICES
 """Key types that a device can generate, named as in the fleet's models."""
 
 MQTT_PORT_DEFAULT = 8883

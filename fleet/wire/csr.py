@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, mldsa, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AttributeOID
@@ -19,7 +19,9 @@ from fleet.wire import der
 from fleet.wire.certificate_fields import extended_key_usages, extension_value
 from fleet.wire.csr_signature import verify_signature
 from fleet.wire.csrattrs import CHALLENGE_PASSWORD, EXTENSION_REQUEST
-from fleet.wire.errors import Malformed, TooLarge, Unsupported, WeakKey
+from fleet.wire.errors import Malformed, TooLarge, Unsupported
+from fleet.wire.key_types import RSA_ENCRYPTION
+from fleet.wire.keys import SigningHash, curve_hash, key_type_of
 from fleet.wire.names import (
     SUBJECT_ALT_NAME,
     AltNames,
@@ -30,7 +32,6 @@ from fleet.wire.names import (
     subject_values,
 )
 from fleet.wire.parsing import library_errors
-from fleet.wire.rsa_modulus import modulus_weakness
 from fleet.wire.spki import encode_spki, is_for_pss, load_spki
 
 CSR_SIZE_MAX = 16 * 1024  # an ML-DSA-87 request takes 7.5 KB, an RSA-8192 one 2.5 KB, names included
@@ -38,25 +39,12 @@ ATTRIBUTES_MAX = 16
 KEY_IDENTIFIER_SIZE_MAX = 64
 CHALLENGE_SIZE_MAX = 255  # RFC 2985, pkcs-9-ub-challengePassword
 
-RSA_BITS_MIN = 2048
-RSA_BITS_MAX = 8192  # verifying with longer ones costs the server more than the client
-RSA_EXPONENT_MIN = 65537
-RSA_EXPONENT_MAX = (1 << 64) - 1  # the same reason
-
-_CURVES = {"secp256r1": "EC-P256", "secp384r1": "EC-P384", "secp521r1": "EC-P521"}
-_CURVE_BITS_MIN = 256
-_ML_DSA = {
-    mldsa.MLDSA44PublicKey: "ML-DSA-44",
-    mldsa.MLDSA65PublicKey: "ML-DSA-65",
-    mldsa.MLDSA87PublicKey: "ML-DSA-87",
-}
-
 _MICROSOFT_EXTENSION_REQUEST = "1.3.6.1.4.1.311.2.1.14"
 _DECRYPT_KEY = "1.2.840.113549.1.9.16.2.37"
 _ASYMMETRIC_DECRYPT_KEY = "1.2.840.113549.1.9.16.2.54"
 _SMIME_CAPABILITIES = "1.2.840.113549.1.9.15"
 
-_RSA_ENCRYPTION = der.encode_oid("1.2.840.113549.1.1.1")
+_RSA_ENCRYPTION = der.encode_oid(RSA_ENCRYPTION)
 _READ_ATTRIBUTES = frozenset(
     {
         CHALLENGE_PASSWORD,
@@ -92,7 +80,7 @@ class Csr:
     alt_names: AltNames
     """"TYPE:value" of each general name, in order; () when the extension is absent. The shapes are in wire.names."""
     key_type: str
-    """"EC-P256", "EC-P384", "EC-P521", "RSA-2048+", "Ed25519", "Ed448", "ML-DSA-44", "ML-DSA-65" or "ML-DSA-87"."""
+    """The name of one of fleet.wire.key_types."""
     spki_der: bytes = field(repr=False)
     """The SubjectPublicKeyInfo, canonical: the same key gives the same bytes in a request and in a certificate."""
     key_sha256: bytes
@@ -222,40 +210,6 @@ def _extensions_of(attributes: dict[str, der.Element]) -> der.Element | None:
     return asked[0] if asked else None
 
 
-def key_type_of(public_key: PublicKeyTypes) -> str:
-    """The kind of `public_key`, by the names that Csr.key_type uses. Raises: WeakKey, Unsupported."""
-    match public_key:
-        case ec.EllipticCurvePublicKey(curve=curve):
-            if curve.name in _CURVES:
-                return _CURVES[curve.name]
-            if curve.key_size < _CURVE_BITS_MIN:
-                raise WeakKey(f"An EC key on curve {curve.name} is too short; use P-256.")
-            raise Unsupported(f"EC keys on curve {curve.name} are not taken; use P-256.")
-        case rsa.RSAPublicKey(key_size=bits):
-            if bits < RSA_BITS_MIN:
-                raise WeakKey(f"An RSA key of {bits} bits is too short; use {RSA_BITS_MIN} or more.")
-            if bits > RSA_BITS_MAX:
-                raise Unsupported(f"An RSA key of {bits} bits is too long; use at most {RSA_BITS_MAX}.")
-            numbers = public_key.public_numbers()
-            exponent = numbers.e
-            if not RSA_EXPONENT_MIN <= exponent <= RSA_EXPONENT_MAX or exponent % 2 == 0:
-                raise WeakKey("The RSA key's public exponent is out of bounds; use 65537.")
-            if (weakness := modulus_weakness(numbers.n)) is not None:
-                raise WeakKey(f"The RSA key can be broken: {weakness}. Make a new one with another generator.")
-            return "RSA-2048+"
-        case ed25519.Ed25519PublicKey():
-            return "Ed25519"
-        case ed448.Ed448PublicKey():
-            return "Ed448"
-        case dsa.DSAPublicKey():
-            raise WeakKey("DSA keys are not accepted; use an EC key on P-256.")
-        case _:
-            name = next((name for kind, name in _ML_DSA.items() if isinstance(public_key, kind)), None)
-            if name is None:
-                raise Unsupported("Keys of this kind can't sign and are not taken; use an EC key on P-256.")
-            return name
-
-
 def _challenge_password(attributes: dict[str, der.Element]) -> str | None:
     value = attributes.get(CHALLENGE_PASSWORD)
     if value is None:
@@ -311,10 +265,8 @@ def build_csr(
         return builder.sign(private_key, _hash_for(private_key)).public_bytes(Encoding.DER)
 
 
-def _hash_for(private_key: CertificateIssuerPrivateKeyTypes) -> hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None:
+def _hash_for(private_key: CertificateIssuerPrivateKeyTypes) -> SigningHash | None:
     """The hash that matches the key's strength; None for the kinds that bring their own."""
     if isinstance(private_key, ec.EllipticCurvePrivateKey):
-        if private_key.key_size > 384:
-            return hashes.SHA512()
-        return hashes.SHA384() if private_key.key_size > 256 else hashes.SHA256()
+        return curve_hash(private_key)
     return hashes.SHA256() if isinstance(private_key, rsa.RSAPrivateKey) else None

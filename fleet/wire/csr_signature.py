@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from fleet.wire import der
 from fleet.wire.errors import BadSignature, Malformed, Unsupported
+from fleet.wire.key_types import KEY_TYPES
 from fleet.wire.parsing import library_errors
 from fleet.wire.spki import RSASSA_PSS
 
@@ -49,13 +50,7 @@ _WEAK = frozenset(
         "1.2.840.113549.2.5",  # MD5
     }
 )
-_OWN_HASH = {
-    "1.3.101.112": "Ed25519",
-    "1.3.101.113": "Ed448",
-    "2.16.840.1.101.3.4.3.17": "ML-DSA-44",
-    "2.16.840.1.101.3.4.3.18": "ML-DSA-65",
-    "2.16.840.1.101.3.4.3.19": "ML-DSA-87",
-}
+_OWN_HASH = {each.algorithm: each.name for each in KEY_TYPES if each.is_plain}
 _SALT_SIZE_MAX = 512  # of an RSA-4096 signature
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fleet.wire import der
 from fleet.wire.certificate_fields import EXTENDED_KEY_USAGE
 from fleet.wire.errors import Malformed, TooLarge
+from fleet.wire.key_types import BY_NAME, EC_PUBLIC_KEY, KEY_TYPES, RSA
 
 SIZE_MAX = 16 * 1024
 ATTRIBUTES_MAX = 64
@@ -22,18 +23,7 @@ EXTENSION_REQUEST_TEMPLATE = "1.2.840.113549.1.9.16.2.62"
 COMMON_NAME = "2.5.4.3"
 ORGANIZATION = "2.5.4.10"
 
-_EC_PUBLIC_KEY = "1.2.840.10045.2.1"
-_RSA_ENCRYPTION = "1.2.840.113549.1.1.1"
 _NULL = b"\x05\x00"
-_CURVES = {"EC-P256": "1.2.840.10045.3.1.7", "EC-P384": "1.3.132.0.34", "EC-P521": "1.3.132.0.35"}
-_PLAIN = {
-    "Ed25519": "1.3.101.112",
-    "Ed448": "1.3.101.113",
-    "ML-DSA-44": "2.16.840.1.101.3.4.3.17",
-    "ML-DSA-65": "2.16.840.1.101.3.4.3.18",
-    "ML-DSA-87": "2.16.840.1.101.3.4.3.19",
-}
-_RSA = "RSA-2048+"
 _RSA_BITS = 2048
 
 
@@ -42,7 +32,7 @@ class CsrAttributes:
     """What a CSR should hold."""
 
     key_types: tuple[str, ...] = ()
-    """By the names of fleet.wire.csr.Csr.key_type, the preferred one first."""
+    """Names of fleet.wire.key_types, the preferred one first."""
     extended_key_usages: tuple[str, ...] = ()
     """Dotted OIDs."""
     organization: str = ""
@@ -67,19 +57,18 @@ def _attribute(oid: str, *values: bytes) -> bytes:
 
 def _key_attribute(key_type: str) -> bytes:
     """RFC 7030, 4.5.2: a kind of key, and where that is not enough its curve or size."""
-    if key_type in _CURVES:
-        return _attribute(_EC_PUBLIC_KEY, der.encode_oid(_CURVES[key_type]))
-    if key_type == _RSA:
-        return _attribute(_RSA_ENCRYPTION, der.encode_element(der.INTEGER, _RSA_BITS.to_bytes(2)))
-    return der.encode_oid(_PLAIN[key_type])
+    found = BY_NAME[key_type]
+    if found.curve:
+        return _attribute(found.algorithm, der.encode_oid(found.curve))
+    if found is RSA:
+        return _attribute(found.algorithm, der.encode_element(der.INTEGER, _RSA_BITS.to_bytes(2)))
+    return der.encode_oid(found.algorithm)
 
 
 def _algorithm(key_type: str) -> bytes:
-    if key_type in _CURVES:
-        return der.sequence(der.encode_oid(_EC_PUBLIC_KEY), der.encode_oid(_CURVES[key_type]))
-    if key_type == _RSA:
-        return der.sequence(der.encode_oid(_RSA_ENCRYPTION), _NULL)
-    return der.sequence(der.encode_oid(_PLAIN[key_type]))
+    found = BY_NAME[key_type]
+    parameters = der.encode_oid(found.curve) if found.curve else _NULL if found is RSA else b""
+    return der.sequence(der.encode_oid(found.algorithm), parameters)
 
 
 def _usage_extensions(oids: Iterable[str]) -> bytes:
@@ -135,12 +124,10 @@ def _attr_or_oid(part: der.Element) -> tuple[str, list[der.Element]]:
 
 
 def _key_type(oid: str, values: Sequence[der.Element]) -> list[str]:
-    if oid == _RSA_ENCRYPTION:
-        return [_RSA]
-    if oid == _EC_PUBLIC_KEY:
+    curves = {""}  # of keys that have none
+    if oid == EC_PUBLIC_KEY:
         curves = {der.dotted_oid(value.content) for value in values if value.tag == der.OBJECT_IDENTIFIER}
-        return [name for name, curve in _CURVES.items() if curve in curves]
-    return [name for name, plain in _PLAIN.items() if plain == oid]
+    return [each.name for each in KEY_TYPES if each.algorithm == oid and each.curve in curves]
 
 
 def _requested_usages(values: Sequence[der.Element]) -> tuple[str, ...]:

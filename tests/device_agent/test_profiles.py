@@ -11,7 +11,7 @@ from fleet.domain.access import Act
 from fleet.domain.model_rules import rules_of
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.services import inventory
-from fleet.wire.csr import key_type_of
+from fleet.wire.keys import key_type_of
 from tests.device_agent.fleet_parts import Device
 
 

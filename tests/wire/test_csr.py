@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.wire import der
-from fleet.wire.csr import ATTRIBUTES_MAX, CSR_SIZE_MAX, build_csr, decode_csr, key_type_of
+from fleet.wire.csr import ATTRIBUTES_MAX, CSR_SIZE_MAX, build_csr, decode_csr
 from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WeakKey, WireError
+from fleet.wire.keys import key_type_of
 from fleet.wire.names import ALT_NAMES_MAX, alt_name, alt_name_text, names_of_certificate
 
 NEEDS_OPENSSL = pytest.mark.skipif(which("openssl") is None, reason="needs openssl")

@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPri
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fleet.wire import der
-from fleet.wire.csr import ATTRIBUTES_MAX, CSR_SIZE_MAX, build_csr, decode_csr, key_type_of
+from fleet.wire.csr import ATTRIBUTES_MAX, CSR_SIZE_MAX, build_csr, decode_csr
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WeakKey, WireError
+from fleet.wire.keys import key_type_of
 from tests.wire.test_csr import KEY, challenge, hand_signed, request_info, signed
 
 DECRYPT_KEY = "1.2.840.113549.1.9.16.2.37"

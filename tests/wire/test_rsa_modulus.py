@@ -6,8 +6,8 @@ import secrets
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from fleet.wire.csr import key_type_of
 from fleet.wire.errors import WeakKey
+from fleet.wire.keys import key_type_of
 from fleet.wire.rsa_modulus import modulus_weakness
 
 SMALL = math.prod(n for n in range(2, 2000) if all(n % p for p in range(2, math.isqrt(n) + 1)))

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -21,20 +20,11 @@ from fleet.wire.certificate_fields import certificate_fields
 from fleet.wire.csr import Csr
 from fleet.wire.est import CERTS_ONLY, encode_body
 from fleet.wire.key_package import CIPHERS, Recipient, Sealer, can_receive, seal_key
+from fleet.wire.keys import generate_key
 from fleet.wire.spki import load_spki
 
 PKCS8 = "application/pkcs8"
 SEALED_KEY = "application/pkcs7-mime; smime-type=server-generated-key"
-RSA_BITS = 2048
-
-_GENERATORS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
-    "EC-P256": lambda: ec.generate_private_key(ec.SECP256R1()),
-    "EC-P384": lambda: ec.generate_private_key(ec.SECP384R1()),
-    "RSA-2048+": lambda: rsa.generate_private_key(65537, RSA_BITS),
-    "Ed25519": ed25519.Ed25519PrivateKey.generate,
-    "ML-DSA-44": mldsa.MLDSA44PrivateKey.generate,
-    "ML-DSA-65": mldsa.MLDSA65PrivateKey.generate,
-}
 
 
 @dataclass(slots=True)
@@ -56,7 +46,7 @@ class ServerKeyGenerator:
         if self._recipient() is not None:
             self._sealed_by = self.sealer()
         if self._key is None:
-            self._key = await asyncio.to_thread(_GENERATORS[key_type])  # an RSA key takes a tenth of a second
+            self._key = await asyncio.to_thread(generate_key, key_type)  # an RSA key takes a tenth of a second
         spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return spki, hashlib.sha256(spki).digest()
 

@@ -10,15 +10,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
 from fleet.wire.errors import BadSignature, Unsupported
+from fleet.wire.key_types import KEY_TYPES
+from fleet.wire.keys import curve_hash
 from fleet.wire.serial.messages import CHALLENGE_SIZE, SESSION_SIZE
 
 CONTEXT = b"fleet-serial-possession-v1\x00"
 
-_CURVE_HASHES: dict[str, type[hashes.HashAlgorithm]] = {
-    "secp256r1": hashes.SHA256,
-    "secp384r1": hashes.SHA384,
-    "secp521r1": hashes.SHA512,
-}
+_CURVES = frozenset(each.curve_name for each in KEY_TYPES if each.curve)
 
 
 def signed_octets(session: bytes, challenge: bytes) -> bytes:
@@ -61,7 +59,6 @@ def verify(key: PublicKeyTypes, signature: bytes, octets: bytes) -> None:
 
 
 def _curve_hash(key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) -> hashes.HashAlgorithm:
-    try:
-        return _CURVE_HASHES[key.curve.name]()
-    except KeyError:
-        raise Unsupported(f"Keys on the curve {key.curve.name} are not supported.") from None
+    if key.curve.name not in _CURVES:
+        raise Unsupported(f"Keys on the curve {key.curve.name} are not supported.")
+    return curve_hash(key)
