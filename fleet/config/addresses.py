@@ -52,6 +52,7 @@ class Broker(Struct, frozen=True):
                 return self.kind
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MQTT_PORT = 1883  # MQTT 5.0, 4.2: registered for MQTT without TLS
 
 
@@ -71,6 +72,23 @@ def parse_broker(text: str) -> Broker:
         if address.port and not set(address.host) & set("@/?#"):
             return Broker(BrokerKind.ADDRESS, address)
     raise ValueError(f"{text!r} is not auto, mosquitto, embedded, mqtt://HOST[:PORT] or unix:PATH")
+
+
+MQTTS_PORT = 8883
+
+
+def parse_controlled_broker(text: str) -> tuple[bool, Address]:
+    """`mqtts://HOST[:PORT]`, or `mqtt://HOST[:PORT]` of a loopback address: whether it is with TLS, and where.
+
+    Raises: ValueError: with a sentence for people.
+    """
+    scheme, separator, place = text.rstrip("/").partition("://")
+    if separator and scheme in ("mqtt", "mqtts") and not set(place) & set("@/?#"):
+        default = MQTTS_PORT if scheme == "mqtts" else MQTT_PORT
+        address = parse_address(place if re.search(r":[0-9]+$", place) else f"{place}:{default}")
+        if scheme == "mqtts" or address.host in LOOPBACK:
+            return scheme == "mqtts", address
+    raise ValueError(f"{text!r} is not mqtts://HOST[:PORT], nor mqtt://127.0.0.1[:PORT] of this machine")
 
 
 class Database(Struct, frozen=True):

@@ -14,7 +14,15 @@ from typing import Annotated, Any
 from msgspec import Struct
 from msgspec.structs import fields
 
-from fleet.config.addresses import Address, Broker, Database, parse_address, parse_broker, parse_database
+from fleet.config.addresses import (
+    Address,
+    Broker,
+    Database,
+    parse_address,
+    parse_broker,
+    parse_controlled_broker,
+    parse_database,
+)
 from fleet.config.logs import LOG_FORMATS
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 
@@ -103,6 +111,12 @@ def _workers(value: Any) -> int:
     return parse_workers(str(value))
 
 
+def _controlled_broker(value: Any) -> str:
+    if value != "":
+        parse_controlled_broker(_text(value))
+    return str(value)
+
+
 class Settings(Struct, frozen=True):
     """Everything that `fleet.toml` says: of each key its type, its table, the function that reads its value, and its
     name there where that is another.
@@ -153,6 +167,11 @@ class Settings(Struct, frozen=True):
     approval_per_address_max: Annotated[int, "approval", _count_between(0, 100_000)] = 50
     approval_days: Annotated[int, "approval", _count_between(1, 365)] = 7
     approval_ask_again_seconds: Annotated[int, "approval", _count_between(1, 86_400)] = 30
+    dynsec_broker: Annotated[str, "dynamic_security", _controlled_broker] = ""
+    """mqtts://HOST:PORT, or mqtt://HOST:PORT on a loopback address; "": none."""
+    dynsec_user: Annotated[str, "dynamic_security", _text] = "admin"
+    dynsec_password_file: Annotated[str, "dynamic_security", _text] = "dynsec.password"  # noqa: S105
+    dynsec_ca: Annotated[str, "dynamic_security", _text] = "system"
     webhook_ca: Annotated[str, "webhook", _text] = "system"
     webhook_seconds_max: Annotated[float, "webhook", _number_between(0.1, 30)] = 5.0
     webhook_at_once_max: Annotated[int, "webhook", _count_between(1, 10_000)] = 64

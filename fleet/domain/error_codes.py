@@ -29,6 +29,7 @@ bad-place | 400 | The position does not belong to this listing. | Start from the
 bad-request | 400 | A parameter or member is missing, unknown or invalid. | The message names it; see /v1/openapi.json.
 bad-url | 400 | The text is not a valid https URL. | Write https://HOST:PORT, without path, query or user.
 bad-value | 400 | A value cannot be stored in the registry. | Remove NUL and other unsupported characters.
+broker-refused | 503 | The broker's dynamic-security plugin refused a command. | Look at the broker's log.
 broker-silent | 503 | The MQTT broker does not answer. | Look at the broker and its log.
 busy | 503 | Concurrent changes of the same object kept colliding; nothing was done. | Retry after Retry-After.
 cannot-reach | 503 | The server cannot be reached, or its certificate does not verify. | Check the address, the server, and --ca.
@@ -233,6 +234,7 @@ bad-issuer | 400 | The issuing CA's certificate cannot sign. | Roll the CA over:
 bad-certificate-file | 400 | A certificate file of the home cannot be used. | The message names the file; put it back from a backup.
 bad-key | 400 | A key file cannot be used. | The message names the file and the reason.
 bad-server-chain | 400 | No client could verify the server's certificate chain. | Put the CAs above the certificate into server/server.pem.
+bad-password-file | 400 | The password file cannot be read, or other users can read it. | chmod 600 it.
 bad-settings | 400 | fleet.toml cannot be used. | The message names the line.
 bad-webhook-ca | 400 | The webhook CA file cannot be read. | Give a file in PEM, DER or PKCS#7.
 ca-busy | 503 | The CAs are being changed. | Retry.

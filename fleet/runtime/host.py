@@ -25,6 +25,7 @@ from fleet.domain.ports import Registry
 from fleet.home.layout import Home, open_registry, revocation_journal
 from fleet.runtime.background import background
 from fleet.runtime.jobs.audit_sealing import sealing_audit
+from fleet.runtime.jobs.dynamic_security import controlled_broker, mirror_devices
 from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
@@ -85,7 +86,7 @@ class Host:
     settings: Settings
     registry: Registry
     jobs: tuple[asyncio.Task[None], ...]
-    """Audit sealing, the revocation journal, retention: none may end before shutdown."""
+    """Audit sealing, the revocation journal, retention, dynamic security: none may end before shutdown."""
     upstream: Upstream
     workers_lock: int
     """A descriptor that worker processes inherit: while one of them lives, no other server of this home starts."""
@@ -104,11 +105,14 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         renew_if_due(home, settings, clock)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
-        jobs = (
+        jobs: tuple[asyncio.Task[None], ...] = (
             await parts.enter_async_context(sealing_audit(home, registry, clock=clock)),
             await parts.enter_async_context(journaling_revocations(registry, revocation_journal(home), clock=clock)),
             await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
         )
+        if settings.dynsec_broker:
+            mirroring = mirror_devices(registry, controlled_broker(home, settings))
+            jobs = (*jobs, await parts.enter_async_context(background(mirroring, "dynamic security")))
         models = await registry.models()
         upstream = await start_upstream(
             settings.upstream, home.run, models, mqtt_limits(settings), durable=settings.durable

@@ -30,6 +30,10 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         upstream=parse_broker("mqtt://b:1883"),
         log_format="json",
         durable=True,
+        dynsec_broker="mqtts://broker.example:8883",
+        dynsec_user="root",
+        dynsec_password_file="control.password",
+        dynsec_ca="broker.pem",
         webhook_ca="hooks.pem",
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )

@@ -1,0 +1,1 @@
+"""Devices as clients and roles of a mosquitto of somebody else's, by its dynamic-security plugin."""

@@ -1,0 +1,100 @@
+"""The commands that make the plugin's clients and roles equal to models and devices."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.dynamic_security.commands import (
+    COMMANDS_MAX,
+    OURS,
+    Client,
+    Holdings,
+    ListedClient,
+    ListedRole,
+    Listing,
+    add_device,
+    add_model,
+    batched,
+    commands_between,
+    holdings_of,
+)
+
+CAM = Model("cam", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("news/#",))
+
+
+def device(name: str, state: DeviceState = DeviceState.ACTIVE) -> Device:
+    return Device(DeviceId(name), "cam", state, datetime(2030, 1, 1, tzinfo=UTC))
+
+
+def holding(*devices: Device, model: Model = CAM) -> Holdings:
+    holdings = Holdings({}, {})
+    add_model(holdings, model)
+    for each in devices:
+        add_device(holdings, each, model)
+    return holdings
+
+
+def words(present: Holdings, wanted: Holdings) -> list[str]:
+    def name(command: object) -> str:
+        assert isinstance(command, dict)
+        return f"{command['command']} {command.get('username') or command.get('rolename')}"
+
+    return [name(each) for each in commands_between(present, wanted)]
+
+
+NOTHING = Holdings({}, {})
+
+
+def test_filters_that_all_share_are_the_models_and_those_with_the_id_the_devices_own() -> None:
+    found = holding(device("cam-1"))
+    assert found.roles["model-cam"] == {
+        ("publishClientSend", "all/cam"),
+        ("subscribePattern", "news/#"),
+        ("publishClientReceive", "news/#"),
+    }
+    assert found.roles["device-cam-1"] == {("publishClientSend", "devices/cam-1/up/#")}
+    assert found.clients == {"cam-1": Client(("device-cam-1", "model-cam"), True)}
+
+
+def test_roles_come_before_the_clients_that_have_them_and_go_after() -> None:
+    assert words(NOTHING, holding(device("cam-1"))) == [
+        "createRole model-cam",
+        "createRole device-cam-1",
+        "createClient cam-1",
+    ]
+    assert words(holding(device("cam-1")), holding()) == ["deleteClient cam-1", "deleteRole device-cam-1"]
+
+
+def test_a_right_that_ends_ends_first() -> None:
+    present = holding(device("cam-1"), device("cam-2"))
+    wanted = holding(device("cam-1", DeviceState.REVOKED), device("cam-2"), device("cam-3"))
+    assert words(present, wanted)[0] == "disableClient cam-1"
+    assert wanted.clients["cam-1"] == Client((), False)
+
+
+def test_a_suspended_device_that_the_plugin_does_not_know_is_made_disabled() -> None:
+    commands = words(NOTHING, holding(device("cam-1", DeviceState.SUSPENDED)))
+    assert commands[-2:] == ["createClient cam-1", "disableClient cam-1"]
+
+
+def test_a_resumed_device_is_enabled_with_its_roles() -> None:
+    present, wanted = holding(device("cam-1", DeviceState.SUSPENDED)), holding(device("cam-1"))
+    assert words(present, wanted) == ["createRole device-cam-1", "modifyClient cam-1", "enableClient cam-1"]
+
+
+def test_a_retired_device_is_deleted() -> None:
+    assert words(holding(device("cam-1")), holding(device("cam-1", DeviceState.RETIRED)))[0] == "deleteClient cam-1"
+
+
+def test_nothing_is_done_when_nothing_differs() -> None:
+    assert words(holding(device("cam-1")), holding(device("cam-1"))) == []
+
+
+def test_what_others_have_made_is_not_ours() -> None:
+    others = Listing(2, [ListedRole("admin"), ListedRole("mine", OURS)], [ListedClient("admin", "root's")])
+    assert holdings_of([others]) == Holdings({"mine": frozenset()}, {})
+
+
+def test_a_message_has_a_bounded_number_of_commands() -> None:
+    many: Iterable[dict[str, str]] = ({"command": str(n)} for n in range(2 * COMMANDS_MAX + 1))
+    assert [len(batch) for batch in batched(iter(many))] == [COMMANDS_MAX, COMMANDS_MAX, 1]
