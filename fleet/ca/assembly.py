@@ -11,6 +11,7 @@ from datetime import datetime
 from cryptography import x509
 
 from fleet.ca import lints
+from fleet.ca.distribution import Publication
 from fleet.domain.enrollment import IssuePermit
 from fleet.wire.der import (
     BIT_STRING,
@@ -38,6 +39,9 @@ _AUTHORITY_KEY_IDENTIFIER = bytes.fromhex("0603551d23")
 _EXTENDED_KEY_USAGE = bytes.fromhex("0603551d25")
 _SUBJECT_KEY_IDENTIFIER = bytes.fromhex("301d0603551d0e04160414")  # up to the 20 octets
 _SUBJECT_ALT_NAME = bytes.fromhex("0603551d11")
+_CRL_DISTRIBUTION_POINTS = bytes.fromhex("0603551d1f")
+_AUTHORITY_INFO_ACCESS = bytes.fromhex("06082b06010505070101")
+_ACCESS_METHODS = bytes.fromhex("06082b06010505073001"), bytes.fromhex("06082b06010505073002")  # OCSP, caIssuers
 
 _STRINGS = {  # the attribute's OID, and its string's tag (RFC 5280, 4.1.2.4; X.520 for serialNumber)
     x509.NameOID.ORGANIZATION_NAME: (bytes.fromhex("060355040a"), 0x0C),
@@ -51,10 +55,11 @@ _HW_MODULE_NAME = bytes.fromhex("06082b06010505070804")
 class ExpectedAssembly:
     """Compares what one issuer has assembled with what its permits allow."""
 
-    def __init__(self, issuer: x509.Certificate) -> None:
+    def __init__(self, issuer: x509.Certificate, publication: Publication | None = None) -> None:
         self._issuer_name = issuer.subject.public_bytes()
         self._issuer_validity = issuer.not_valid_before_utc, issuer.not_valid_after_utc
         identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        self._identifier, self._publication = identifier, publication
         self._authority = _extension(_AUTHORITY_KEY_IDENTIFIER, sequence(encode_element(0x80, identifier)))
         self._constant: dict[tuple[str, ...], bytes] = {}
 
@@ -80,7 +85,7 @@ class ExpectedAssembly:
             validity,
             _subject(permit),
             permit.spki_der,
-            encode_element(0xA3, sequence(self._extensions(permit))),
+            encode_element(0xA3, sequence(self._extensions(permit) + self._points(permit, serial))),
         )
         return (
             certificate[tbs.begin : tbs.end] == expected
@@ -110,6 +115,27 @@ class ExpectedAssembly:
         if not names:
             return constant + own
         return constant + own + _extension(_SUBJECT_ALT_NAME, sequence(*map(_general_name, names)))
+
+    def _points(self, permit: IssuePermit, serial: bytes) -> bytes:
+        if self._publication is None:
+            return b""
+        return _urls(*lints.expected_urls(permit, self._publication, self._identifier, int.from_bytes(serial[-2:])))
+
+
+@functools.lru_cache(maxsize=256)
+def _urls(crl: str, access: tuple[str, str] | None) -> bytes:
+    found = b""
+    if crl:  # DistributionPoints, distributionPoint [0], fullName [0], uniformResourceIdentifier [6]
+        name = encode_element(0xA0, encode_element(0xA0, _uri(crl)))
+        found += _extension(_CRL_DISTRIBUTION_POINTS, sequence(sequence(name)))
+    if access:
+        places = (sequence(method, _uri(url)) for method, url in zip(_ACCESS_METHODS, access, strict=True))
+        found += _extension(_AUTHORITY_INFO_ACCESS, sequence(*places))
+    return found
+
+
+def _uri(url: str) -> bytes:
+    return encode_element(0x86, url.encode("ascii", "replace"))
 
 
 def _is_permitted_key(permit: IssuePermit) -> bool:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fleet.ca.distribution import DistributionPoints, Publication
 from fleet.ca.keys import generate_key
 from fleet.ca.profiles import END_ENTITY, SIGNS_CERTIFICATES, SIGNS_ONLY, key_identifier, new_serial
 from fleet.domain.errors import Invalid
@@ -148,25 +149,46 @@ def issue_server_certificate(
 
     Raises: Invalid (`bad-host`).
     """
+    key = key or generate_key()
+    return certify_server((issuing, issuing_key), hosts, key.public_key(), _within(issuing, now, lifetime)), key
+
+
+def renewed_server_certificate(
+    issuing: Certified,
+    hosts: tuple[str, ...],
+    key: ec.EllipticCurvePrivateKey,
+    now: datetime,
+    publication: Publication | None,
+) -> x509.Certificate:
+    """A server certificate for `hosts` and `key`, which names what `publication` says. Raises: Invalid (`bad-host`)."""
+    return certify_server(issuing, hosts, key.public_key(), _within(issuing[0], now, SERVER_LIFETIME), publication)
+
+
+def certify_server(
+    issuing: Certified,
+    hosts: tuple[str, ...],
+    key: ec.EllipticCurvePublicKey,
+    validity: tuple[datetime, datetime],
+    publication: Publication | None = None,
+) -> x509.Certificate:
     if not 1 <= len(hosts) <= HOSTS_MAX:
         raise Invalid("bad-host", f"A server certificate takes 1 to {HOSTS_MAX} hosts, not {len(hosts)}.")
     names = [_host_name(host) for host in dict.fromkeys(hosts)]
     # RFC 9525, 2: clients use the SAN alone. The CN is for people, when it fits.
     common_name = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
-    key = key or generate_key()
-    certificate = _sign(
-        _Party.new(_common_name(common_name), key.public_key()),
-        _Party.of(issuing),
-        issuing_key,
-        validity=_within(issuing, now, lifetime),
+    return _sign(
+        _Party.new(_common_name(common_name), key),
+        _Party.of(issuing[0]),
+        issuing[1],
+        validity=validity,
         extensions=(
             (END_ENTITY, True),
             (SIGNS_ONLY, True),
             (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
             (x509.SubjectAlternativeName(names), False),
         ),
+        points=DistributionPoints(identifier_of(issuing[0]), publication) if publication is not None else None,
     )
-    return certificate, key
 
 
 def names_of_server(certificate: x509.Certificate) -> frozenset[str]:
@@ -257,18 +279,21 @@ def _sign(
     *,
     validity: tuple[datetime, datetime],
     extensions: tuple[tuple[x509.ExtensionType, bool], ...],
+    points: DistributionPoints | None = None,
 ) -> x509.Certificate:
+    serial = new_serial(validity[0])
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject.name)
         .issuer_name(issuer.name)
         .public_key(subject.public_key)
-        .serial_number(new_serial(validity[0]))
+        .serial_number(serial)
         .not_valid_before(validity[0])
         .not_valid_after(validity[1])
         .add_extension(x509.SubjectKeyIdentifier(subject.identifier), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier(issuer.identifier, None, None), critical=False)
     )
-    for extension, critical in extensions:
+    of_serial = points.extensions(serial) if points is not None else ()
+    for extension, critical in (*extensions, *((each, False) for each in of_serial)):
         builder = builder.add_extension(extension, critical)
     return builder.sign(issuer_key, hashes.SHA256())

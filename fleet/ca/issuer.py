@@ -11,6 +11,7 @@ from cryptography.x509.oid import ExtensionOID
 
 from fleet.ca import lints
 from fleet.ca.assembly import ExpectedAssembly
+from fleet.ca.distribution import DistributionPoints, Publication
 from fleet.ca.profiles import END_ENTITY, PROFILES, SIGNS_ONLY, key_identifier, new_serial, validity
 from fleet.ca.tbs import Template, extension, raw_extension, sealed
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
@@ -30,7 +31,7 @@ OPERATORS = frozenset({CredentialKind.OPERATOR})
 
 class LocalIssuer:
     """Issues under `certificate` with its P-256 `private_key`, to holders of `kinds` only; implements
-    `fleet.domain.ports.Issuer`.
+    `fleet.domain.ports.Issuer`. Its certificates name what `publication` says, where their profile does.
 
     Raises: Invalid (`bad-issuer`): certificate and key do not belong together, or may not sign certificates.
     """
@@ -40,6 +41,7 @@ class LocalIssuer:
         certificate: x509.Certificate,
         private_key: ec.EllipticCurvePrivateKey,
         kinds: Collection[CredentialKind] = FLEET,
+        publication: Publication | None = None,
     ) -> None:
         if certificate.public_key() != private_key.public_key():
             raise Invalid("bad-issuer", "The issuing certificate and the issuing key do not belong together.")
@@ -51,7 +53,10 @@ class LocalIssuer:
         self._name = certificate.subject.public_bytes()
         self._validity = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         self._common = _common_extensions(certificate)
-        self._expected = ExpectedAssembly(certificate)
+        self._publication = publication
+        identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        self._points = DistributionPoints(identifier, publication) if publication is not None else None
+        self._expected = ExpectedAssembly(certificate, publication)
         self._templates: dict[tuple[str, ...], Template] = {}
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
@@ -71,12 +76,14 @@ class LocalIssuer:
         alt_names = profile.alt_names(permit)
         if alt_names is not None:
             extensions += raw_extension(_SAN, alt_names, critical=False)
+        if self._points is not None:
+            extensions += self._points.of(serial, cdp=permit.profile.cdp, aia=permit.profile.aia)
         tbs = self._template(profile.extended_key_usages(permit)).fill(
             serial=serial, not_before=start, not_after=end, subject=subject, spki=permit.spki_der, extensions=extensions
         )
         der = sealed(tbs, self._key.sign(tbs, _ALGORITHM))
         if not self._expected.matches(der, permit):
-            lints.check(x509.load_der_x509_certificate(der), permit, self.certificate)
+            lints.check(x509.load_der_x509_certificate(der), permit, self.certificate, self._publication)
         return Credential(
             fingerprint=hashlib.sha256(der).digest(),
             serial=f"{serial:x}",

@@ -16,8 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
+from fleet.ca.distribution import Publication
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
 
@@ -48,6 +49,7 @@ _SIGNING_KEYS = (
 )
 HARDWARE_TYPE = bytes.fromhex("06146981dda6deb1b7c1cab8bfa5f2f284d2c793a445")
 """DER of hwType in every hwModuleName, see ca/README.md."""
+_POINTS = frozenset({ExtensionOID.CRL_DISTRIBUTION_POINTS, ExtensionOID.AUTHORITY_INFORMATION_ACCESS})
 _HOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _SERIAL_NUMBER = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 _PLACEHOLDER = re.compile(r"\{id\}|\{model\}")
@@ -136,6 +138,22 @@ def expected_alt_names(permit: IssuePermit) -> list[str]:
     return names
 
 
+def expected_urls(
+    permit: IssuePermit, publication: Publication | None, identifier: bytes, serial: int
+) -> tuple[str, tuple[str, str] | None]:
+    """URL of the CRL, "" for none; URLs of the OCSP responder and of the CA's certificate, None for none.
+
+    `identifier` is the issuer's subject key identifier.
+    """
+    if publication is None:
+        return "", None
+    profile, start, count = permit.profile, publication.url, publication.shards
+    crl = f"{start}/crl/{identifier.hex()}"
+    crl += f"/{(serial & 0xFFFF) * count >> 16}-of-{count}.crl" if count > 1 else ".crl"
+    access = f"{start}/ocsp", f"{start}/ca/{identifier.hex()}.cer"
+    return crl if profile.cdp and publication.cdp else "", access if profile.aia and publication.aia else None
+
+
 def key_is_the_permitted_one(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     # Loading the key proves as well that an EC point lies on its curve.
     return is_permitted_key(c.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), permit)
@@ -175,7 +193,8 @@ def subject_is_plain_text(c: x509.Certificate, permit: IssuePermit, issuer: x509
 
 def extensions_are_exact(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     """No extension is missing, none was added, none is critical that should not be."""
-    found = {(e.oid, e.critical) for e in c.extensions}
+    # `points_are_the_cas` judges the two that are left out here.
+    found = {(e.oid, e.critical) for e in c.extensions} - {(oid, False) for oid in _POINTS}
     want = {
         (ExtensionOID.BASIC_CONSTRAINTS, True),
         (ExtensionOID.KEY_USAGE, True),
@@ -257,11 +276,39 @@ LINTS: tuple[Lint, ...] = (
 )
 
 
-def check(certificate: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> None:
-    """Check `certificate`, parsed from its finished bytes, against `permit` and `issuer`.
+def points_are_the_cas(
+    c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate, publication: Publication | None
+) -> bool:
+    """The CRL, the OCSP responder and the CA's certificate are named as the CA and the profile say, nothing else is."""
+    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    crl, access = expected_urls(permit, publication, identifier, c.serial_number)
+    want: dict[x509.ObjectIdentifier, x509.ExtensionType] = {}
+    if crl:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(crl)], None, None, None)
+        want[ExtensionOID.CRL_DISTRIBUTION_POINTS] = x509.CRLDistributionPoints([point])
+    if access:
+        methods = AuthorityInformationAccessOID.OCSP, AuthorityInformationAccessOID.CA_ISSUERS
+        want[ExtensionOID.AUTHORITY_INFORMATION_ACCESS] = x509.AuthorityInformationAccess(
+            [
+                x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
+                for method, url in zip(methods, access, strict=True)
+            ]
+        )
+    return {e.oid: e.value for e in c.extensions if e.oid in _POINTS} == want
+
+
+def check(
+    certificate: x509.Certificate,
+    permit: IssuePermit,
+    issuer: x509.Certificate,
+    publication: Publication | None = None,
+) -> None:
+    """Check `certificate`, parsed from its finished bytes, against `permit`, `issuer` and what that publishes.
 
     Raises: LintFailed naming the first rule that is broken.
     """
-    for lint in LINTS:
-        if not lint(certificate, permit, issuer):
-            raise LintFailed(f"The certificate for {permit.kind} {permit.holder} breaks the rule {lint.__name__}.")
+    broken = next((lint.__name__ for lint in LINTS if not lint(certificate, permit, issuer)), "")
+    if not broken and not points_are_the_cas(certificate, permit, issuer, publication):
+        broken = points_are_the_cas.__name__
+    if broken:
+        raise LintFailed(f"The certificate for {permit.kind} {permit.holder} breaks the rule {broken}.")

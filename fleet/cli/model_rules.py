@@ -109,6 +109,18 @@ _RULES = (
         help="Whether a CSR may request a subset of its extended key usages.",
     ),
     click.option(
+        "--cdp/--no-cdp",
+        "profile__cdp",
+        default=None,
+        help="Whether its certificates name their CRL, where [publish] url is set. Default: yes.",
+    ),
+    click.option(
+        "--aia/--no-aia",
+        "profile__aia",
+        default=None,
+        help="Whether its certificates name the OCSP responder and the CA's certificate, likewise. Default: yes.",
+    ),
+    click.option(
         "--server-keygen/--no-server-keygen",
         "profile__server_keygen",
         default=None,

@@ -92,6 +92,10 @@ class ProfileRules(Struct, frozen=True):
     """Whether a CSR may request a subset of `extended_key_usages`."""
     server_keygen: bool = False
     """Whether the server generates keys on request (RFC 7030, 4.4)."""
+    cdp: bool = True
+    """Whether it names its CRL, if its CA publishes any (RFC 5280, 4.2.1.13)."""
+    aia: bool = True
+    """Whether it names the OCSP responder and the CA's certificate, likewise (4.2.2.1)."""
     binding: bool = False
     """Whether a request must carry a channel binding (RFC 7030, 3.5)."""
 

@@ -10,7 +10,14 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPri
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec.structs import replace
 
-from fleet.ca.authority import create_issuing, create_operators, create_root, issue_server_certificate
+from fleet.ca.authority import (
+    create_issuing,
+    create_operators,
+    create_root,
+    issue_server_certificate,
+    renewed_server_certificate,
+)
+from fleet.ca.distribution import Publication
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
@@ -79,3 +86,18 @@ def every_kind(now: datetime) -> Iterator[tuple[str, x509.Certificate]]:
         operator = operators.issue(replace(by_hand, kind=CredentialKind.OPERATOR, holder="bob"), now)
         yield f"station, {key_name}", x509.load_der_x509_certificate(station.der)
         yield f"operator, {key_name}", x509.load_der_x509_certificate(operator.der)
+
+
+def every_published_kind(now: datetime) -> Iterator[tuple[str, x509.Certificate]]:
+    """Likewise, of a CA that publishes CRLs and an OCSP responder."""
+    issuing = create_issuing("Acme", *create_root("Acme", now), now)
+    server_key = KEYS["EC-P256"]
+    assert isinstance(server_key, ec.EllipticCurvePrivateKey)
+    for shards in (1, 128):
+        publication = Publication("http://pki.example.com", shards)
+        issuer = LocalIssuer(*issuing, publication=publication)
+        for profile_name, profile in PROFILES.items():
+            der = issuer.issue(permit_for(server_key, now, profile), now).der
+            yield f"device, {profile_name}, {shards}", x509.load_der_x509_certificate(der)
+        hosts = ("est.example.com", "192.0.2.7")
+        yield f"server, {shards}", renewed_server_certificate(issuing, hosts, server_key, now, publication)

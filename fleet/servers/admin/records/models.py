@@ -110,6 +110,10 @@ class ProfileRules(Record):
     csr_extended_key_usages: Annotated[
         bool | UnsetType, about("Whether a CSR may ask for fewer of the extended key usages.")
     ] = UNSET
+    cdp: Annotated[bool | UnsetType, about("Whether certificates name their CRL, where the CA publishes one.")] = UNSET
+    aia: Annotated[
+        bool | UnsetType, about("Whether certificates name the OCSP responder and the CA's certificate, likewise.")
+    ] = UNSET
     server_keygen: Annotated[bool | UnsetType, about("Server-side key generation (RFC 7030, 4.4).")] = UNSET
     binding: Annotated[bool | UnsetType, about("Whether requests must carry the channel binding (RFC 7030, 3.5).")] = (
         UNSET
