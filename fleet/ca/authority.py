@@ -28,6 +28,8 @@ ROOT_LIFETIME = timedelta(days=20 * 365)
 ISSUING_LIFETIME = timedelta(days=10 * 365)
 OPERATORS_LIFETIME = timedelta(days=10 * 365)
 SERVER_LIFETIME = timedelta(days=397)
+RESPONDER_LIFETIME = timedelta(days=14)
+"""Of a certificate that signs OCSP answers: nobody can revoke it (id-pkix-ocsp-nocheck), so it is short."""
 
 CLOCK_SKEW = timedelta(days=1)
 """Backdating of notBefore. Devices verify these certificates, some without a clock: a board that boots with the time at
@@ -188,6 +190,29 @@ def certify_server(
             (x509.SubjectAlternativeName(names), False),
         ),
         points=DistributionPoints(identifier_of(issuing[0]), publication) if publication is not None else None,
+    )
+
+
+def issue_responder_certificate(
+    issuing: x509.Certificate, issuing_key: ec.EllipticCurvePrivateKey, key: ec.EllipticCurvePublicKey, now: datetime
+) -> x509.Certificate:
+    """A delegated OCSP responder's certificate for `key` (RFC 6960, 4.2.2.2): it answers for `issuing`.
+
+    Raises: Invalid: `bad-issuer`, the key is not that of `issuing`; `issuer-expired`.
+    """
+    if issuing.public_key() != issuing_key.public_key():
+        raise Invalid("bad-issuer", "The issuing certificate and the issuing key do not belong together.")
+    return _sign(
+        _Party.new(_common_name("OCSP Responder"), key),
+        _Party.of(issuing),
+        issuing_key,
+        validity=_within(issuing, now, RESPONDER_LIFETIME),
+        extensions=(
+            (END_ENTITY, True),
+            (SIGNS_ONLY, True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False),
+            (x509.OCSPNoCheck(), False),
+        ),
     )
 
 

@@ -10,7 +10,7 @@
       ca/former/          issuing CAs before a rollover
       ca/tenants/NAME/    the same for a tenant: an issuing CA of its own, perhaps a root of its own
       ca/audit.pub        verifies the audit's signed tree heads; audit.key signs them
-      server/server.pem   the listeners' certificate with its chain; server.key
+      server/server.pem   the listeners' certificate with its chain; server.key; ocsp.key signs OCSP answers
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
       state/              revocations.jsonl: revocations that the restore of an older registry must not undo
       archive/            records that retention moved out of the registry
@@ -80,6 +80,7 @@ class Home(Struct, frozen=True):
     operators_key = _Below("ca/operators.key")
     server_chain = _Below("server/server.pem")
     server_key = _Below("server/server.key")
+    ocsp_key = _Below("server/ocsp.key")
     registry = _Below("registry.db")
     revocations = _Below("state/revocations.jsonl")
     event_marks = _Below("state/event-marks.jsonl")

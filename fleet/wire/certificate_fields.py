@@ -34,6 +34,7 @@ class CertificateFields:
     """What is read of a certificate; the extensions one by one, when they are asked for."""
 
     serial_number: int
+    issuer: der.Element
     subject: der.Element
     spki: der.Element
     signature_algorithm: der.Element
@@ -87,7 +88,7 @@ def certificate_fields(data: bytes) -> CertificateFields:
         raise Malformed("The data is no certificate.")
     lists = [each for field in fields[6:] if field.tag == _EXTENSIONS for each in der.children(field)]
     serial_number = int.from_bytes(fields[0].content, signed=True)
-    return CertificateFields(serial_number, fields[4], fields[5], parts[1], lists[0] if lists else None)
+    return CertificateFields(serial_number, fields[2], fields[4], fields[5], parts[1], lists[0] if lists else None)
 
 
 def extension_value(extensions: der.Element | None, oid: str) -> bytes | None:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs12
+from cryptography.x509.ocsp import OCSPRequestBuilder
 
 from fleet.ca.authority import create_issuing, create_root
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
@@ -73,6 +76,14 @@ def _csrattrs() -> Iterator[bytes]:
     yield encode_csrattrs(CsrAttributes(kinds, ("1.3.6.1.5.5.7.3.2",), "Acme", binding=True))
 
 
+def _ocsp_requests() -> Iterator[bytes]:
+    for size, algorithm in ((20, hashes.SHA1()), (32, hashes.SHA256())):  # noqa: S303  what clients name a CA by
+        builder = OCSPRequestBuilder().add_certificate_by_hash(b"n" * size, b"k" * size, 0x40AB, algorithm)
+        yield builder.build().public_bytes(Encoding.DER)
+        nonce = x509.OCSPNonce(b"n" * 32)
+        yield builder.add_extension(nonce, critical=False).build().public_bytes(Encoding.DER)
+
+
 def _mqtt() -> Iterator[bytes]:
     for version in (4, 5):
         will = Will("devices/cam-7/up/gone", b"gone", 1, False)
@@ -112,6 +123,7 @@ _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "certs_only": _messages,
     "media_type": lambda: iter((b"application/pkcs10", b'application/pkcs7-mime; smime-type="certs-only"')),
     "csrattrs": _csrattrs,
+    "ocsp_request": _ocsp_requests,
     "certificate_file": _files,
     "pem": _files,
     "walk": _files,

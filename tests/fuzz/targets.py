@@ -27,6 +27,7 @@ from fleet.wire.mqtt.connect import decode_connack, decode_connect
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import decode_suback, decode_subscribe, decode_unsubscribe
 from fleet.wire.mqtt.topics import is_topic_filter, topic_name
+from fleet.wire.ocsp import read_request
 from fleet.wire.serial import messages
 from fleet.wire.serial.frames import FrameReader
 
@@ -57,6 +58,11 @@ def media_type(data: bytes) -> None:
 def csrattrs(data: bytes) -> None:
     with suppress(WireError):
         decode_csrattrs(data)
+
+
+def ocsp_request(data: bytes) -> None:
+    with suppress(WireError):
+        assert read_request(data).certificates
 
 
 def certificate_file(data: bytes) -> None:
@@ -177,6 +183,7 @@ TARGETS: dict[str, Target] = {
         certs_only,
         media_type,
         csrattrs,
+        ocsp_request,
         certificate_file,
         pem,
         walk,

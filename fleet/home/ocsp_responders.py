@@ -1,0 +1,85 @@
+"""OCSP responders of a served home: one for each issuing CA and the operators' CA, present and former.
+
+Each process has the CAs delegate to the server's one key when a responder is first needed, and again before the
+delegated certificate expires: nothing is written, so any number of processes and nodes do so without each other.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from fleet.ca.authority import issue_responder_certificate
+from fleet.ca.keys import load_key, load_or_make_key
+from fleet.ca.ocsp import IssuerId, Responder, issuer_ids
+from fleet.config.clock import Clock
+from fleet.config.logs import log_event
+from fleet.domain.errors import FleetError
+from fleet.home.ca_store import FORMER, fingerprint
+from fleet.home.layout import Home, certificate_in
+from fleet.home.tenants import Authorities
+
+log = logging.getLogger("fleet")
+
+
+class OcspResponders:
+    """Finds the responder for a CA. `authorities`: the CAs of `home` at present."""
+
+    def __init__(self, home: Home, authorities: Callable[[], Authorities], clock: Clock) -> None:
+        self._home, self._authorities, self._clock = home, authorities, clock
+        self._read: Authorities | None = None
+        self._places: dict[IssuerId, tuple[x509.Certificate, Path]] = {}
+        self._made: dict[x509.Certificate, Responder] = {}
+        self._failed: dict[x509.Certificate, str] = {}
+
+    def find(self, issuer: IssuerId) -> Responder | None:
+        """The responder of the CA that a request names so; None: it is no CA of ours, or its key is not here."""
+        self._look()
+        place = self._places.get(issuer)
+        return self._of(*place) if place is not None else None
+
+    def own(self) -> Responder | None:
+        """That of the fleet's own issuing CA: it says that a certificate of a foreign CA is unknown."""
+        own = self._authorities().own
+        return self._of(own.issuing, own.key_file)
+
+    def _look(self) -> None:
+        current = self._authorities()
+        if current is self._read:
+            return
+        self._read, self._failed = current, {}
+        places = list(_places(self._home, current))
+        self._places = {issuer: place for place in reversed(places) for issuer in issuer_ids(place[0])}
+        self._made = {ca: made for ca, made in self._made.items() if any(ca == place[0] for place in places)}
+
+    def _of(self, ca: x509.Certificate, key_file: Path) -> Responder | None:
+        now = self._clock()
+        made = self._made.get(ca)
+        if made is not None and now < made.renew_at:
+            return made
+        try:
+            made = self._made[ca] = self._delegated(ca, key_file, now)
+        except (FleetError, OSError) as error:
+            if self._failed.get(ca) != str(error):  # once, and not for each request
+                self._failed[ca] = str(error)
+                log_event(
+                    log, logging.ERROR, "ocsp", outcome="not-delegated", ca=ca.subject.rfc4514_string(), reason=error
+                )
+            return made if made is not None and now < made.signs_until else None
+        return made
+
+    def _delegated(self, ca: x509.Certificate, key_file: Path, now: datetime) -> Responder:
+        key = load_or_make_key(self._home.ocsp_key)
+        return Responder(ca, issue_responder_certificate(ca, load_key(key_file), key.public_key(), now), key)
+
+
+def _places(home: Home, authorities: Authorities) -> Iterator[tuple[x509.Certificate, Path]]:
+    """Each CA that issues certificates to holders, and where its key is."""
+    for each in authorities.all:
+        yield each.issuing, each.key_file
+        folder = each.key_file.parent / FORMER
+        yield from ((former, folder / f"{fingerprint(former)}.key") for former in each.former)
+    if home.operators_certificate.exists():
+        yield certificate_in(home.operators_certificate), home.operators_key
