@@ -1,6 +1,7 @@
 """Addresses in settings and on the command line: a listener's, the broker's, the database's."""
 
 import enum
+import ipaddress
 import re
 
 from msgspec import Struct
@@ -24,6 +25,52 @@ def parse_address(text: str) -> Address:
     if not found or int(found[3]) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT (IPv6 in brackets: [::1]:8443)")
     return Address(found[1] or found[2], int(found[3]))
+
+
+LOOPBACK_NAMES = ("localhost",)
+OFF = "off"
+
+
+class LocalAddress(Struct, frozen=True):
+    """Where a listener for programs of this machine binds: a Unix socket, a loopback address, or nowhere."""
+
+    path: str = ""
+    address: Address | None = None
+
+    @property
+    def is_off(self) -> bool:
+        return not self.path and self.address is None
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else str(self.address or OFF)
+
+
+def parse_local_address(text: str) -> LocalAddress:
+    """`off`, `unix:PATH` or `HOST:PORT` of a loopback address as a LocalAddress.
+
+    Raises: ValueError: with a sentence for people.
+    """
+    if text == OFF:
+        return LocalAddress()
+    if text.startswith("unix:") and text != "unix:":
+        return LocalAddress(text.removeprefix("unix:"))
+    try:
+        address = parse_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not off, unix:PATH or HOST:PORT") from None
+    if not _is_loopback(address.host):
+        raise ValueError(
+            f"{text!r} can be reached from other machines, and this listener has no TLS: name a loopback address, or "
+            "unix:PATH"
+        )
+    return LocalAddress(address=address)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK_NAMES
 
 
 class BrokerKind(enum.StrEnum):

@@ -18,10 +18,12 @@ from fleet.config.addresses import (
     Address,
     Broker,
     Database,
+    LocalAddress,
     parse_address,
     parse_broker,
     parse_controlled_broker,
     parse_database,
+    parse_local_address,
 )
 from fleet.config.logs import LOG_FORMATS
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
@@ -47,6 +49,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError("must be a text in quotes, and not empty")
     return value
+
+
+def _text_or_none(value: Any) -> str:
+    return "" if value == "" else _text(value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -175,6 +181,9 @@ class Settings(Struct, frozen=True):
     webhook_ca: Annotated[str, "webhook", _text] = "system"
     webhook_seconds_max: Annotated[float, "webhook", _number_between(0.1, 30)] = 5.0
     webhook_at_once_max: Annotated[int, "webhook", _count_between(1, 10_000)] = 64
+    forward_auth: Annotated[LocalAddress, "forward_auth", _parsed_by(parse_local_address), "address"] = LocalAddress()
+    forward_auth_secret_file: Annotated[str, "forward_auth", _text_or_none, "secret_file"] = ""
+    forward_auth_group: Annotated[str, "forward_auth", _text_or_none, "group"] = ""
 
 
 READERS: dict[str, dict[str, Reader]] = {}
@@ -217,9 +226,17 @@ def parse_settings(text: str, file: Path) -> Settings:
         if table not in READERS or not isinstance(keys, dict):
             raise SettingsError(file, _line_of(text, table, None), f"{table!r} is not a section{_near(table, READERS)}")
         for key, value in keys.items():
-            read = _read_value(file, text, table, key, value)
-            values[_FIELDS[table, key]] = read
-    return Settings(**values)
+            values[_FIELDS[table, key]] = _read_value(file, text, table, key, value)
+    settings = Settings(**values)
+    _check_forward_auth(file, text, settings)
+    return settings
+
+
+def _check_forward_auth(file: Path, text: str, settings: Settings) -> None:
+    """On a TCP port every user of the machine could ask in the proxy's place. Raises: SettingsError."""
+    if settings.forward_auth.address is not None and not settings.forward_auth_secret_file:
+        problem = "forward_auth.address is a TCP port: it needs forward_auth.secret_file"
+        raise SettingsError(file, _line_of(text, "forward_auth", "address"), problem)
 
 
 def _read_value(file: Path, text: str, table: str, key: str, value: Any) -> Any:

@@ -128,6 +128,16 @@ webhook_ca = {webhook_ca}
 webhook_seconds_max = {webhook_seconds_max}
 # Concurrent calls to one URL, of each worker; beyond it, devices get 503 and Retry-After.
 webhook_at_once_max = {webhook_at_once_max}
+
+[forward_auth]
+# Where a reverse proxy of this machine asks whether the device whose certificate it saw may go on: "off",
+# "unix:PATH" (relative to this folder), or HOST:PORT of a loopback address, which needs a secret.
+address = {forward_auth}
+# A file of mode 600, relative to this folder, with the secret that the proxy sends as X-Proxy-Secret; a second line is
+# accepted too, for a change. "" for none: then access to the Unix socket is the proof.
+secret_file = {forward_auth_secret_file}
+# The group that may use the Unix socket, as the proxy's; "" for this user alone.
+group = {forward_auth_group}
 """
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import asdict, fields, replace
 
-from fleet.config.addresses import Address, Broker, parse_address, parse_broker, parse_database
+from fleet.config.addresses import Address, Broker, parse_address, parse_broker, parse_database, parse_local_address
 from fleet.config.settings import SETTINGS_SIZE_MAX, Settings, SettingsError, read_settings
 from fleet.config.template import render
 from tests.tiers import Tier
@@ -35,6 +35,9 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         dynsec_password_file="control.password",
         dynsec_ca="broker.pem",
         webhook_ca="hooks.pem",
+        forward_auth=parse_local_address("127.0.0.1:9000"),
+        forward_auth_secret_file="proxy.secret",
+        forward_auth_group="www-data",
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )
     assert read_settings(written(tmp_path, render(settings))) == settings
@@ -78,6 +81,10 @@ def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
         ("[serve]\nworkers = true\n", 2, "serve.workers must be a whole number"),
         ("[serve]\nworkers = 1.5\n", 2, "serve.workers must be a whole number"),
         ("[serve]\nworker = 2\n", 2, "did you mean 'workers'"),
+        ('[forward_auth]\n\naddress = "127.0.0.1:9000"\n', 3, "forward_auth.address is a TCP port: it needs"),
+        ('[forward_auth]\nadress = "off"\n', 2, "did you mean 'address'"),
+        ('[forward_auth]\nforward_auth = "off"\n', 2, "forward_auth.forward_auth is not a setting"),
+        ("[forward_auth]\nsecret_file = 1\n", 2, "forward_auth.secret_file must be a text"),
         ("[fleet\n", 1, "is not TOML"),
         ('[fleet]\nname = "a"\nname = "b"\n', 3, "is not TOML"),
         ('name = "a"\n', 1, "'name' is not a section"),
@@ -155,3 +162,29 @@ def test_an_upstream_without_a_port_has_mqtts_own() -> None:
 def test_a_file_of_nothing_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match="is empty"):
         read_settings(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0.0.0.0:9000", "other machines"),
+        ("[::]:9000", "other machines"),
+        ("192.0.2.7:9000", "other machines"),
+        ("proxy.example:9000", "other machines"),
+        ("[::ffff:192.0.2.7]:9000", "other machines"),
+        ("127.0.0.1", "off, unix:PATH or HOST:PORT"),
+        ("unix:", "off, unix:PATH or HOST:PORT"),
+        ("on", "off, unix:PATH or HOST:PORT"),
+    ],
+)
+def test_a_listener_without_tls_is_local(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_local_address(text)
+    file = written(tmp_path, f'[forward_auth]\nsecret_file = "s"\naddress = "{text}"\n')
+    with pytest.raises(SettingsError, match="line 3: forward_auth.address .*" + says):
+        read_settings(file)
+
+
+@pytest.mark.parametrize("text", ["off", "unix:/run/x.sock", "127.0.0.1:9000", "127.9.9.9:0", "[::1]:9000", "localhost:9"])
+def test_a_local_address_is_shown_as_it_is_written(text: str) -> None:
+    assert str(parse_local_address(text)) == text
