@@ -47,7 +47,7 @@ def _in_short(model: Row) -> Row:
         shown["tenant"] = model["tenant"]
     if model["former_tenants"]:
         shown["former_tenants"] = [name or "the fleet's own" for name in model["former_tenants"]]
-    for group in ("admission", "profile", "renewal", "mqtt"):
+    for group in ("admission", "profile", "renewal", "mqtt", "http"):
         for name, value in model[group].items():
             if value != usual[group][name] or name == "paths":
                 shown[f"{group} {name}"] = value

@@ -191,6 +191,14 @@ _RULES = (
         default=None,
         help="Whether a device may ask for a response (MQTT 5.0) only on topics that it may subscribe to.",
     ),
+    click.option(
+        "--http-allow",
+        "http__allow",
+        multiple=True,
+        metavar="RULE",
+        help="An HTTP request that a proxy may pass on from its devices (forward_auth in fleet.toml): methods and a "
+        "path, 'GET,HEAD /v1/devices/{id}/**'. May be repeated; all others are denied then. '* /**': any request.",
+    ),
 )
 
 

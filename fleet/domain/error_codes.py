@@ -56,6 +56,7 @@ unsupported | 400 | A version, type or option is not supported. | Use a document
 ## Enrollment and authentication
 already-enrolled | 403 | The device holds a valid certificate. | Renew it with simplereenroll, or use a token for this device to enroll a new key.
 approval-pending | 202 | The request waits for an operator's approval. | Send the same request again after Retry-After.
+bad-client-certificate | 403 | The certificate that a reverse proxy forwarded cannot be read. | Configure the proxy as described in fleet/servers/forward_auth.
 bad-csr | 400 | `csr` is not a certificate request in PEM. | Create one with openssl req.
 bad-idevid | 400 | The manufacturer's certificate has no usable serial number, or is malformed. | Check the IDevID.
 bad-signature | 400 | The request's own signature does not verify. | Sign the CSR with the key it contains.
@@ -93,7 +94,7 @@ names-changed | 403 | Subject and SAN differ from the current certificate (RFC 7
 no-certificate | 401 | A client certificate is required. | Connect with one.
 no-common-name | 400 | The CSR's subject does not have exactly one common name. | Set CN to the device id.
 no-credentials | 401 | Neither a token nor an enrolling certificate was presented. | Send a token, or connect with a certificate.
-not-a-device | 403 | Only a device's certificate is admitted to MQTT. | Use a device's certificate.
+not-a-device | 403 | Only a device's certificate is admitted here. | Use a device's certificate.
 not-for-you | 403 | This kind of certificate has no access to the path. | Use an operator's certificate.
 not-on-manifest | 403 | The IDevID's serial number is not on the manifest. | Import the device: fleet device import.
 not-this-connection | 400 | The channel binding is of another TLS connection (RFC 7030, 3.5). | Compute it for each connection.

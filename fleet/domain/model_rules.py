@@ -16,6 +16,7 @@ from msgspec.structs import fields, replace
 
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.errors import Invalid
+from fleet.domain.http_policy import RULES_MAX, http_rule
 from fleet.domain.name_templates import check_dns_template, check_uri_template
 
 GRACE_MAX = timedelta(days=3650)
@@ -146,6 +147,14 @@ class MqttRules(Struct, frozen=True):
     """Bytes of an MQTT packet of a device, likewise."""
 
 
+class HttpRules(Struct, frozen=True):
+    """Rules for HTTP requests through a reverse proxy that asks us."""
+
+    allow: tuple[str, ...] = ()
+    """Methods and paths, as `fleet.domain.http_policy` has them; none: every request. With one, all others are denied.
+    """
+
+
 class ModelRules(Struct, frozen=True):
     tenant: str = ""
     """The tenant whose issuing CA signs; "" for the fleet's own."""
@@ -155,6 +164,7 @@ class ModelRules(Struct, frozen=True):
     profile: ProfileRules = field(default=ProfileRules())
     renewal: RenewalRules = field(default=RenewalRules())
     mqtt: MqttRules = field(default=MqttRules())
+    http: HttpRules = field(default=HttpRules())
 
     @property
     def signers(self) -> tuple[str, ...]:
@@ -164,7 +174,7 @@ class ModelRules(Struct, frozen=True):
 
 DEFAULT_RULES = ModelRules()
 
-_GROUPS = (AdmissionRules, ProfileRules, RenewalRules, MqttRules)
+_GROUPS = (AdmissionRules, ProfileRules, RenewalRules, MqttRules, HttpRules)
 _Rules = TypeVar("_Rules", bound=Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ORGANIZATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
@@ -274,6 +284,10 @@ def checked_rules(rules: ModelRules) -> ModelRules:
     if campaign is not None and not timedelta(0) <= campaign.spread <= SPREAD_MAX:
         raise Invalid("bad-rule", "A campaign is spread over nothing to 365 days.")
     _check_mqtt(rules.mqtt)
+    if len(rules.http.allow) > RULES_MAX:
+        raise Invalid("bad-rule", f"A model has at most {RULES_MAX} rules for HTTP requests.")
+    for rule in rules.http.allow:
+        http_rule(rule)
     return rules
 
 

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import socket
 import stat
 import tempfile
 import time
@@ -29,6 +30,7 @@ from fleet.runtime.jobs.dynamic_security import controlled_broker, mirror_device
 from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
+from fleet.runtime.local_listener import bound
 from fleet.runtime.mqtt_limits import mqtt_limits
 from fleet.runtime.stop_deadline import StopDeadline
 from fleet.servers.gateway.broker.process import OwnBroker
@@ -92,6 +94,8 @@ class Host:
     """A descriptor that worker processes inherit: while one of them lives, no other server of this home starts."""
     deadline: StopDeadline
     """Of workers and broker."""
+    forward_auth: socket.socket | None = None
+    """Bound; None: that listener is off."""
 
 
 @asynccontextmanager
@@ -103,6 +107,8 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
     async with AsyncExitStack() as parts:
         workers_lock = parts.enter_context(_sole_server(home))
         renew_if_due(home, settings, clock)
+        local = bound("forward_auth", settings.forward_auth, home.path, settings.forward_auth_group)
+        forward_auth = parts.enter_context(local)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
         jobs: tuple[asyncio.Task[None], ...] = (
@@ -123,7 +129,7 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
             restarting = restart_when_hung(upstream, upstream.process)
             await parts.enter_async_context(background(restarting, "the broker's restarts"))
         log_event(log, logging.INFO, "broker", broker=upstream.describe())
-        yield Host(home, settings, registry, jobs, upstream, workers_lock, deadline)
+        yield Host(home, settings, registry, jobs, upstream, workers_lock, deadline, forward_auth)
 
 
 async def _stop_broker(upstream: Upstream, deadline: StopDeadline) -> None:

@@ -43,6 +43,8 @@ class WorkerConfig:
     broker_socket: str
     """Of the broker that we run; "" for an external one, named in `settings`."""
     broker_speaks_v5: bool
+    forward_auth: int = -1
+    """Descriptor of the bound socket; -1: that listener is off."""
 
     @classmethod
     def of(cls, message: Message) -> "WorkerConfig":

@@ -73,7 +73,7 @@ async def run_service(home: Home, settings: Settings, *, clock: Clock) -> AsyncI
     settings = fitted(settings, raise_limit(), count)
     async with run_host(home, settings, clock=clock) as host:
         if count == 1:
-            slot = WorkerSlot(deadline=host.deadline)
+            slot = WorkerSlot(deadline=host.deadline, forward_auth=host.forward_auth)
             async with run_worker(home, settings, host.registry, host.upstream, clock=clock, slot=slot) as worker:
                 yield worker, host
         else:

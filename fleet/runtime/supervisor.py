@@ -88,8 +88,10 @@ class WorkerProcess:
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(cls, config: WorkerConfig, lock: int, set_models: SetModels, forward: Forward) -> "WorkerProcess":
-        """Start it and send it `config`; it inherits `lock`. Raises: OSError."""
+    async def start(
+        cls, config: WorkerConfig, inherited: Sequence[int], set_models: SetModels, forward: Forward
+    ) -> "WorkerProcess":
+        """Start it and send it `config`; it inherits these descriptors. Raises: OSError."""
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -98,7 +100,7 @@ class WorkerProcess:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), lock),
+                pass_fds=(theirs.fileno(), *inherited),
             )
         except BaseException:
             ours.close()
@@ -267,8 +269,10 @@ class Supervisor:
             log_level=logging.getLogger().level,
             broker_socket=str(shared_socket(host.upstream) or ""),
             broker_speaks_v5=host.upstream.speaks_v5,
+            forward_auth=host.forward_auth.fileno() if host.forward_auth is not None else -1,
         )
-        worker = await WorkerProcess.start(config, host.workers_lock, self._set_models, self._forward)
+        inherited = [descriptor for descriptor in (host.workers_lock, config.forward_auth) if descriptor >= 0]
+        worker = await WorkerProcess.start(config, inherited, self._set_models, self._forward)
         self._workers[number] = worker
         await worker.ready()
         log_event(log, logging.INFO, "worker.ready", worker=number, pid=worker.pid)

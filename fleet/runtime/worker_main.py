@@ -128,6 +128,7 @@ async def _serve(
             workers=lambda: link.workers,
             held_elsewhere=link.held_elsewhere,
             broker_stops=lambda: link.broker_stops,
+            forward_auth=socket.socket(fileno=config.forward_auth) if config.forward_auth >= 0 else None,
         )
         async with run_worker(home, settings, registry, upstream, clock=utc_now, slot=slot) as worker:
             link.holds = worker.gateway.holds

@@ -156,6 +156,10 @@ class IdleConnections:
     def __contains__(self, connection: "Connection") -> bool:
         return connection in self._due
 
+    def longest(self) -> "Connection | None":
+        """The one that has waited longest."""
+        return next(iter(self._due), None)
+
     def _arm(self) -> None:
         if self._timer is None and self._due:
             self._timer = self._loop.call_at(next(iter(self._due.values())), self._close_due)

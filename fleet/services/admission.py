@@ -12,7 +12,7 @@ from datetime import datetime
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialState, usable_before
-from fleet.domain.device import Device, DeviceState, device_id
+from fleet.domain.device import Device, DeviceState, Model, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused, Unavailable
 from fleet.domain.model_rules import DEFAULT_RULES, MqttRules
 from fleet.domain.peer import Peer
@@ -58,8 +58,7 @@ async def admit(
     try:
         facts = await identify(registry, peer, now)
         admission = _bound(facts, client_id, will)
-        if facts.credential.state is CredentialState.ISSUED:
-            await _mark_used(registry, facts.credential, peer, now)
+        await mark_first_use(registry, facts.credential, peer, now)
     except Unavailable:
         raise
     except FleetError as refusal:
@@ -70,17 +69,23 @@ async def admit(
 
 def _bound(facts: HolderFacts, client_id: str | None, will: Will | None) -> Admission:
     """The admission of the certificate's device, if the client id matches it."""
+    device, model = admitted_device(facts)
+    if client_id is not None and client_id != device.id:
+        raise Refused("client-id-mismatch", f"The client id must be the device id, {device.id}.")
+    policy = policy_of(device, model)
+    rules = model.rules.mqtt
+    if code := will_refusal(will, policy, rules):
+        raise Refused(code, f"Model {model.name} does not allow {WILL_REFUSALS[code]}.")
+    return Admission(device, facts.credential, policy, rules)
+
+
+def admitted_device(facts: HolderFacts) -> tuple[Device, Model]:
+    """The active device that holds the certificate, with its model. Raises: Refused."""
     if facts.device is None or facts.model is None:
-        raise Refused("not-a-device", "Only a device's certificate is accepted for MQTT.")
+        raise Refused("not-a-device", "Only a device's certificate is accepted here.")
     if facts.device.state is not DeviceState.ACTIVE:
         raise Refused(f"device-{facts.device.state}", f"Device {facts.device.id} is {facts.device.state}.")
-    if client_id is not None and client_id != facts.device.id:
-        raise Refused("client-id-mismatch", f"The client id must be the device id, {facts.device.id}.")
-    policy = policy_of(facts.device, facts.model)
-    rules = facts.model.rules.mqtt
-    if code := will_refusal(will, policy, rules):
-        raise Refused(code, f"Model {facts.model.name} does not allow {WILL_REFUSALS[code]}.")
-    return Admission(facts.device, facts.credential, policy, rules)
+    return facts.device, facts.model
 
 
 WILL_REFUSALS = {
@@ -105,8 +110,13 @@ def will_refusal(will: Will | None, policy: TopicPolicy, rules: MqttRules) -> st
     return ""
 
 
-async def _mark_used(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:
-    """First use: the certificate becomes ACTIVE, earlier ones SUPERSEDED, with an event."""
+async def mark_first_use(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:
+    """At its first use the certificate becomes ACTIVE, earlier ones SUPERSEDED, with an event.
+
+    Raises: Refused (`certificate-ended`). Unavailable.
+    """
+    if credential.state is not CredentialState.ISSUED:
+        return
     # The newest few of each state, and this one: the cost does not grow with the number of certificates.
     fingerprint = credential.fingerprint
     facts = await registry.enrollment_facts(credential.holder, None, credential.key_sha256, presented=fingerprint)

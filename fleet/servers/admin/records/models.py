@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.config.timestamps import rfc3339
 from fleet.domain import device as domain
+from fleet.domain.http_policy import RULE_SIZE_MAX, RULES_MAX
 from fleet.domain.model_rules import (
     BURST_MAX,
     BURST_MIN,
@@ -180,6 +181,17 @@ class MqttRules(Record):
     packet_size_max: _PacketSize | UnsetType = UNSET
 
 
+_HttpRule = Annotated[
+    str, at_most(RULE_SIZE_MAX, "Methods and a path: `GET,HEAD /v1/devices/{id}/**`; * is any method, or one segment.")
+]
+
+
+class HttpRules(Record):
+    """Which HTTP requests a reverse proxy that asks us may pass on."""
+
+    allow: Annotated[list[_HttpRule], at_most(RULES_MAX, "With none, every request is allowed.")] | UnsetType = UNSET
+
+
 class _Members(Record):
     """What may be said of a model."""
 
@@ -194,6 +206,7 @@ class _Members(Record):
     profile: ProfileRules | UnsetType = UNSET
     renewal: RenewalRules | UnsetType = UNSET
     mqtt: MqttRules | UnsetType = UNSET
+    http: HttpRules | UnsetType = UNSET
 
     def applied(self, model: domain.Model) -> domain.Model:
         """`model` with these members; those that are not given are as in `model`. Raises: Invalid (`bad-rule`)."""
@@ -208,7 +221,7 @@ class _Members(Record):
 
 
 _TOPICS_AND_KEYS = ("key_types", "publish", "subscribe")
-_RULES = ("tenant", "former_tenants", "admission", "profile", "renewal", "mqtt")
+_RULES = ("tenant", "former_tenants", "admission", "profile", "renewal", "mqtt", "http")
 
 
 class NewModel(_Members, kw_only=True):
@@ -240,6 +253,7 @@ class Model(Record):
     profile: ProfileRules
     renewal: RenewalRules
     mqtt: MqttRules
+    http: HttpRules
     revision: Count
 
     @classmethod

@@ -1,0 +1,38 @@
+"""The secrets by which a reverse proxy of this machine proves itself, as a file of the home holds them."""
+
+import re
+import shlex
+from pathlib import Path
+
+from fleet.domain.errors import Invalid
+
+SECRETS_MAX = 2  # the present one, and its successor while it is being changed
+FILE_SIZE_MAX = 4096
+
+_SECRET = re.compile(rb"[!-~]{16,256}")
+
+
+def proxy_secrets(file: Path) -> tuple[bytes, ...]:
+    """One secret a line. Raises: Invalid (`bad-secret-file`): the message repeats nothing of it."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(FILE_SIZE_MAX + 1)
+        mode = file.stat().st_mode
+    except OSError as error:
+        raise _bad(f"The secret file {file} cannot be read: {error.strerror}.") from error
+    if mode & 0o077:
+        raise Invalid(
+            "bad-secret-file", f"The secret file {file} can be read by others.", f"Run: chmod 600 {shlex.quote(str(file))}"
+        )
+    secrets = tuple(line for line in content.splitlines() if line)
+    if not 1 <= len(secrets) <= SECRETS_MAX or not all(_SECRET.fullmatch(secret) for secret in secrets):
+        raise _bad(f"The secret file {file} does not hold one secret or two.")
+    return secrets
+
+
+def _bad(message: str) -> Invalid:
+    return Invalid(
+        "bad-secret-file",
+        message,
+        "Write 16 to 256 ASCII characters without spaces on a line, such as those of: openssl rand -hex 32",
+    )

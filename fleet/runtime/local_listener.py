@@ -1,0 +1,137 @@
+"""Listener without TLS for programs of this machine: a Unix socket, or a loopback port.
+
+The host binds it once; each worker accepts from the same socket, so that a worker that dies leaves nobody waiting.
+"""
+
+import asyncio
+import errno
+import grp
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fleet.config.addresses import LocalAddress
+from fleet.domain.errors import Invalid, Unavailable
+from fleet.domain.peer import Peer
+from fleet.servers.http import HttpServer
+
+BACKLOG = 1024
+CONNECTIONS_MAX = 256
+"""Of one worker: proxies keep a few and use them again. When it is full, the longest idle one gives way."""
+
+
+@contextmanager
+def bound(name: str, address: LocalAddress, home: Path, group: str = "") -> Iterator[socket.socket | None]:
+    """The bound socket while the block runs; None: the listener is off. A path is relative to `home`.
+
+    Raises: Unavailable (`cannot-listen`). Invalid (`no-such-group`).
+    """
+    if address.is_off:
+        yield None
+        return
+    try:
+        taken = _bound_path(home / address.path, _group_id(group)) if address.path else _bound_port(address)
+    except OSError as error:
+        # The system's text for the error number, without the path.
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise Unavailable(
+            "cannot-listen", f"The {name} listener cannot bind {address}: {reason}.", "Name another in fleet.toml."
+        ) from error
+    with taken:
+        try:
+            yield taken
+        finally:
+            if address.path:
+                with suppress(OSError):
+                    (home / address.path).unlink()
+
+
+def _bound_port(address: LocalAddress) -> socket.socket:
+    assert address.address is not None
+    family, kind, protocol, _, sockaddr = socket.getaddrinfo(
+        address.address.host, address.address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    taken = socket.socket(family, kind, protocol)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(sockaddr)
+        taken.listen(BACKLOG)
+    except BaseException:
+        taken.close()
+        raise
+    return taken
+
+
+def _bound_path(path: Path, group: int) -> socket.socket:
+    """Mode 600, or 660 for `group` (-1: none): whoever may connect is believed."""
+    _remove_former(path)
+    taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        before = os.umask(0o177)  # it has its mode from the first moment on
+        try:
+            taken.bind(os.fspath(path))
+        finally:
+            os.umask(before)
+        if group >= 0:
+            os.chown(path, -1, group)
+            path.chmod(0o660)
+        taken.listen(BACKLOG)
+    except BaseException:
+        taken.close()
+        raise
+    return taken
+
+
+def _remove_former(path: Path) -> None:
+    """Remove the socket of a server that has ended. Raises: OSError: a server listens, or it is no socket."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(os.fspath(path)) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    path.unlink()
+
+
+def _group_id(name: str) -> int:
+    """-1 for none. Raises: Invalid (`no-such-group`)."""
+    if not name:
+        return -1
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise Invalid("no-such-group", f"This machine has no group {name}.", "Name the proxy's in fleet.toml.") from None
+
+
+class LocalListener:
+    """Accepts connections for `server` on a socket that may be shared with other processes."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._http = server
+        self._listening: asyncio.Server | None = None
+
+    async def open(self, taken: socket.socket) -> None:
+        """Raises: OSError."""
+        loop = asyncio.get_running_loop()
+        taken.setblocking(False)
+        if taken.family == socket.AF_UNIX:
+            self._listening = await loop.create_unix_server(self._accepted, sock=taken, backlog=BACKLOG)
+        else:
+            self._listening = await loop.create_server(self._accepted, sock=taken, backlog=BACKLOG)
+
+    def close(self) -> None:
+        """Stop accepting; connections go on."""
+        if self._listening is not None:
+            self._listening.close()
+
+    def _accepted(self) -> asyncio.Protocol:
+        http = self._http
+        if len(http.connections) >= CONNECTIONS_MAX and (idle := http.idle.longest()) is not None:
+            idle.close()
+        return http(Peer("-"))

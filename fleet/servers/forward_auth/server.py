@@ -1,0 +1,116 @@
+"""The forward-auth server: one question of a reverse proxy, answered 200 with identity headers, 401 or 403.
+
+It has no TLS and believes what the proxy forwards. It therefore listens on a Unix socket or a loopback port only, and
+on a port every request must carry the proxy's secret.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from fleet.config.clock import Clock
+from fleet.domain.errors import FleetError
+from fleet.domain.peer import Peer
+from fleet.domain.ports import Registry
+from fleet.servers.forward_auth.shapes import Shape, address_of, certificate_of, request_of, shape_of
+from fleet.servers.http import Exchange, HttpServer
+from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.refusals import HttpRefused
+from fleet.services.http_access import Ended, HttpAccess, admit_request
+from fleet.services.refusals import audit_refusal
+
+SECRET = "X-Proxy-Secret"  # noqa: S105  the name of a header
+FORWARD_AUTH = "http.forward"
+PLAIN = "text/plain; charset=utf-8"
+
+LIMITS = HttpLimits(
+    line_size_max=16 * 1024,  # Envoy's has the client's own target, of which it takes 8 KB
+    header_size_max=32 * 1024,  # a forwarded chain
+    headers_max=200,  # proxies pass on what the client sends
+    idle_seconds_max=300.0,  # longer than proxies keep a connection: it is theirs to end
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a decision needs."""
+
+    registry: Registry
+    tenant_of: Callable[[bytes], str | None]
+    """DER of a certificate -> tenant of our issuing CA that signed it, "" for the fleet's own; None: none did."""
+    feed_is_up: Callable[[], bool]
+    """Whether this process learns of revocations."""
+    ended: Ended
+    clock: Clock
+
+
+def build_forward_auth_server(decision: Decision, secrets: Sequence[bytes] = ()) -> HttpServer:
+    """The server; a protocol factory. With `secrets`, each request must carry one of them."""
+    return HttpServer("forward_auth", _Handler(decision, secrets).handle, _refusal, LIMITS)
+
+
+class _Handler:
+    def __init__(self, decision: Decision, secrets: Sequence[bytes]) -> None:
+        self._decision = decision
+        self._secrets = tuple(secrets)
+
+    async def handle(self, exchange: Exchange) -> Response:
+        message = exchange.request
+        exchange.event = "http.forward-auth"
+        self._check_secret(exchange)
+        shape = shape_of(message)
+        exchange.peer = await self._peer(exchange, shape)
+        decision = self._decision
+        if not decision.feed_is_up():
+            raise HttpRefused(503, "registry-unavailable", "The registry's events do not arrive.")
+        access = await admit_request(
+            decision.registry, exchange.peer, request_of(message, shape), decision.clock(), ended=decision.ended
+        )
+        exchange.holder, exchange.serial = access.device.id, access.credential.serial
+        return Response(200, b"", identity_headers(access))
+
+    def _check_secret(self, exchange: Exchange) -> None:
+        """Raises: HttpRefused (`bad-proxy-secret`): at once, and to no audit row: no proxy of ours asks."""
+        if not self._secrets:
+            return
+        given = exchange.request.headers.getall(SECRET, ())
+        sent = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
+        # Every one is compared, in a time that says nothing of where they differ.
+        if not any([hmac.compare_digest(sent, secret) for secret in self._secrets]):
+            raise HttpRefused(403, "bad-proxy-secret", f"The header {SECRET} does not hold the proxy's secret.")
+
+    async def _peer(self, exchange: Exchange, shape: Shape) -> Peer:
+        """Whose certificate the proxy saw. Raises: Unauthenticated, Refused: audited."""
+        message = exchange.request
+        peer = Peer(address_of(message, shape))
+        try:
+            der = certificate_of(message, shape)
+            request_of(message, shape)
+        except FleetError as refusal:
+            await audit_refusal(
+                self._decision.registry, peer, self._decision.clock(), FORWARD_AUTH, "device ?", refusal
+            )
+            exchange.peer = peer
+            raise
+        tenant = self._decision.tenant_of(der)
+        return structs.replace(peer, certificate_der=der, fingerprint=hashlib.sha256(der).digest(), tenant=tenant)
+
+
+def identity_headers(access: HttpAccess) -> Mapping[str, str]:
+    """All four, empty where there is nothing: a header that is not in the answer, a proxy may take from its client."""
+    return {
+        "X-Device-Id": access.device.id,
+        "X-Device-Model": access.model.name,
+        "X-Device-Tenant": access.model.rules.tenant,
+        "X-Device-Serial": access.device.hardware_serial,
+        "Cache-Control": "no-store",
+    }
+
+
+def _refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
+    """One sentence for people, and the code in a header: proxies drop the body."""
+    shown = {"Content-Type": PLAIN, "Cache-Control": "no-store", "X-Error-Code": code}
+    return Response(status, f"{message} ({code})\n".encode(), {**shown, **headers})

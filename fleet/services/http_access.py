@@ -1,0 +1,104 @@
+"""Access of devices to HTTP APIs behind a reverse proxy: one decision for each request, from the registry's state.
+
+    access = await admit_request(registry, peer, HttpRequest("GET", "/v1/things?x=1"), now, ended=...)
+
+The certificate is judged as for MQTT (admission.py); then the model's rules for HTTP are asked. Refusals are audited.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+from fleet.domain.changes import AuditEntry
+from fleet.domain.credential import Credential
+from fleet.domain.device import Device, Model
+from fleet.domain.errors import FleetError, Refused, Unavailable
+from fleet.domain.http_policy import may_request
+from fleet.domain.peer import Peer
+from fleet.domain.ports import Registry
+from fleet.services.admission import admitted_device, mark_first_use
+from fleet.services.identity import identify
+from fleet.services.refusals import audit_refusal, write_row
+
+HTTP_REQUEST = "http.request"
+NO_DEVICE = "device ?"
+SHOWN_MAX = 256  # characters of a target in the audit
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """What the proxy has been asked for."""
+
+    method: str
+    target: str
+    """As the client sent it, with its query."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAccess:
+    """Who may go on."""
+
+    device: Device
+    model: Model
+    credential: Credential
+
+
+Ended = Callable[[str, bytes], str]
+"""Device id and fingerprint -> code of the refusal of what this process has seen revoked; "" for none."""
+
+
+async def admit_request(
+    registry: Registry, peer: Peer, request: HttpRequest | None, now: datetime, *, ended: Ended
+) -> HttpAccess:
+    """Admit `request` by the device whose certificate `peer` has; None: the proxy did not say what is asked for.
+
+    Raises: Unauthenticated, Refused: what `identify` raises, and `not-a-device`, `device-registered`,
+    `certificate-revoked`, `certificate-ended`, `bad-target`, `http-not-allowed`; each after its audit row is written.
+    Unavailable: the registry failed, or a first use could not be recorded.
+    """
+    try:
+        facts = await identify(registry, peer, now)
+        device, model = admitted_device(facts)
+        credential = facts.credential
+        if code := ended(device.id, credential.fingerprint):
+            raise Refused(code, "The device or its certificate has been revoked.")
+        await mark_first_use(registry, credential, peer, now)
+    except Unavailable:
+        raise
+    except FleetError as refusal:
+        await audit_refusal(registry, peer, now, HTTP_REQUEST, NO_DEVICE, refusal)
+        raise
+    access = HttpAccess(device, model, credential)
+    try:
+        _check_rules(access, request)
+    except Refused as refusal:
+        await _audit_denied(registry, peer, access, request, now, refusal)
+        raise
+    return access
+
+
+def _check_rules(access: HttpAccess, request: HttpRequest | None) -> None:
+    """Raises: Refused (`bad-target`, `http-not-allowed`)."""
+    allow, name = access.model.rules.http.allow, access.model.name
+    if not allow:
+        return
+    if request is None:
+        raise Refused("bad-target", "The proxy sent no method or no request target, and the model has rules for them.")
+    if not may_request(allow, request.method, request.target, device=access.device.id, model=name):
+        raise Refused("http-not-allowed", f"Model {name} does not allow this request.")
+
+
+async def _audit_denied(
+    registry: Registry, peer: Peer, access: HttpAccess, request: HttpRequest | None, now: datetime, refusal: Refused
+) -> None:
+    device, detail = f"device {access.device.id}", {"serial": access.credential.serial}
+    if request is not None:
+        detail |= {"method": _shown(request.method), "target": _shown(request.target.partition("?")[0])}
+    entry = AuditEntry(now, device, HTTP_REQUEST, device, refusal.code, peer.address, detail)
+    with suppress(Unavailable):  # it is answered all the same; a later row counts it
+        await write_row(registry, entry)
+
+
+def _shown(text: str) -> str:
+    return text[:SHOWN_MAX].encode("ascii", "backslashreplace").decode()
