@@ -59,7 +59,9 @@ approval-pending | 202 | The request waits for an operator's approval. | Send th
 bad-client-certificate | 403 | The certificate that a reverse proxy forwarded cannot be read. | Configure the proxy as described in fleet/servers/forward_auth.
 bad-csr | 400 | `csr` is not a certificate request in PEM. | Create one with openssl req.
 bad-idevid | 400 | The manufacturer's certificate has no usable serial number, or is malformed. | Check the IDevID.
+bad-proxy-secret | 403 | The request does not carry the secret of the reverse proxy. | Set X-Proxy-Secret in the proxy to what the secret file holds.
 bad-signature | 400 | The request's own signature does not verify. | Sign the CSR with the key it contains.
+bad-target | 403 | The method or the path of an HTTP request is missing, malformed or ambiguous. | Send a plain path: no dot segments, empty segments, semicolons or encoded delimiters.
 bad-token | 401 | The token is not valid. | Check it, or create a new one: fleet token create.
 binding-missing | 400 | The model requires a channel binding in the CSR (RFC 7030, 3.5). | Add the challengePassword.
 certificate-ended | 403 | The certificate was revoked or superseded during the connection. | Use the newest certificate.
@@ -78,6 +80,7 @@ device-registered | 403 409 | The device has no certificate yet. | Enroll it fir
 device-retired | 403 409 | The device is retired. | Register the hardware under a new id.
 device-revoked | 403 409 | The device is revoked. | Register the hardware under a new id.
 device-suspended | 403 409 | The device is suspended. | An operator resumes it: fleet device resume.
+http-not-allowed | 403 | The model's rules for HTTP do not allow the method and path. | Change the rules: fleet model set --http-allow.
 idevid-ambiguous | 403 | The IDevID matches several devices of the manifest. | Enroll under the model's EST label, or correct the manifest.
 idevid-bound | 403 | The IDevID has enrolled another device. | An operator checks which device is genuine.
 idevid-of-another | 403 | The device has enrolled with another IDevID. | An operator checks which device is genuine.
@@ -104,6 +107,7 @@ not-your-key | 403 | The manifest lists another key for the device. | Use the li
 not-your-model | 403 | The credentials are for another model. | Check the model and the EST label.
 other-tenant | 403 | The certificate was issued by another tenant's CA. | Use a certificate of the model's tenant.
 path-not-open | 403 | The model does not allow this way of enrolling. | See the model's admission paths: fleet model show.
+repeated-header | 403 | A header that the reverse proxy sets is there twice: one may be the client's own. | Let the proxy replace it.
 request-denied | 403 409 | An operator denied the request. | Ask the operator; a new key makes a new request.
 request-used-up | 403 | The approved request's certificate has been issued, and cannot be given again. | Renew it with simplereenroll, or use a token for this device to enroll a new key.
 sealing-impossible | 400 | The generated key cannot be encrypted as requested. | See the message for the algorithms supported.
@@ -236,6 +240,7 @@ bad-certificate-file | 400 | A certificate file of the home cannot be used. | Th
 bad-key | 400 | A key file cannot be used. | The message names the file and the reason.
 bad-server-chain | 400 | No client could verify the server's certificate chain. | Put the CAs above the certificate into server/server.pem.
 bad-password-file | 400 | The password file cannot be read, or other users can read it. | chmod 600 it.
+bad-secret-file | 400 | The file with the secret of the reverse proxy cannot be used. | The message says why.
 bad-settings | 400 | fleet.toml cannot be used. | The message names the line.
 bad-webhook-ca | 400 | The webhook CA file cannot be read. | Give a file in PEM, DER or PKCS#7.
 ca-busy | 503 | The CAs are being changed. | Retry.
@@ -261,6 +266,7 @@ no-database-file | 404 | The file with the database URL cannot be read. | Check 
 no-home | 404 | The path is not a home. | Create one: fleet init.
 no-mosquitto | 400 | mosquitto is not installed. | Install it, or choose another broker.
 no-registry | 404 | The registry does not exist. | Check the path or URL, or restore a backup: fleet restore.
+no-such-group | 400 | The group of a Unix socket does not exist on this machine. | Name another in fleet.toml.
 no-such-ca | 404 | The former CA does not exist. | See fleet ca show.
 no-such-tenant | 403 404 | The tenant has no CA here. | See fleet tenant list.
 not-a-backup | 400 | The file is not a backup, or its beginning is damaged. | Name another file.

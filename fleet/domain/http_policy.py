@@ -127,15 +127,12 @@ def _why_ambiguous(segment: str) -> str:
         return "a dot segment"
     if any(unicodedata.category(character) == "Cc" for character in segment):
         return "a control character"
-    if segment.isascii():
-        forms = (segment,)
-    elif unicodedata.normalize("NFC", segment) != segment:
+    if unicodedata.normalize("NFC", segment) != segment:
         return "text that is not in the normalization form NFC"
-    else:
-        forms = (segment, unicodedata.normalize("NFKC", segment))  # some take a full-width dot for a dot
-    if forms[-1] in _DOTS:
+    alike = unicodedata.normalize("NFKC", segment)  # some take a full-width dot for a dot
+    if alike in _DOTS:
         return "a dot segment"
-    found = next((name for form in forms for character, name in _AMBIGUOUS.items() if character in form), "")
+    found = next((name for character, name in _AMBIGUOUS.items() if character in segment + alike), "")
     return f"an encoded {found}" if found else ""
 
 

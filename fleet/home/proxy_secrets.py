@@ -22,7 +22,9 @@ def proxy_secrets(file: Path) -> tuple[bytes, ...]:
         raise _bad(f"The secret file {file} cannot be read: {error.strerror}.") from error
     if mode & 0o077:
         raise Invalid(
-            "bad-secret-file", f"The secret file {file} can be read by others.", f"Run: chmod 600 {shlex.quote(str(file))}"
+            "bad-secret-file",
+            f"The secret file {file} can be read by others.",
+            f"Run: chmod 600 {shlex.quote(str(file))}",
         )
     secrets = tuple(line for line in content.splitlines() if line)
     if not 1 <= len(secrets) <= SECRETS_MAX or not all(_SECRET.fullmatch(secret) for secret in secrets):

@@ -25,6 +25,8 @@ BROKER_RESERVED = 100
 """Of our own broker, which has one for each session of all workers."""
 OWN_BROKERS = (BrokerKind.AUTO, BrokerKind.MOSQUITTO, BrokerKind.EMBEDDED)
 CONNECTIONS_MIN = 64
+LOCAL_CONNECTIONS_MAX = 256
+"""To a listener without TLS, in one worker. When it is full, the longest idle one gives way."""
 NO_LIMIT = 1_048_576
 TELL_SECONDS = 60.0
 
@@ -43,7 +45,8 @@ def raise_limit() -> int:
 
 def connections_max(limit: int, settings: Settings) -> int:
     """Descriptors for the connections of one worker's listeners."""
-    return limit - RESERVED - settings.webhook_at_once_max
+    local = 0 if settings.forward_auth.is_off else LOCAL_CONNECTIONS_MAX
+    return limit - RESERVED - settings.webhook_at_once_max - local
 
 
 def fitted(settings: Settings, limit: int, workers: int) -> Settings:

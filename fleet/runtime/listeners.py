@@ -20,6 +20,8 @@ from fleet.config.settings import Settings
 from fleet.domain.errors import Unavailable
 from fleet.domain.peer import network_of
 from fleet.runtime.descriptors import SESSION, places_of, raise_limit
+from fleet.runtime.local_listener import LocalListener
+from fleet.servers.http import HttpServer
 from fleet.servers.line_limit import LineLimit
 from fleet.tls.contexts import ContextSource
 from fleet.tls.listener import Listener, ListenerLimits, ProtocolFactory, listen
@@ -93,6 +95,7 @@ class Listeners:
         self._settings = settings
         self._shared = shared
         self._by_name: dict[str, Listener] = {}
+        self._local: list[LocalListener] = []
 
     async def open(self, name: str, source: ContextSource | None, factory: ProtocolFactory) -> None:
         """Open `name`, one of NAMES; without `source`, without TLS. Raises: Unavailable (`cannot-listen`)."""
@@ -116,6 +119,14 @@ class Listeners:
         except OSError as error:
             raise cannot_listen(name, address, error) from error
 
+    async def open_local(self, taken: socket.socket | None, server: HttpServer) -> None:
+        """Answer on a bound socket, without TLS; None: that listener is off. Raises: OSError."""
+        if taken is None:
+            return
+        local = LocalListener(server)
+        await local.open(taken)
+        self._local.append(local)
+
     def _limits(self, name: str) -> ListenerLimits:
         settings, is_mqtt = self._settings, name == "mqtt"
         return ListenerLimits(
@@ -134,6 +145,8 @@ class Listeners:
         """Stop listening; connections go on."""
         for listener in self._by_name.values():
             listener.close()
+        for local in self._local:
+            local.close()
 
     def admitted(self, address: str) -> None:
         """A client from `address` has been admitted at one of them: all know its address block."""

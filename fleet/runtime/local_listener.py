@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fleet.config.addresses import LocalAddress
+from fleet.config.addresses import Address, LocalAddress
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.domain.peer import Peer
+from fleet.runtime.descriptors import LOCAL_CONNECTIONS_MAX
 from fleet.servers.http import HttpServer
 
 BACKLOG = 1024
-CONNECTIONS_MAX = 256
-"""Of one worker: proxies keep a few and use them again. When it is full, the longest idle one gives way."""
 
 
 @contextmanager
@@ -33,7 +32,10 @@ def bound(name: str, address: LocalAddress, home: Path, group: str = "") -> Iter
         yield None
         return
     try:
-        taken = _bound_path(home / address.path, _group_id(group)) if address.path else _bound_port(address)
+        if address.address is not None:
+            taken = _bound_port(address.address)
+        else:
+            taken = _bound_path(home / address.path, _group_id(group))
     except OSError as error:
         # The system's text for the error number, without the path.
         reason = os.strerror(error.errno).lower() if error.errno else str(error)
@@ -49,11 +51,9 @@ def bound(name: str, address: LocalAddress, home: Path, group: str = "") -> Iter
                     (home / address.path).unlink()
 
 
-def _bound_port(address: LocalAddress) -> socket.socket:
-    assert address.address is not None
-    family, kind, protocol, _, sockaddr = socket.getaddrinfo(
-        address.address.host, address.address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+def _bound_port(address: Address) -> socket.socket:
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, sockaddr = found[0]
     taken = socket.socket(family, kind, protocol)
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,7 +106,9 @@ def _group_id(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise Invalid("no-such-group", f"This machine has no group {name}.", "Name the proxy's in fleet.toml.") from None
+        raise Invalid(
+            "no-such-group", f"This machine has no group {name}.", "Name the proxy's in fleet.toml."
+        ) from None
 
 
 class LocalListener:
@@ -132,6 +134,6 @@ class LocalListener:
 
     def _accepted(self) -> asyncio.Protocol:
         http = self._http
-        if len(http.connections) >= CONNECTIONS_MAX and (idle := http.idle.longest()) is not None:
+        if len(http.connections) >= LOCAL_CONNECTIONS_MAX and (idle := http.idle.longest()) is not None:
             idle.close()
         return http(Peer("-"))

@@ -9,6 +9,7 @@ more, each worker is a process (worker_main.py).
 import asyncio
 import gc
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,9 @@ from fleet.domain.rates import RateLimits, Rates
 from fleet.domain.revoked_cache import ENTRIES_MAX
 from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.layout import Home, waiting_limits
+from fleet.home.leaf_issuers import LeafIssuers
 from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
+from fleet.home.proxy_secrets import proxy_secrets
 from fleet.home.published_certificates import PublishedCertificates
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
@@ -40,6 +43,7 @@ from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
+from fleet.servers.forward_auth import Decision, build_forward_auth_server
 from fleet.servers.gateway.broker.live_upstream import LiveUpstream
 from fleet.servers.gateway.broker.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.broker.mosquitto import DATABASE
@@ -72,6 +76,8 @@ class WorkerSlot:
     """Whether a broker of ours is stopped after this worker, and not just the worker."""
     deadline: StopDeadline = field(default_factory=StopDeadline)
     """Of its own stop, and of a broker that is stopped after it."""
+    forward_auth: socket.socket | None = None
+    """The bound socket of that listener; None: it is off."""
 
 
 def worker_count(settings: Settings) -> int:
@@ -150,20 +156,22 @@ async def run_worker(
                 "http": admin.counters,
                 **({"publish": publish.counters} if settings.publish is not None else {}),
                 "mqtt": dict(gateway.stats),
+                "forward_auth": forward.counters,
                 "sessions": gateway.sessions,
                 **({"workers": slot.workers()} if slot.is_shared else {}),
                 "upstream": {**broker_status(), "answers": live.answers()},
             }
 
-        admin, publish = servers.admin(status, live.answers), servers.publish()
+        admin, publish, forward = servers.admin(status, live.answers), servers.publish(), servers.forward_auth(gateway)
 
-        parts.push_async_callback(_drain, gateway, slot.deadline, est, admin, publish)
+        parts.push_async_callback(_drain, gateway, slot.deadline, est, admin, publish, forward)
         parts.callback(listeners.close)
         factories: dict[str, ProtocolFactory] = {
             "est": est, "http": admin, "mqtt": gateway.protocol, "publish": publish
         }  # fmt: skip
         for name in addresses(settings):
             await listeners.open(name, getattr(contexts, name, None), factories[name])
+        await listeners.open_local(slot.forward_auth, forward)
         endpoints = Endpoints.of(home, listeners.with_ports())
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
@@ -230,6 +238,12 @@ class _HttpServers:
         # Operators page through long lists; their certificates are few and known by name.
         rates = rates_of(structs.replace(self.settings, requests_per_credential_per_second=0))
         return admin_server(AdminApp(context), rates=rates)
+
+    def forward_auth(self, gateway: Gateway) -> HttpServer:
+        """Raises: Invalid (`bad-secret-file`)."""
+        file = self.settings.forward_auth_secret_file
+        decision = Decision(self.registry, LeafIssuers(self.authorities).tenant_of, gateway.feed_is_up, self.clock)
+        return build_forward_auth_server(decision, proxy_secrets(self.home.path / file) if file else ())
 
 
 def rates_of(settings: Settings) -> Rates:

@@ -1,11 +1,10 @@
 """Access of devices to HTTP APIs behind a reverse proxy: one decision for each request, from the registry's state.
 
-    access = await admit_request(registry, peer, HttpRequest("GET", "/v1/things?x=1"), now, ended=...)
+    access = await admit_request(registry, peer, HttpRequest("GET", "/v1/things?x=1"), now)
 
 The certificate is judged as for MQTT (admission.py); then the model's rules for HTTP are asked. Refusals are audited.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,32 +43,23 @@ class HttpAccess:
     credential: Credential
 
 
-Ended = Callable[[str, bytes], str]
-"""Device id and fingerprint -> code of the refusal of what this process has seen revoked; "" for none."""
-
-
-async def admit_request(
-    registry: Registry, peer: Peer, request: HttpRequest | None, now: datetime, *, ended: Ended
-) -> HttpAccess:
+async def admit_request(registry: Registry, peer: Peer, request: HttpRequest | None, now: datetime) -> HttpAccess:
     """Admit `request` by the device whose certificate `peer` has; None: the proxy did not say what is asked for.
 
     Raises: Unauthenticated, Refused: what `identify` raises, and `not-a-device`, `device-registered`,
-    `certificate-revoked`, `certificate-ended`, `bad-target`, `http-not-allowed`; each after its audit row is written.
+    `certificate-ended`, `bad-target`, `http-not-allowed`; each after its audit row is written.
     Unavailable: the registry failed, or a first use could not be recorded.
     """
     try:
         facts = await identify(registry, peer, now)
         device, model = admitted_device(facts)
-        credential = facts.credential
-        if code := ended(device.id, credential.fingerprint):
-            raise Refused(code, "The device or its certificate has been revoked.")
-        await mark_first_use(registry, credential, peer, now)
+        await mark_first_use(registry, facts.credential, peer, now)
     except Unavailable:
         raise
     except FleetError as refusal:
         await audit_refusal(registry, peer, now, HTTP_REQUEST, NO_DEVICE, refusal)
         raise
-    access = HttpAccess(device, model, credential)
+    access = HttpAccess(device, model, facts.credential)
     try:
         _check_rules(access, request)
     except Refused as refusal:

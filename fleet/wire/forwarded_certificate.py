@@ -54,7 +54,8 @@ def from_traefik(value: str) -> bytes:
     chain = value.split(",")
     if len(chain) > CHAIN_MAX:
         raise TooLarge(f"There are more than {CHAIN_MAX} certificates.")
-    return [_certificate(_ascii(each)) for each in chain][0]
+    first, *_ = [_certificate(_ascii(each)) for each in chain]  # all are read: a damaged header is refused whole
+    return first
 
 
 def from_xfcc(value: str) -> bytes:
@@ -87,7 +88,7 @@ def _check_size(value: str) -> None:
 
 
 def _ascii(value: str) -> bytes:
-    if not value.isascii():
+    if not value.isascii() or any(map(str.isspace, value)):
         raise Malformed("The certificate is not base64.")
     return value.encode()
 

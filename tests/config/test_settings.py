@@ -185,6 +185,8 @@ def test_a_listener_without_tls_is_local(tmp_path: Path, text: str, says: str) -
         read_settings(file)
 
 
-@pytest.mark.parametrize("text", ["off", "unix:/run/x.sock", "127.0.0.1:9000", "127.9.9.9:0", "[::1]:9000", "localhost:9"])
+@pytest.mark.parametrize(
+    "text", ["off", "unix:/run/x.sock", "127.0.0.1:9000", "127.9.9.9:0", "[::1]:9000", "localhost:9"]
+)
 def test_a_local_address_is_shown_as_it_is_written(text: str) -> None:
     assert str(parse_local_address(text)) == text

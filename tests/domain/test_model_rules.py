@@ -13,6 +13,7 @@ from fleet.domain.model_rules import (
     AdmissionPath,
     AdmissionRules,
     Campaign,
+    HttpRules,
     ModelRules,
     MqttRules,
     OnDenied,
@@ -42,6 +43,7 @@ EVERYTHING = ModelRules(
     ),
     renewal=RenewalRules(RenewalKey.NEW, timedelta(days=7), Campaign(NOW, NOW + timedelta(days=1), timedelta(hours=6))),
     mqtt=MqttRules(OnDenied.CLOSE, 0, 2_048, timedelta(seconds=3), False, 5, 2_048),
+    http=HttpRules(("GET,HEAD /v1/{id}/**", "* /v1/telemetry")),
 )
 
 
@@ -53,8 +55,8 @@ def test_rules_survive_json(rules: ModelRules) -> None:
 
 def test_rules_stored_before_a_group_was_added_are_read_without_it() -> None:
     stored = rules_json(EVERYTHING)
-    del stored["mqtt"]
-    assert rules_of(stored) == replace(EVERYTHING, mqtt=MqttRules())
+    del stored["mqtt"], stored["http"]
+    assert rules_of(stored) == replace(EVERYTHING, mqtt=MqttRules(), http=HttpRules())
 
 
 def test_what_is_not_said_stays() -> None:
@@ -133,6 +135,19 @@ def test_what_is_no_rule_is_refused_by_name(given: dict[str, Any]) -> None:
         {"mqtt": {"packet_size_max": -1}},
         {"mqtt": {"packet_size_max": 1_023}},
         {"mqtt": {"packet_size_max": 67_108_865}},
+        {"http": {"allow": ["GET"]}},
+        {"http": {"allow": ["GET v1"]}},
+        {"http": {"allow": ["get /v1"]}},
+        {"http": {"allow": ["GET, HEAD /v1"]}},
+        {"http": {"allow": ["GET,* /v1"]}},
+        {"http": {"allow": ["GET /v1/**/x"]}},
+        {"http": {"allow": ["GET /v1/a*"]}},
+        {"http": {"allow": ["GET /v1//a"]}},
+        {"http": {"allow": ["GET /v1/../a"]}},
+        {"http": {"allow": ["GET /v1/%41"]}},
+        {"http": {"allow": ["GET /v1?x"]}},
+        {"http": {"allow": ["GET /" + "a" * 1020]}},
+        {"http": {"allow": [f"GET /{number}" for number in range(65)]}},
     ],
 )
 def test_what_no_device_could_live_by_is_refused(given: dict[str, Any]) -> None:

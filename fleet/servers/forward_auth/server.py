@@ -19,7 +19,7 @@ from fleet.servers.forward_auth.shapes import Shape, address_of, certificate_of,
 from fleet.servers.http import Exchange, HttpServer
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused
-from fleet.services.http_access import Ended, HttpAccess, admit_request
+from fleet.services.http_access import HttpAccess, admit_request
 from fleet.services.refusals import audit_refusal
 
 SECRET = "X-Proxy-Secret"  # noqa: S105  the name of a header
@@ -43,7 +43,6 @@ class Decision:
     """DER of a certificate -> tenant of our issuing CA that signed it, "" for the fleet's own; None: none did."""
     feed_is_up: Callable[[], bool]
     """Whether this process learns of revocations."""
-    ended: Ended
     clock: Clock
 
 
@@ -66,9 +65,7 @@ class _Handler:
         decision = self._decision
         if not decision.feed_is_up():
             raise HttpRefused(503, "registry-unavailable", "The registry's events do not arrive.")
-        access = await admit_request(
-            decision.registry, exchange.peer, request_of(message, shape), decision.clock(), ended=decision.ended
-        )
+        access = await admit_request(decision.registry, exchange.peer, request_of(message, shape), decision.clock())
         exchange.holder, exchange.serial = access.device.id, access.credential.serial
         return Response(200, b"", identity_headers(access))
 
@@ -78,8 +75,8 @@ class _Handler:
             return
         given = exchange.request.headers.getall(SECRET, ())
         sent = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
-        # Every one is compared, in a time that says nothing of where they differ.
-        if not any([hmac.compare_digest(sent, secret) for secret in self._secrets]):
+        # Each is compared, in a time that says nothing of where they differ.
+        if not sum(hmac.compare_digest(sent, secret) for secret in self._secrets):
             raise HttpRefused(403, "bad-proxy-secret", f"The header {SECRET} does not hold the proxy's secret.")
 
     async def _peer(self, exchange: Exchange, shape: Shape) -> Peer:

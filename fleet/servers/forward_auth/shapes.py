@@ -1,4 +1,4 @@
-"""How each reverse proxy asks: the header with the certificate, and where method and target of its client's request are.
+"""How each reverse proxy asks: the header with the certificate, and where its client's method and target are.
 
 Only the headers of the shape in the path are read, each at most once. What the proxy does not set or clear itself, its
 client may have sent: the configurations in README.md say which those are.

@@ -1,0 +1,223 @@
+"""nginx and HAProxy in front of an HTTP API, as the page configures them, ask a served fleet about every request."""
+
+import http.client
+import http.server
+import json
+import os
+import re
+import shutil
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+import fleet.servers.forward_auth
+from fleet.est_client.client import EstClient
+from fleet.home.layout import Home
+from fleet.wire.csr import build_csr
+from hw_bench.processes import accepts, running, wait_until
+from tests.free_ports import free_port
+from tests.serving import Served, run_fleet
+
+PAGE = Path(fleet.servers.forward_auth.__file__).with_name("README.md").read_text()
+PATIENCE = 60.0
+IDENTITY = ("X-Device-Id", "X-Device-Model", "X-Device-Tenant", "X-Device-Serial")
+
+
+def block(language: str) -> str:
+    """The configuration of `language` on the page."""
+    found: str
+    [found] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return found
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    """Answers with the headers that arrived."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = json.dumps([self.path, *self.headers.items()]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Site:
+    """A fleet with an API beside it."""
+
+    served: Served
+    folder: Path
+    socket: Path
+    api: int
+    """Port."""
+    certificate: Path
+    """Of the proxies: the fleet's own, with its key."""
+
+    def fleet(self, *words: str) -> str:
+        return run_fleet(self.served.home, *words)
+
+    def device(self, name: str, *, serial: str = "") -> Path:
+        """A new device's key and certificate."""
+        self.fleet("device", "add", name, "--model", "default", *(("--serial", serial) if serial else ()))
+        token = self.fleet("token", "create", "--device", name).strip()
+        key = ec.generate_private_key(ec.SECP256R1())
+        client = EstClient(self.served.est, self.served.ca_file, basic=(name, token))
+        certificate = client.simpleenroll(build_csr(key, (("2.5.4.3", name),), ()))
+        file = self.folder / f"{name}.pem"
+        file.write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            + certificate.public_bytes(Encoding.PEM)
+        )
+        return file
+
+
+@pytest.fixture(scope="module")
+def site(pristine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    home = Path(shutil.copytree(pristine_home, folder / "home", symlinks=True))
+    path = folder / "auth.sock"
+    settings = home / "fleet.toml"
+    text = settings.read_text()
+    assert "[forward_auth]" in text
+    settings.write_text(text.replace('address = "off"', f'address = "unix:{path}"'))
+    certificate = folder / "proxy.pem"
+    certificate.write_bytes(Home(home).server_chain.read_bytes() + Home(home).server_key.read_bytes())
+    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=api.serve_forever, daemon=True).start()
+    serving = Served(home, folder / "ready.json").start()
+    yield Site(serving, folder, path, api.server_address[1], certificate)
+    assert serving.stop() == 0
+    assert not path.exists()
+    api.shutdown()
+    api.server_close()
+
+
+def adapted(text: str, site: Site, port: int, folder: Path) -> str:
+    """The page's configuration with this machine's paths and ports."""
+    for said, here in (
+        ("/run/fleet/auth.sock", str(site.socket)),
+        ("/etc/nginx/api.pem", str(site.certificate)),
+        ("/etc/nginx/api.key", str(site.certificate)),
+        ("/etc/haproxy/api.pem", str(site.certificate)),
+        ("/etc/haproxy/fleet-ca.pem", str(folder / "fleet-ca.pem")),
+        ("/etc/haproxy/fleet-auth.lua", str(folder / "fleet-auth.lua")),
+        ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+        ("bind :443 ssl", f"bind 127.0.0.1:{port} ssl"),
+        ("api.example.com:8080", f"127.0.0.1:{site.api}"),
+    ):
+        text = text.replace(said, here)
+    return text
+
+
+@contextmanager
+def nginx(site: Site, folder: Path) -> Iterator[int]:
+    port = free_port()
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    (folder / "nginx.conf").write_text(
+        f"daemon off; user root; worker_processes 1; pid {folder}/nginx.pid;\nevents {{}}\n"
+        f"http {{ access_log off; {temporary}\n{adapted(block('nginx'), site, port, folder)} }}\n"
+    )
+    argv = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    with serving(argv, port, folder):
+        yield port
+
+
+@contextmanager
+def haproxy(site: Site, folder: Path) -> Iterator[int]:
+    port = free_port()
+    (folder / "fleet-ca.pem").write_bytes(
+        site.served.ca_file.read_bytes() + Home(site.served.home).issuing_certificate.read_bytes()
+    )
+    (folder / "fleet-auth.lua").write_text(adapted(block("lua"), site, port, folder))
+    (folder / "haproxy.cfg").write_text(adapted(block("haproxy"), site, port, folder))
+    with serving(["haproxy", "-db", "-f", str(folder / "haproxy.cfg")], port, folder):
+        yield port
+
+
+@contextmanager
+def serving(argv: list[str], port: int, folder: Path) -> Iterator[None]:
+    log = folder / "proxy.log"
+    with running(argv, cores=tuple(os.sched_getaffinity(0)), log=log) as process:
+        wait_until(lambda: accepts(("127.0.0.1", port)), argv[0], process, log)
+        yield
+
+
+Proxy = Callable[[Site, Path], AbstractContextManager[int]]
+PROXIES = [
+    pytest.param(
+        proxy,
+        id=proxy.__name__,
+        marks=pytest.mark.skipif(shutil.which(proxy.__name__) is None, reason=f"{proxy.__name__} is not installed"),
+    )
+    for proxy in (nginx, haproxy)
+]
+
+
+class Client:
+    """One kept connection of a device, or of a client without a certificate, to a proxy."""
+
+    def __init__(self, port: int, certificate: Path | None = None) -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if certificate is not None:
+            context.load_cert_chain(certificate)
+        self._connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
+        self._connection.connect()
+        self._socket = self._connection.sock
+
+    def get(self, target: str, headers: Mapping[str, str] | None = None) -> tuple[int, list[list[str]]]:
+        """Status, and the headers that reached the API, if it was asked."""
+        self._connection.request("GET", target, headers=headers or {})
+        answer = self._connection.getresponse()
+        body = answer.read()
+        assert self._connection.sock is self._socket, "the connection was not kept"
+        return answer.status, json.loads(body)[1:] if answer.status == 200 else []
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def identity(arrived: list[list[str]]) -> dict[str, list[str]]:
+    return {name: [value for key, value in arrived if key.lower() == name.lower()] for name in IDENTITY}
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_device_goes_on_by_its_certificate_until_it_is_revoked(site: Site, tmp_path: Path, proxy: Proxy) -> None:
+    name = f"{proxy.__name__}-1"
+    device = site.device(name, serial=f"SN {name}")
+    with proxy(site, tmp_path) as port:
+        client = Client(port, device)
+        status, arrived = client.get("/v1/things?x=1")
+        assert status == 200
+        mine = {"X-Device-Id": [name], "X-Device-Model": ["default"], "X-Device-Serial": [f"SN {name}"]}
+        assert identity(arrived) == {**mine, "X-Device-Tenant": []}
+        # What the client says of itself does not arrive.
+        other = dict.fromkeys((*IDENTITY, "x-device-id", "X-Client-Cert"), "forged")
+        status, arrived = client.get("/v1/things", other)
+        assert (status, identity(arrived)) == (200, {**mine, "X-Device-Tenant": []})
+        assert not [value for key, value in arrived if value == "forged" and key.lower() in map(str.lower, IDENTITY)]
+        site.fleet("device", "suspend", name)
+        assert client.get("/v1/things")[0] == 403
+        site.fleet("device", "resume", name)
+        assert client.get("/v1/things")[0] == 200
+        site.fleet("device", "revoke", name)
+        assert client.get("/v1/things")[0] == 403
+        client.close()
+        nobody = Client(port)
+        assert nobody.get("/v1/things")[0] == 401
+        nobody.close()
