@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from msgspec.structs import replace
 
 import fleet.servers.forward_auth
+from fleet.config.addresses import parse_local_address
+from fleet.config.settings import read_settings
+from fleet.config.template import render
 from fleet.est_client.client import EstClient
 from fleet.home.layout import Home
 from fleet.wire.csr import build_csr
@@ -90,10 +94,9 @@ def site(pristine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("site")
     home = Path(shutil.copytree(pristine_home, folder / "home", symlinks=True))
     path = folder / "auth.sock"
-    settings = home / "fleet.toml"
-    text = settings.read_text()
-    assert "[forward_auth]" in text
-    settings.write_text(text.replace('address = "off"', f'address = "unix:{path}"'))
+    settings = Home(home).settings_file
+    changed = replace(read_settings(settings), forward_auth=parse_local_address(f"unix:{path}"))
+    settings.write_text(render(changed))
     certificate = folder / "proxy.pem"
     certificate.write_bytes(Home(home).server_chain.read_bytes() + Home(home).server_key.read_bytes())
     api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
