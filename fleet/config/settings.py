@@ -29,6 +29,7 @@ from fleet.config.logs import LOG_FORMATS
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 
 DAYS_MAX = 36_500  # a century
+SHARDS_MAX = 4096  # CRLs of one CA: each is signed again before its nextUpdate
 SETTINGS_SIZE_MAX = 256 * 1024  # a settings file is a page or two; anything larger is a mistake
 WORKERS_MAX = 256  # each takes 60 MB and a core when there is work
 WORKERS_AUTO = "auto"
@@ -88,6 +89,14 @@ OFF = "off"
 
 def _address_or_off(value: Any) -> Address | None:
     return None if value == OFF else _address(value)
+
+
+def _publish_url(value: Any) -> str:
+    if value == "":
+        return ""
+    if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", _text(value)):
+        raise ValueError('must be a URL such as "http://pki.example.com", without query, or empty')
+    return str(value).rstrip("/")
 
 
 def _number_between(low: float, high: float, *, kinds: Any = int | float, kind: str = "a number") -> Reader:
@@ -165,6 +174,12 @@ class Settings(Struct, frozen=True):
     requests_per_credential_per_second: Annotated[float, "limits", _number_between(0, 1_000_000)] = 20.0
     failures_per_credential_max: Annotated[int, "limits", _count_between(0, 1000)] = 5
     failure_backoff_seconds_max: Annotated[float, "limits", _number_between(1, 86_400)] = 300.0
+    publish_url: Annotated[str, "publish", _publish_url, "url"] = ""
+    """Where relying parties fetch what is published; "": certificates and CRLs name no place."""
+    crl_max_delay: Annotated[float, "crl", _number_between(1, 3600), "max_delay"] = 5.0
+    crl_hours: Annotated[int, "crl", _count_between(1, 8760), "hours"] = 24
+    crl_shards: Annotated[int, "crl", _count_between(1, SHARDS_MAX), "shards"] = 1
+    crl_delta: Annotated[bool, "crl", _yes_or_no, "delta"] = False
     events_days: Annotated[int, "retention", _count_between(0, DAYS_MAX)] = 90
     audit_days: Annotated[int, "retention", _count_between(0, DAYS_MAX)] = 0
     expired_credentials_days: Annotated[int, "retention", _count_between(0, DAYS_MAX)] = 365

@@ -25,6 +25,9 @@ http = {http}
 # HOST:PORT of a listener of plain HTTP for relying parties, which serves CRLs, CA certificates and OCSP; or "off".
 # Answers are signed: they need no TLS.
 address = {publish}
+# Where relying parties fetch CRLs, CA certificates and OCSP answers, as certificates and CRLs name it:
+# "http://pki.example.com". Plain HTTP is usual, as everything is signed. "": they name no place.
+url = {publish_url}
 
 [registry]
 # "sqlite": registry.db in this folder. Or PostgreSQL, for several nodes: "postgresql://USER@HOST:PORT/DATABASE", with
@@ -90,6 +93,17 @@ requests_per_credential_per_second = {requests_per_credential_per_second}
 # Consecutive refusals (401, 403) of one certificate or token before it must wait: a second, then doubling each time.
 failures_per_credential_max = {failures_per_credential_max}
 failure_backoff_seconds_max = {failure_backoff_seconds_max}
+
+[crl]
+# Seconds from a revocation until a CRL with it is published.
+max_delay = {crl_max_delay}
+# Hours from thisUpdate to nextUpdate; each CRL is signed again after half of them.
+hours = {crl_hours}
+# CRLs of each issuing CA among which certificates are shared out by serial number; takes a url. More of them keep each
+# small: a certificate names its own. The number may grow: earlier ones stay published.
+shards = {crl_shards}
+# true: also a delta CRL of each CA, with what has changed in the last `hours`; takes a url.
+delta = {crl_delta}
 
 [retention]
 # Days after which records move from the registry to a file in archive/. 0: never.

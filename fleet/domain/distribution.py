@@ -4,8 +4,6 @@ A CA is named by its subject key identifier in lower-case hex, as it stands in i
 and certificates that link roots share their root's.
 """
 
-SHARDS_MAX = 4096  # CRLs of one CA: each is signed again before its nextUpdate
-
 _BUCKETS = 1 << 16
 
 OCSP_PATH = "/ocsp"
@@ -53,10 +51,16 @@ def bucket_of(serial: int) -> int:
 
 
 def shard_of(serial: int, shards: int) -> int:
-    """The shard of `serial` among `shards` (1 to SHARDS_MAX), from 0."""
+    """The shard of `serial` among `shards`, from 0."""
     return bucket_of(serial) * shards // _BUCKETS
 
 
 def buckets_of(shard: int, shards: int) -> range:
     """The buckets of `shard`, which are consecutive."""
     return range(-(-shard * _BUCKETS // shards), -(-(shard + 1) * _BUCKETS // shards))
+
+
+def shards_of_path(path: str) -> int:
+    """Of how many shards the CRL at `path` is one; 0: it is not a shard."""
+    _, found, count = path.removesuffix(".crl").rpartition("-of-")
+    return int(count) if found else 0

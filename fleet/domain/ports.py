@@ -12,6 +12,7 @@ from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
+from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
@@ -74,7 +75,57 @@ class AuditReader(Protocol):
         """
 
 
-class Registry(AuditReader, Protocol):
+class CrlStore(Protocol):
+    """Revoked certificates, and the CRLs made of them. One node at a time writes here: the holder of a lease."""
+
+    async def revocation(self, serial: str) -> Revocation | None:
+        """By serial number, lower-case hex: the certificate is revoked or on hold, or was on hold."""
+
+    async def unlisted(self, limit: int) -> list[Unlisted]:
+        """Revocations whose CRL entry is still to be made, at most `limit`."""
+
+    async def unpublished(self) -> list[tuple[bytes, int]]:
+        """Issuer and bucket of every entry that is in no CRL yet."""
+
+    async def crl_entries(self, issuer: bytes, buckets: range, since: datetime) -> list[bytes]:
+        """Entries of certificates of the CA `issuer`, in these buckets, that expire at `since` or later."""
+
+    async def changed_entries(self, issuer: bytes, base: int) -> list[bytes]:
+        """Entries of the CA `issuer` that no CRL up to the number `base` has, removals included."""
+
+    async def newest_listed(self, issuer: bytes) -> int:
+        """The number of the CRL that brought the newest entry of the CA `issuer`; 0: it has none."""
+
+    async def crl_heads(self) -> list[CrlHead]:
+        """Of every published CRL, by path."""
+
+    async def crl_head(self, path: str) -> CrlHead | None: ...
+
+    async def crl(self, path: str) -> Crl | None:
+        """The CRL published at this URL path."""
+
+    async def list_revoked(self, listed: Sequence[Listed], lease: Lease, now: datetime) -> None:
+        """Store entries; one whose revocation has changed since it was read stays unlisted.
+
+        Raises: Conflict (`lease-held`): another node publishes; nothing was written. Unavailable.
+        """
+
+    async def publish_crls(self, crls: Sequence[Crl], whole: Sequence[bytes], lease: Lease, now: datetime) -> None:
+        """Store `crls`, of one number, in place of those of their paths. Every unpublished entry of the CAs `whole` is
+        in one of them.
+
+        Raises: Conflict (`lease-held`): another node publishes; nothing was written. Unavailable.
+        """
+
+    async def drop_revoked(self, expired: datetime, issuer: bytes, released: int, lease: Lease, now: datetime) -> None:
+        """Delete the entries of the CA `issuer` that expired before `expired`, and removals that CRLs up to the number
+        `released` have.
+
+        Raises: Conflict (`lease-held`). Unavailable.
+        """
+
+
+class Registry(AuditReader, CrlStore, Protocol):
     """The authoritative state of the fleet. Reads see every commit that has returned."""
 
     @property
@@ -206,6 +257,13 @@ class Issuer(Protocol):
 
         Raises: Refused: the permit cannot be fulfilled, for instance beyond the issuer's validity.
         """
+
+
+class CrlSigner(Protocol):
+    """Signs the CRLs of one CA."""
+
+    def sign(self, form: CrlForm, entries: Sequence[bytes]) -> bytes:
+        """The CRL with these entries, DER."""
 
 
 class KeyGenerator(Protocol):

@@ -12,6 +12,7 @@ from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
@@ -91,13 +92,37 @@ class EndUnused(Struct, frozen=True):
 
 
 class EndCredentials(Struct, frozen=True):
-    """Each of these that is usable becomes SUPERSEDED; one that is unknown or has ended is left as it is."""
+    """Each of these that is usable becomes SUPERSEDED, and is listed in CRLs; one that is unknown or has ended is left
+    as it is.
+    """
 
     fingerprints: tuple[bytes, ...]
+    at: datetime | None = None
+    """When; None: from the beginning of each."""
 
 
 class RevokeCredentials(Struct, frozen=True):
-    """Every credential of the holder becomes REVOKED. `kind` tells a station from a device of the same name."""
+    """Every credential of the holder becomes REVOKED, and is listed in CRLs until it expires. `kind` tells a station
+    from a device of the same name.
+    """
+
+    kind: str
+    holder: str
+    at: datetime | None = None
+    """When; None: from the beginning of each."""
+    reason: CrlReason = CrlReason.UNSPECIFIED
+
+
+class HoldCredentials(Struct, frozen=True):
+    """Every credential of the holder is listed in CRLs as on hold; its state stays."""
+
+    kind: str
+    holder: str
+    at: datetime
+
+
+class ReleaseCredentials(Struct, frozen=True):
+    """Every credential of the holder that is on hold leaves the CRLs."""
 
     kind: str
     holder: str
@@ -123,7 +148,16 @@ class RevokeToken(Struct, frozen=True):
 
 
 CredentialWrite = (
-    AddCredential | MarkUsed | EndUnused | EndCredentials | RevokeCredentials | AddToken | SpendToken | RevokeToken
+    AddCredential
+    | MarkUsed
+    | EndUnused
+    | EndCredentials
+    | RevokeCredentials
+    | HoldCredentials
+    | ReleaseCredentials
+    | AddToken
+    | SpendToken
+    | RevokeToken
 )
 
 

@@ -27,9 +27,14 @@ class PublishedCertificates:
         """The certificate at `path`."""
         current = self._authorities.current
         if current is not self._read:
-            self._files = dict(map(_published, reversed(list(_certificates(self._home, current)))))
+            self._files = certificate_files(self._home, current)
             self._read = current
         return self._files.get(path)
+
+
+def certificate_files(home: Home, authorities: Authorities) -> dict[str, PublishedFile]:
+    """The certificate of every CA of `home`, by its path."""
+    return dict(map(_published, reversed(list(_certificates(home, authorities)))))
 
 
 def _certificates(home: Home, authorities: Authorities) -> Iterator[x509.Certificate]:

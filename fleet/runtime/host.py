@@ -1,6 +1,6 @@
 """What a served home has exactly once, with any number of workers: lock, background jobs, broker, ready file.
 
-lock -> server certificate -> registry -> audit sealing, revocation journal, retention -> broker
+lock -> server certificate -> registry -> audit sealing, revocation journal, retention, CRLs -> broker
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from fleet.domain.ports import Registry
 from fleet.home.layout import Home, open_registry, revocation_journal
 from fleet.runtime.background import background
 from fleet.runtime.jobs.audit_sealing import sealing_audit
+from fleet.runtime.jobs.crls import publish_crls
 from fleet.runtime.jobs.dynamic_security import controlled_broker, mirror_devices
 from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
@@ -88,7 +89,7 @@ class Host:
     settings: Settings
     registry: Registry
     jobs: tuple[asyncio.Task[None], ...]
-    """Audit sealing, the revocation journal, retention, dynamic security: none may end before shutdown."""
+    """Audit sealing, the revocation journal, retention, CRLs, dynamic security: none may end before shutdown."""
     upstream: Upstream
     workers_lock: int
     """A descriptor that worker processes inherit: while one of them lives, no other server of this home starts."""
@@ -115,6 +116,7 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
             await parts.enter_async_context(sealing_audit(home, registry, clock=clock)),
             await parts.enter_async_context(journaling_revocations(registry, revocation_journal(home), clock=clock)),
             await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
+            await parts.enter_async_context(background(publish_crls(home, registry, settings, clock), "the CRLs")),
         )
         if settings.dynsec_broker:
             mirroring = mirror_devices(registry, controlled_broker(home, settings))

@@ -20,6 +20,7 @@ from msgspec import structs
 from fleet.config.clock import Clock
 from fleet.config.settings import Settings
 from fleet.domain.ports import Registry
+from fleet.domain.published_file import PublishedFile
 from fleet.domain.rates import RateLimits, Rates
 from fleet.domain.revoked_cache import ENTRIES_MAX
 from fleet.home.ca_listing import authorities_for_admin
@@ -31,6 +32,7 @@ from fleet.home.published_certificates import PublishedCertificates
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
+from fleet.runtime.jobs.crls import crl_policy
 from fleet.runtime.jobs.refusal_counts import counting_refusals
 from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
@@ -54,6 +56,7 @@ from fleet.servers.gateway.relay.saved_acks import Saves
 from fleet.servers.http import HttpServer
 from fleet.servers.publish import build_publish_server
 from fleet.services.enrollment import RegistrationAuthority
+from fleet.services.published_crls import PublishedCrls
 from fleet.storage.journals.revocations import endings
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
@@ -216,9 +219,14 @@ class _HttpServers:
         )
 
     def publish(self) -> HttpServer:
-        files = PublishedCertificates(self.home, self.authorities)
+        certificates = PublishedCertificates(self.home, self.authorities)
+        crls = PublishedCrls(self.registry, fresh_for=crl_policy(self.settings).max_delay)
+
+        async def find(path: str) -> PublishedFile | None:
+            return await certificates.find(path) or await crls.find(path)
+
         # By address alone: relying parties show no credential.
-        return build_publish_server(files.find, clock=self.clock, rates=rates_of(self.settings))
+        return build_publish_server(find, clock=self.clock, rates=rates_of(self.settings))
 
     def admin(self, status: Callable[[], dict[str, object]], broker_answers: Callable[[], bool]) -> HttpServer:
         own = replace(authorities_for_admin(self.home, self.clock()), issuer=lambda: self.authorities)

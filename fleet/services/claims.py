@@ -121,7 +121,7 @@ async def move(verb: str, registry: Registry, name: str, *, act: Act, reason: st
     events = [Event(EventKind.CLAIM_STATE, name, to)]
     writes: tuple[Write, ...] = (ReleaseClaim(name),)
     if verb == "revoke":
-        writes = (RevokeClaim(name, act.now), RevokeCredentials(CredentialKind.CLAIM, name))
+        writes = (RevokeClaim(name, act.now), RevokeCredentials(CredentialKind.CLAIM, name, act.now))
         held = [c for c in await registry.credentials(name) if c.kind is CredentialKind.CLAIM]
         # By fingerprint: a device may bear the claim's name, and its sessions are none of this.
         events = [*(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in held), *events]

@@ -20,4 +20,4 @@ async def end_certificates(registry: Registry, holders: Mapping[bytes, str], *, 
         chunk = fingerprints[start : start + CHUNK]
         events = tuple(Event(EventKind.CREDENTIAL_ENDED, holders[each], each.hex()) for each in chunk)
         entry = made_by(act, "credential.end", "certificates", count=str(len(chunk)), **detail)
-        await registry.commit(Change(entry, (EndCredentials(chunk),), events))
+        await registry.commit(Change(entry, (EndCredentials(chunk, act.now),), events))

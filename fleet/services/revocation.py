@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import IN_SERVICE, NEXT, OUT_OF_SERVICE, Device, DeviceState, device_id
 from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.ports import Registry
-from fleet.domain.writes import MoveDevice, RevokeCredentials, Write
+from fleet.domain.writes import HoldCredentials, MoveDevice, ReleaseCredentials, RevokeCredentials, Write
 from fleet.services.differences import differences
 
 REASON_MAX = 200  # characters: a line in the audit, not a report
@@ -22,6 +23,19 @@ REASON_MAX = 200  # characters: a line in the audit, not a report
 
 MOVES = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "retire": DeviceState.RETIRED}
 """Where each verb leads; "resume" depends on the device (`state_after`)."""
+
+
+_CRL_REASONS = {
+    DeviceState.REVOKED: CrlReason.UNSPECIFIED,
+    DeviceState.RETIRED: CrlReason.CESSATION_OF_OPERATION,
+}
+
+
+def for_crls(change: Change, reason: CrlReason) -> Change:
+    """`change`, a revocation, with the `reason` that CRLs and OCSP give for it, also in the audit."""
+    writes = tuple(replace(w, reason=reason) if isinstance(w, RevokeCredentials) else w for w in change.writes)
+    detail = {**change.audit.detail, "crl_reason": reason.text}
+    return replace(change, writes=writes, audit=replace(change.audit, detail=detail))
 
 
 async def move(
@@ -82,7 +96,7 @@ async def revoke_certificates(registry: Registry, kind: CredentialKind, name: st
         # By fingerprint: a device may bear the holder's name, and its sessions are none of this.
         events = tuple(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in ending)
         entry = made_by(act, f"{kind}.revoke", f"{kind} {name}", **given_reason(reason))
-        await registry.commit(Change(entry, (RevokeCredentials(kind, name),), events))
+        await registry.commit(Change(entry, (RevokeCredentials(kind, name, act.now),), events))
     return bool(ending)
 
 
@@ -118,8 +132,12 @@ def moving(
     allowed = {device.state} if resuming else {state for state, following in NEXT.items() if to in following}
     writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to, revision=revision),)
     events: tuple[Event, ...] = (Event(EventKind.DEVICE_STATE, device.id, to.value),)
+    if to is DeviceState.SUSPENDED:
+        writes += (HoldCredentials(CredentialKind.DEVICE, device.id, act.now),)
+    if resuming:
+        writes += (ReleaseCredentials(CredentialKind.DEVICE, device.id),)
     if to in OUT_OF_SERVICE:
-        writes += (RevokeCredentials(CredentialKind.DEVICE, device.id),)
+        writes += (RevokeCredentials(CredentialKind.DEVICE, device.id, act.now, _CRL_REASONS[to]),)
         events += (Event(EventKind.CREDENTIAL_ENDED, device.id),)
     changed = differences({"state": device.state}, {"state": to})  # from the state that was looked at
     entry = made_by(act, action, f"device {device.id}", **given_reason(reason), **changed, **detail)

@@ -1,16 +1,14 @@
 """The reads and the change feed of a registry, the same on every engine; an engine provides `_read` and its writes."""
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, TypeVar
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
-from fleet.domain.audit_log import Sealed, TreeHead
-from fleet.domain.changes import AuditRow, Change, Event
+from fleet.domain.changes import Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
@@ -21,55 +19,15 @@ from fleet.domain.lease import Lease
 from fleet.domain.revoked_cache import RevokedCache
 from fleet.storage import queries
 from fleet.storage.batching import Batches
+from fleet.storage.crls import SqlCrlStore
 from fleet.storage.mapping import micros, serial_octets
-from fleet.storage.queries import Query, bounded
+from fleet.storage.queries import bounded
 from fleet.storage.recent_events import RecentEvents
-
-T = TypeVar("T")
 
 EVENTS_MAX = 1000  # read from the feed at once: bounds the memory of a follower far behind
 
 
-class SqlAuditReader(ABC):
-    """A domain.ports.AuditReader over SQL. No listing returns more than queries.LIST_MAX rows at once."""
-
-    @abstractmethod
-    async def _read(self, query: Query[T], *parameters: Any) -> list[T]:
-        """The rows of `query` as values, from one snapshot that is not older than this call."""
-
-    async def _scan(self, query: Query[T], *parameters: Any) -> list[T]:
-        """As `_read`, for queries that may take long: an engine may run them apart from the others."""
-        return await self._read(query, *parameters)
-
-    async def _one(self, query: Query[T], *parameters: Any) -> T | None:
-        found = await self._read(query, *parameters)
-        return found[0] if found else None
-
-    async def _number(self, query: Query[int], *parameters: Any) -> int:
-        [number] = await self._read(query, *parameters)
-        return number
-
-    async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        return await self._scan(queries.AUDIT, after, bounded(limit))
-
-    async def last_audit(self) -> int:
-        return await self._number(queries.LAST_AUDIT)
-
-    async def audit_heads(self, *, after: int = 0, limit: int = 1000) -> list[TreeHead]:
-        return await self._scan(queries.HEADS, after, bounded(limit))
-
-    async def last_sealed(self) -> Sealed | None:
-        return await self._one(queries.LAST_SEALED)
-
-    async def audit_hashes(self, level: int, first: int, count: int) -> list[bytes]:
-        if level == 0:
-            found = await self._scan(queries.LEAVES, first, bounded(count))
-        else:
-            found = await self._scan(queries.NODES, level, first, bounded(count))
-        return queries.unbroken(found, first)
-
-
-class SqlRegistry(SqlAuditReader):
+class SqlRegistry(SqlCrlStore):
     """Base of every engine's domain.ports.Registry."""
 
     _commits: Batches[Change]

@@ -5,11 +5,13 @@ the steps of a `TagDevice`.
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, assert_never
 
 from fleet.domain import writes as w
 from fleet.domain.approval import DECIDED_FROM, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
+from fleet.domain.crl import CrlReason
 from fleet.storage import mapping
 from fleet.storage import statements as sql
 from fleet.storage.mapping import json_text, micros
@@ -48,7 +50,7 @@ def _device_steps(write: w.DeviceWrite) -> Iterator[Step]:
             yield from ((sql.ADD_TAG, row) for row in mapping.tag_rows(device))
         case w.MoveDevice(device_id=id_, to=to, revision=revision):
             states = filled(write.allowed, sql.DEVICE_STATES)
-            expires_at = None if write.expires_at is None else micros(write.expires_at)
+            expires_at = _micros_or_none(write.expires_at)
             if revision is None:
                 yield sql.MOVE_DEVICE, (id_, to.value, expires_at, *states)
             else:
@@ -78,10 +80,17 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
             else:
                 yield sql.NEWEST_UNUSED_IS, (holder, kind, grant, newest)
                 yield sql.END_UNUSED, (holder, kind, grant)
-        case w.EndCredentials(fingerprints=fingerprints):
-            yield from ((sql.END_CREDENTIAL, (fingerprint,)) for fingerprint in fingerprints)
-        case w.RevokeCredentials(kind=kind, holder=holder):
+        case w.EndCredentials(fingerprints=fingerprints, at=at):
+            for fingerprint in fingerprints:
+                yield sql.LIST_ONE, (_micros_or_none(at), CrlReason.SUPERSEDED.value, fingerprint)
+                yield sql.END_CREDENTIAL, (fingerprint,)
+        case w.RevokeCredentials(kind=kind, holder=holder, at=at, reason=reason):
+            yield sql.LIST_HOLDERS, (_micros_or_none(at), reason.value, holder, kind)
             yield sql.REVOKE_CREDENTIALS, (holder, kind)
+        case w.HoldCredentials(kind=kind, holder=holder, at=at):
+            yield sql.LIST_HOLDERS, (micros(at), CrlReason.CERTIFICATE_HOLD.value, holder, kind)
+        case w.ReleaseCredentials(kind=kind, holder=holder):
+            yield sql.RELEASE_HOLDERS, (holder, kind)
         case w.AddToken(token=token):
             yield sql.ADD_TOKEN, mapping.TOKEN.row(token)
         case w.SpendToken(token_id=id_):
@@ -90,6 +99,10 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
             yield sql.REVOKE_TOKEN, (id_, micros(at))
         case _:
             assert_never(write)
+
+
+def _micros_or_none(at: datetime | None) -> int | None:
+    return None if at is None else micros(at)
 
 
 def _admission_steps(write: w.AdmissionWrite) -> Iterator[Step]:

@@ -38,6 +38,8 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         forward_auth=parse_local_address("127.0.0.1:9000"),
         forward_auth_secret_file="proxy.secret",
         forward_auth_group="www-data",
+        publish_url="http://pki.example/fleet",
+        crl_delta=True,
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )
     assert read_settings(written(tmp_path, render(settings))) == settings

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fleet.config.settings import SHARDS_MAX
 from fleet.domain import distribution
 
 CA = distribution.ca_name(bytes.fromhex("00aB" * 10))
@@ -20,7 +21,7 @@ def test_paths_are_distinct_and_name_the_ca() -> None:
     assert all(path == expected for path, expected in paths.items())
 
 
-@pytest.mark.parametrize("shards", [1, 2, 3, 7, 128, 1000, distribution.SHARDS_MAX])
+@pytest.mark.parametrize("shards", [1, 2, 3, 7, 128, 1000, SHARDS_MAX])
 def test_the_buckets_of_all_shards_are_every_bucket_once(shards: int) -> None:
     buckets = [(bucket, shard) for shard in range(shards) for bucket in distribution.buckets_of(shard, shards)]
     assert [bucket for bucket, _ in buckets] == list(range(1 << 16))

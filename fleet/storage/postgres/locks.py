@@ -40,7 +40,9 @@ def names_of(write: w.Write) -> tuple[str, ...]:
             return (f"{kind} {holder}", *((f"credential {newest.hex()}",) if newest else ()))
         case w.EndCredentials(fingerprints=fingerprints):
             return tuple(f"credential {fingerprint.hex()}" for fingerprint in fingerprints)
-        case w.RevokeCredentials(kind=kind, holder=holder):
+        case w.RevokeCredentials(kind=kind, holder=holder) | w.HoldCredentials(kind=kind, holder=holder):
+            return (f"{kind} {holder}",)
+        case w.ReleaseCredentials(kind=kind, holder=holder):
             return (f"{kind} {holder}",)
         case w.MarkUsed(fingerprint=fingerprint):
             return (f"credential {fingerprint.hex()}",)

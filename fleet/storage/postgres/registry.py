@@ -19,6 +19,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage.batching import Batches, Take, closed
+from fleet.storage.crls import Step
 from fleet.storage.postgres import heads, reads
 from fleet.storage.postgres.listener import Listener
 from fleet.storage.postgres.migrations import migrate
@@ -181,6 +182,21 @@ class PostgresRegistry(SqlRegistry):
         except Exception as error:
             if not connection_lost(error) or self._closed or not await self._is_sealed(sealed):
                 raise unavailable(error) from error
+
+    async def _run_steps(self, steps: Sequence[Step]) -> None:
+        try:
+            async with self._session() as session, session.transaction():
+                for statement, rows in steps:
+                    if statement.code:
+                        for row in rows:
+                            if (await session.execute(statement.sql, *row)).endswith(" 0"):
+                                raise statement.conflict(row)
+                    else:
+                        await session.executemany(statement.sql, rows)
+        except FleetError:
+            raise
+        except Exception as error:
+            raise unavailable(error) from error
 
     async def _is_sealed(self, sealed: Sealed) -> bool:
         """Whether a head was stored although its session was lost; no, when the database does not answer."""

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from fleet.domain.changes import AuditRow
 from fleet.domain.errors import Invalid, NotFound
 from fleet.storage.queries import Query
-from fleet.storage.registry import SqlAuditReader
+from fleet.storage.reader import SqlAuditReader
 from fleet.storage.sqlite import reads
 
 T = TypeVar("T")

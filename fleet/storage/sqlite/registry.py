@@ -19,6 +19,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage.batching import Batches, Take, Thread
+from fleet.storage.crls import Step
 from fleet.storage.errors import reported
 from fleet.storage.queries import Query
 from fleet.storage.registry import SqlRegistry
@@ -27,7 +28,7 @@ from fleet.storage.sqlite.commit_watch import CommitWatch
 from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer, unavailable
 from fleet.storage.sqlite.reads import Read
 from fleet.storage.sqlite.transaction import write_batch
-from fleet.storage.sqlite.writes import add_head
+from fleet.storage.sqlite.writes import add_head, run_steps
 
 T = TypeVar("T")
 
@@ -187,6 +188,14 @@ class SqliteRegistry(SqlRegistry):
     def _seal_locked(self, db: sqlite3.Connection, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         with self._lock:
             add_head(db, sealed, nodes)
+
+    async def _run_steps(self, steps: Sequence[Step]) -> None:
+        with reported(unavailable):
+            await self._writer.run(self._run_steps_locked, steps)
+
+    def _run_steps_locked(self, db: sqlite3.Connection, steps: Sequence[Step]) -> None:
+        with self._lock:
+            run_steps(db, steps)
 
     def _start_listening(self) -> None:
         if self._poll is None:

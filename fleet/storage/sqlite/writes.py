@@ -7,6 +7,7 @@ from fleet.domain.audit_log import AuditNode, Sealed
 from fleet.domain.errors import Conflict
 from fleet.domain.writes import ImportDevices, TagDevice, Write
 from fleet.storage import mapping, queries, statements
+from fleet.storage.crls import Step
 from fleet.storage.sqlite.connection import transaction
 from fleet.storage.steps import steps_of
 
@@ -50,6 +51,18 @@ def _list_devices(db: sqlite3.Connection, write: ImportDevices) -> None:
         if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             raise Conflict(*statements.NO_SUCH_MODEL) from error
         raise
+
+
+def run_steps(db: sqlite3.Connection, steps: Sequence[Step]) -> None:
+    """Execute all of `steps`, in one transaction. Raises: Conflict: nothing happened. sqlite3.Error: likewise."""
+    with transaction(db):
+        for statement, rows in steps:
+            if statement.code:
+                for row in rows:
+                    if not db.execute(statement.sqlite, row).rowcount:
+                        raise statement.conflict(row)
+            else:
+                db.executemany(statement.sqlite, rows)
 
 
 def add_head(db: sqlite3.Connection, sealed: Sealed, nodes: Sequence[AuditNode]) -> None:

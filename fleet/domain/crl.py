@@ -1,0 +1,98 @@
+"""Certificate revocation lists (RFC 5280, 5) as records: reasons, what is revoked, and the CRLs that were published."""
+
+import enum
+from datetime import datetime
+
+from msgspec import Struct
+
+
+class CrlReason(enum.IntEnum):
+    """CRLReason (RFC 5280, 5.3.1)."""
+
+    UNSPECIFIED = 0
+    KEY_COMPROMISE = 1
+    CA_COMPROMISE = 2
+    AFFILIATION_CHANGED = 3
+    SUPERSEDED = 4
+    CESSATION_OF_OPERATION = 5
+    CERTIFICATE_HOLD = 6
+    REMOVE_FROM_CRL = 8
+    """In a delta CRL alone: the certificate was on hold, and is valid again."""
+    PRIVILEGE_WITHDRAWN = 9
+
+    @property
+    def text(self) -> str:
+        """The name as ASN.1 has it: keyCompromise."""
+        first, *rest = self.name.lower().split("_")
+        first = "cA" if first == "ca" else first
+        return first + "".join("CRL" if word == "crl" else word.title() for word in rest)
+
+
+class Revocation(Struct, frozen=True):
+    """A certificate that relying parties must refuse; or one that was on hold, with the reason REMOVE_FROM_CRL."""
+
+    serial: str
+    """Lower-case hex."""
+    not_after: datetime
+    revoked_at: datetime
+    reason: int
+    """A CrlReason."""
+
+
+class Unlisted(Struct, frozen=True):
+    """A revocation whose CRL entry is still to be made."""
+
+    revocation: Revocation
+    issuer: bytes | None
+    """Key identifier of the certificate's CA; None: it stands in `der`."""
+    der: bytes | None
+    """The certificate; None: it is not in the registry any more."""
+
+
+class Listed(Struct, frozen=True):
+    """The CRL entry made for a revocation."""
+
+    revocation: Revocation
+    issuer: bytes
+    bucket: int
+    """See fleet.domain.distribution."""
+    entry: bytes
+    """DER of the member of revokedCertificates."""
+
+
+class CrlHead(Struct, frozen=True):
+    """A published CRL without its contents."""
+
+    path: str
+    """URL path: see fleet.domain.distribution."""
+    issuer: bytes
+    """Key identifier of its CA."""
+    number: int
+    """CRL number (RFC 5280, 5.2.3)."""
+    base: int
+    """Of a delta CRL, the number of its base; else 0."""
+    this_update: datetime
+    next_update: datetime
+    entries: int
+    """Certificates listed."""
+
+
+class Crl(Struct, frozen=True):
+    """A published CRL."""
+
+    head: CrlHead
+    der: bytes
+
+
+class CrlForm(Struct, frozen=True):
+    """What a CRL says besides its entries."""
+
+    number: int
+    this_update: datetime
+    next_update: datetime
+    url: str = ""
+    """In its issuing distribution point; "": it has none, and covers everything that the CA issued."""
+    base: int = 0
+    """Of a delta CRL, the number of its base."""
+    freshest: str = ""
+    """Where its delta CRL is."""

@@ -1,0 +1,259 @@
+"""Publishing of CRLs: which are due, what they list, and their numbers.
+
+    publisher = CrlPublisher(registry, policy, node, make_entries)
+    await publisher.publish_due(cas, now)      # every second or so, on every node: one of them publishes
+
+A revocation is a row of the registry without the number of a CRL. A round makes its entry, signs the shard that it
+belongs to, and stores shard and number at once: whatever is interrupted is found again. Everything published is in the
+registry, so every node serves the same, at once after a start.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from fleet.domain import distribution
+from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Unlisted
+from fleet.domain.distribution import buckets_of, ca_name
+from fleet.domain.errors import Conflict
+from fleet.domain.lease import Lease
+from fleet.domain.ports import CrlSigner, Registry
+
+LEASE = "crl"
+LEASE_TIME = timedelta(seconds=10)
+"""When the node that publishes has died, another follows after so long."""
+BACKDATED = timedelta(minutes=5)
+"""Of thisUpdate: a relying party whose clock is late must not refuse a CRL as not valid yet."""
+LISTED_AT_ONCE = 5_000
+FULL_SHARE = 20
+"""A full CRL is made again after this many times of what it took: 5 % of a core, however many are revoked."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ALL = range(1 << 16)
+
+
+@dataclass(frozen=True, slots=True)
+class CrlPolicy:
+    """Which CRLs are published."""
+
+    url: str = ""
+    """`[publish] url`, without a slash at its end; "": no CRL can name its own URL, so there are neither shards nor
+    deltas."""
+    shards: int = 1
+    delta: bool = False
+    validity: timedelta = timedelta(days=1)
+    """From thisUpdate to nextUpdate; signed again after half of it."""
+    max_delay: timedelta = timedelta(seconds=5)
+    """From a revocation to its publication."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrlCa:
+    """A CA that publishes CRLs."""
+
+    key_identifier: bytes
+    signer: Callable[[], CrlSigner]
+    """Reads the key. Raises: FleetError, OSError: it is not here."""
+    is_sharded: bool = True
+    """False for the few certificates of a root or of the operators' CA."""
+
+    @property
+    def name(self) -> str:
+        return ca_name(self.key_identifier)
+
+
+def crl_number(now: datetime, known: Iterable[int]) -> int:
+    """The next CRL number: of the time in milliseconds, so that it grows although an older registry was restored."""
+    return max(int((now - _EPOCH) / timedelta(milliseconds=1)), *(number + 1 for number in known), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What is known of one CA while its CRLs are made."""
+
+    ca: CrlCa
+    heads: dict[str, CrlHead]
+    dirty: frozenset[int]
+    """Buckets with entries that are in no CRL yet."""
+    newest: int
+    """The number that brought the newest entry."""
+    now: datetime
+
+    def is_due(self, path: str, *, changed: bool) -> bool:
+        head = self.heads.get(path)
+        if head is None or changed:
+            return True
+        return self.now >= head.next_update - (head.next_update - head.this_update) / 2
+
+    def lacks_entries(self, path: str) -> bool:
+        """Whether the CRL at `path`, which covers everything, lacks one."""
+        head = self.heads.get(path)
+        return head is None or bool(self.dirty) or self.newest > max(head.number, head.base)
+
+
+@dataclass(slots=True)
+class CrlPublisher:
+    """Publishes for one node."""
+
+    _registry: Registry
+    _policy: CrlPolicy
+    _node: str
+    _make_entries: Callable[[Sequence[Unlisted]], list[Listed]]
+    _seconds: Callable[[], float] = time.monotonic
+    _full_from: dict[bytes, float] = field(default_factory=dict)
+    """When, by `_seconds`, each CA's full CRL may be made again."""
+
+    async def publish_due(self, cas: Sequence[CrlCa], now: datetime, *, at_once: bool = False) -> list[CrlHead]:
+        """Publish what is due for `cas`, unless another node does; what was published. `at_once`: all, due or not.
+
+        Raises: Unavailable. FleetError, OSError: a CA's key cannot be read; those before it have been published.
+        """
+        held = await self._registry.lease(LEASE)
+        if held is not None and held.owner != self._node and held.expires_at > now:
+            return []
+        lease = Lease(LEASE, self._node, now + LEASE_TIME)
+        try:
+            await self._list(lease, now)
+            heads = await self._registry.crl_heads()
+            dirty = await self._registry.unpublished()
+            made: list[CrlHead] = []
+            for ca in cas:
+                own = {head.path: head for head in heads if head.issuer == ca.key_identifier}
+                buckets = frozenset(bucket for issuer, bucket in dirty if issuer == ca.key_identifier)
+                newest = await self._registry.newest_listed(ca.key_identifier)
+                round_ = _Round(ca, own, buckets, newest, now)
+                made += await self._publish(round_, lease, at_once=at_once)
+        except Conflict:
+            return []  # another node was faster
+        return made
+
+    async def _list(self, lease: Lease, now: datetime) -> None:
+        """Make the entries of what was revoked since."""
+        while waiting := await self._registry.unlisted(LISTED_AT_ONCE):
+            await self._registry.list_revoked(await asyncio.to_thread(self._make_entries, waiting), lease, now)
+
+    async def _publish(self, round_: _Round, lease: Lease, *, at_once: bool) -> list[CrlHead]:
+        number = crl_number(round_.now, [*(head.number for head in round_.heads.values()), round_.newest])
+        due = self._due(round_, at_once=at_once)
+        if not due:
+            return []
+        maker = _Maker(self._registry, self._policy, round_, number, round_.ca.signer())
+        crls: list[Crl] = []
+        for path, shard in due:
+            if shard is not None:
+                crls.append(await maker.shard(path, *shard))
+        full, plain, delta = self._whole_paths(round_.ca)
+        if full in dict(due) or plain in dict(due):
+            began = self._seconds()
+            crls += await maker.full([path for path in (full, plain) if path])
+            took = self._seconds() - began
+            self._full_from[round_.ca.key_identifier] = began + took * FULL_SHARE
+        if delta in dict(due):
+            crls.append(await maker.delta(delta))
+        covered = full in dict(due) or delta in dict(due) or self._is_sharded(round_.ca)
+        whole = [round_.ca.key_identifier] if covered else []
+        await self._registry.publish_crls(crls, whole, lease, round_.now)
+        await self._drop(round_, lease)
+        return [crl.head for crl in crls]
+
+    def _due(self, round_: _Round, *, at_once: bool) -> list[tuple[str, tuple[int, int] | None]]:
+        """Paths that are due; of a shard, with its number and how many there are."""
+        found: list[tuple[str, tuple[int, int] | None]] = []
+        for shards in self._shard_counts(round_):
+            dirty = {bucket * shards // len(_ALL) for bucket in round_.dirty}
+            for shard in range(shards):
+                path = distribution.shard_crl_path(round_.ca.name, shard, shards)
+                if at_once or round_.is_due(path, changed=shard in dirty):
+                    found.append((path, (shard, shards)))
+        full, plain, delta = self._whole_paths(round_.ca)
+        is_rested = self._seconds() >= self._full_from.get(round_.ca.key_identifier, 0)
+        lacks = round_.lacks_entries(full)
+        if at_once or round_.is_due(full, changed=lacks and is_rested) or (plain and plain not in round_.heads):
+            found.append((full, None))
+        if delta and (at_once or round_.is_due(delta, changed=round_.lacks_entries(delta))):
+            found.append((delta, None))
+        return found
+
+    def _is_sharded(self, ca: CrlCa) -> bool:
+        return bool(self._policy.url) and ca.is_sharded and self._policy.shards > 1
+
+    def _shard_counts(self, round_: _Round) -> list[int]:
+        """The present number of shards, and earlier ones, which certificates in use name."""
+        if not self._policy.url:
+            return []
+        present = {self._policy.shards} if self._is_sharded(round_.ca) else set()
+        return sorted(present | {count for path in round_.heads if (count := distribution.shards_of_path(path))})
+
+    def _whole_paths(self, ca: CrlCa) -> tuple[str, str, str]:
+        """Of the full CRL, of the one without issuing distribution point, and of the delta CRL, "" if there is none."""
+        delta = distribution.delta_crl_path(ca.name) if self._policy.url and self._policy.delta else ""
+        return distribution.full_crl_path(ca.name), distribution.plain_crl_path(ca.name), delta
+
+    async def _drop(self, round_: _Round, lease: Lease) -> None:
+        """Delete, about twice in the validity of a CRL, what none has to list any more."""
+        full = round_.heads.get(distribution.full_crl_path(round_.ca.name))
+        if full is None or not round_.is_due(full.path, changed=False):
+            return
+        # RFC 5280, 3.3: an entry stays until it has been in a CRL issued after the certificate's end.
+        oldest = min(head.this_update for head in round_.heads.values())
+        released = min((head.base for head in round_.heads.values() if head.base), default=full.number)
+        await self._registry.drop_revoked(oldest, round_.ca.key_identifier, released, lease, round_.now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes the CRLs of one round of one CA."""
+
+    registry: Registry
+    policy: CrlPolicy
+    round: _Round
+    number: int
+    signer: CrlSigner
+
+    async def shard(self, path: str, shard: int, shards: int) -> Crl:
+        entries = await self._entries(path, buckets_of(shard, shards))
+        return await self._signed(path, entries, self._form(path))
+
+    async def full(self, paths: Sequence[str]) -> list[Crl]:
+        """With and without issuing distribution point; where no URL is known, both are without."""
+        entries = await self._entries(paths[0], _ALL)
+        freshest = self._url(distribution.delta_crl_path(self.round.ca.name)) if self.policy.delta else ""
+        with_point = self._form(paths[0], freshest=freshest)
+        found = [await self._signed(paths[0], entries, with_point)]
+        for path in paths[1:]:
+            same = found[0].der if not self.policy.url else None
+            found.append(await self._signed(path, entries, self._form(""), same))
+        return found
+
+    async def delta(self, path: str) -> Crl:
+        """Against a base that every client has fetched again by the time that it ends."""
+        full = distribution.full_crl_path(self.round.ca.name)
+        head, before = self.round.heads.get(full), self.round.heads.get(path)
+        present = head.number if head is not None else self.number
+        base = before.base if before is not None else present
+        if timedelta(milliseconds=self.number - base) > self.policy.validity:
+            base = present
+        entries = await self.registry.changed_entries(self.round.ca.key_identifier, base)
+        return await self._signed(path, entries, self._form(full, base=base), base=base)
+
+    async def _entries(self, path: str, buckets: range) -> list[bytes]:
+        before = self.round.heads.get(path)
+        since = before.this_update if before is not None else _EPOCH
+        return await self.registry.crl_entries(self.round.ca.key_identifier, buckets, since)
+
+    def _form(self, path: str, *, base: int = 0, freshest: str = "") -> CrlForm:
+        this_update = (self.round.now - BACKDATED).replace(microsecond=0)
+        next_update = (self.round.now + self.policy.validity).replace(microsecond=0)
+        return CrlForm(self.number, this_update, next_update, self._url(path) if path else "", base, freshest)
+
+    def _url(self, path: str) -> str:
+        return self.policy.url + path if self.policy.url else ""
+
+    async def _signed(
+        self, path: str, entries: Sequence[bytes], form: CrlForm, der: bytes | None = None, base: int = 0
+    ) -> Crl:
+        if der is None:
+            der = await asyncio.to_thread(self.signer.sign, form, entries)
+        issuer = self.round.ca.key_identifier
+        return Crl(CrlHead(path, issuer, self.number, base, form.this_update, form.next_update, len(entries)), der)

@@ -1,0 +1,161 @@
+"""Revoked certificates and published CRLs over SQL: the reads and the statements of a domain.ports.CrlStore."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+
+from fleet.domain.crl import Crl, CrlHead, Listed, Revocation, Unlisted
+from fleet.domain.lease import Lease
+from fleet.storage import mapping
+from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, serial_octets
+from fleet.storage.queries import Query
+from fleet.storage.reader import SqlAuditReader
+from fleet.storage.statements import TAKE_LEASE, Statement
+
+REVOKED = Table("revoked", Revocation, {"serial": SERIAL, "not_after": MOMENT, "revoked_at": MOMENT, "reason": NUMBER})
+_REVOKED_END = len(REVOKED.columns)
+HEAD = Table(
+    "crl",
+    CrlHead,
+    {
+        "path": TEXT,
+        "issuer": BYTES,
+        "number": NUMBER,
+        "base": NUMBER,
+        "this_update": MOMENT,
+        "next_update": MOMENT,
+        "entries": NUMBER,
+    },
+)
+
+
+def _unlisted(row: Row) -> Unlisted:
+    return Unlisted(REVOKED.of(tuple(row[:_REVOKED_END])), *row[_REVOKED_END:])
+
+
+def _crl(row: Row) -> Crl:
+    *head, der = row
+    return Crl(HEAD.of(tuple(head)), der)
+
+
+def _pair(row: Row) -> tuple[bytes, int]:
+    return row[0], row[1]
+
+
+def _octets(row: Row) -> bytes:
+    octets: bytes = row[0]
+    return octets
+
+
+def _number(row: Row) -> int:
+    number: int = row[0]
+    return number
+
+
+REVOCATION = Query(REVOKED.select("WHERE serial = $1"), REVOKED.of)
+UNLISTED = Query(
+    f"""
+    SELECT {REVOKED.listed("r")}, r.issuer, c.der FROM revoked r LEFT JOIN credential c ON c.serial = r.serial
+    WHERE r.number IS NULL AND r.entry IS NULL LIMIT $1""",
+    _unlisted,
+)
+UNPUBLISHED = Query(
+    "SELECT DISTINCT issuer, bucket FROM revoked WHERE number IS NULL AND entry IS NOT NULL AND length(issuer) > 0",
+    _pair,
+)
+ENTRIES = Query(
+    """
+    SELECT entry FROM revoked
+    WHERE issuer = $1 AND bucket BETWEEN $2 AND $3 AND not_after >= $4 AND reason <> 8 AND entry IS NOT NULL""",
+    _octets,
+)
+CHANGED = Query(
+    """
+    SELECT entry FROM revoked WHERE issuer = $1 AND entry IS NOT NULL AND number > $2
+    UNION ALL SELECT entry FROM revoked WHERE issuer = $1 AND entry IS NOT NULL AND number IS NULL""",
+    _octets,
+)
+NEWEST = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", _number)
+HEADS = Query(HEAD.select("ORDER BY path"), HEAD.of)
+ONE_HEAD = Query(HEAD.select("WHERE path = $1"), HEAD.of)
+CRL = Query(f"SELECT {HEAD.listed()}, der FROM crl WHERE path = $1", _crl)
+
+LIST = Statement("""
+    UPDATE revoked SET issuer = $4::bytea, bucket = $5::bigint, entry = $6::bytea
+    WHERE serial = $1::bytea AND revoked_at = $2::bigint AND reason = $3::bigint AND entry IS NULL""")
+PUBLISH = Statement(
+    f"""
+    INSERT INTO crl ({HEAD.listed()}, der) VALUES ({HEAD.marks()}, $8::bytea)
+    ON CONFLICT (path) DO UPDATE SET issuer = excluded.issuer, number = excluded.number, base = excluded.base,
+        this_update = excluded.this_update, next_update = excluded.next_update, entries = excluded.entries,
+        der = excluded.der"""
+)
+NUMBER_ENTRIES = Statement(
+    "UPDATE revoked SET number = $2::bigint WHERE issuer = $1::bytea AND number IS NULL AND entry IS NOT NULL"
+)
+DROP_EXPIRED = Statement("DELETE FROM revoked WHERE issuer = $1::bytea AND not_after < $2::bigint")
+DROP_RELEASED = Statement("DELETE FROM revoked WHERE issuer = $1::bytea AND reason = 8 AND number <= $2::bigint")
+
+Step = tuple[Statement, Sequence[Row]]
+"""A statement and the parameters of each of its executions."""
+
+
+def _fenced(lease: Lease, now: datetime, *steps: Step) -> tuple[Step, ...]:
+    return (TAKE_LEASE, [(*mapping.LEASE.row(lease), micros(now), 0)]), *steps
+
+
+def _listed_row(listed: Listed) -> Row:
+    serial, _, revoked_at, reason = REVOKED.row(listed.revocation)
+    return serial, revoked_at, reason, listed.issuer, listed.bucket, listed.entry
+
+
+class SqlCrlStore(SqlAuditReader):
+    """Base of every engine's domain.ports.CrlStore."""
+
+    @abstractmethod
+    async def _run_steps(self, steps: Sequence[Step]) -> None:
+        """Execute all of them in one transaction. Raises: Conflict: a statement with a code found no row."""
+
+    async def revocation(self, serial: str) -> Revocation | None:
+        try:
+            octets = serial_octets(serial)
+        except ValueError:
+            return None  # no certificate has such a serial
+        return await self._one(REVOCATION, octets)
+
+    async def unlisted(self, limit: int) -> list[Unlisted]:
+        return await self._scan(UNLISTED, limit)
+
+    async def unpublished(self) -> list[tuple[bytes, int]]:
+        return await self._scan(UNPUBLISHED)
+
+    async def crl_entries(self, issuer: bytes, buckets: range, since: datetime) -> list[bytes]:
+        return await self._scan(ENTRIES, issuer, buckets.start, buckets.stop - 1, micros(since))
+
+    async def changed_entries(self, issuer: bytes, base: int) -> list[bytes]:
+        return await self._scan(CHANGED, issuer, base)
+
+    async def newest_listed(self, issuer: bytes) -> int:
+        return await self._number(NEWEST, issuer)
+
+    async def crl_heads(self) -> list[CrlHead]:
+        return await self._scan(HEADS)
+
+    async def crl_head(self, path: str) -> CrlHead | None:
+        return await self._one(ONE_HEAD, path)
+
+    async def crl(self, path: str) -> Crl | None:
+        found = await self._scan(CRL, path)
+        return found[0] if found else None
+
+    async def list_revoked(self, listed: Sequence[Listed], lease: Lease, now: datetime) -> None:
+        await self._run_steps(_fenced(lease, now, (LIST, list(map(_listed_row, listed)))))
+
+    async def publish_crls(self, crls: Sequence[Crl], whole: Sequence[bytes], lease: Lease, now: datetime) -> None:
+        store = (PUBLISH, [(*HEAD.row(crl.head), crl.der) for crl in crls])
+        numbers = (NUMBER_ENTRIES, [(issuer, crls[0].head.number) for issuer in whole])
+        await self._run_steps(_fenced(lease, now, store, numbers))
+
+    async def drop_revoked(self, expired: datetime, issuer: bytes, released: int, lease: Lease, now: datetime) -> None:
+        steps: tuple[Step, ...] = (DROP_EXPIRED, [(issuer, micros(expired))]), (DROP_RELEASED, [(issuer, released)])
+        await self._run_steps(_fenced(lease, now, *steps))

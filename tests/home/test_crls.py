@@ -1,0 +1,246 @@
+"""CRLs of a home's CAs: what they list and for how long, their numbers, and what openssl and GnuTLS make of them."""
+
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.ca.crl import key_identifier_of
+from fleet.config.settings import Settings
+from fleet.domain.distribution import (
+    ca_name,
+    ca_path,
+    delta_crl_path,
+    full_crl_path,
+    plain_crl_path,
+    shard_crl_path,
+    shard_of,
+)
+from fleet.domain.writes import DropCredentials, MarkUsed
+from fleet.home.creation import create_home
+from fleet.home.layout import certificate_in, open_registry
+from fleet.home.tenants import new_issuing_key, new_tenant
+from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy
+from tests.home.crl_fleet import NOW, URL, CrlFleet, number_of, openssl_verify, serial
+from tests.storage.samples import change
+
+DAY = timedelta(days=1)
+WITH_URL = CrlPolicy(URL, shards=4, delta=True)
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[CrlFleet]:
+    home = await create_home(tmp_path / "home", Settings(), NOW - DAY)
+    registry = await open_registry(home)
+    yield CrlFleet(home, registry)
+    await registry.close()
+
+
+def with_policy(fleet: CrlFleet, policy: CrlPolicy = WITH_URL) -> CrlFleet:
+    return replace(fleet, policy=policy)
+
+
+async def test_openssl_refuses_a_revoked_certificate_and_takes_a_resumed_one(fleet: CrlFleet, tmp_path: Path) -> None:
+    one, other = await fleet.enroll("cam-1"), await fleet.enroll("cam-2")
+    root = full_crl_path(ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate))))
+
+    async def verify(credential: object) -> str:
+        await fleet.publish()
+        crls = [(await fleet.file(path)).body for path in (full_crl_path(fleet.issuing), root)]
+        return openssl_verify(fleet.home, tmp_path, credential, crls)  # type: ignore[arg-type]
+
+    assert await verify(one) == "OK"
+    await fleet.move("suspend", "cam-1")
+    assert "certificate revoked" in await verify(one)
+    assert await fleet.listed() == {serial(one): "certificateHold"}
+    assert await verify(other) == "OK"
+    await fleet.move("resume", "cam-1")
+    assert await verify(one) == "OK"
+    await fleet.move("retire", "cam-1")
+    await fleet.move("revoke", "cam-2")
+    assert "certificate revoked" in await verify(one)
+    assert await fleet.listed() == {serial(one): "cessationOfOperation", serial(other): "unspecified"}
+
+
+async def test_each_certificate_is_in_its_shard_whose_url_its_issuing_distribution_point_names(
+    fleet: CrlFleet, tmp_path: Path
+) -> None:
+    fleet = with_policy(fleet)
+    held = [await fleet.enroll(f"cam-{n}") for n in range(6)]
+    first = await fleet.publish()
+    assert {shard_crl_path(fleet.issuing, n, 4) for n in range(4)} < set(first)
+    await fleet.move("revoke", "cam-3")
+    fleet.now += timedelta(seconds=1)
+    made = await fleet.publish(soon=True)
+    path = shard_crl_path(fleet.issuing, shard_of(serial(held[3]), 4), 4)
+    assert set(made) == {path, delta_crl_path(fleet.issuing)}  # the full CRL rests after it was made
+    crl = await fleet.crl(path)
+    point = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint)
+    assert point.critical
+    assert point.value.full_name == [x509.UniformResourceIdentifier(URL + path)]
+    assert list(await fleet.listed(path)) == [serial(held[3])]
+    assert await fleet.listed() == {}
+    assert set(await fleet.publish()) == {full_crl_path(fleet.issuing), plain_crl_path(fleet.issuing)}
+    assert list(await fleet.listed(plain_crl_path(fleet.issuing))) == [serial(held[3])]
+    plain = await fleet.crl(plain_crl_path(fleet.issuing))
+    assert [each.critical for each in plain.extensions] == [False, False]  # authority key identifier and number
+
+
+async def test_more_shards_leave_the_earlier_ones_published(fleet: CrlFleet) -> None:
+    await with_policy(fleet).publish()
+    fleet = with_policy(fleet, replace(WITH_URL, shards=8))
+    one = await fleet.enroll("cam-1")
+    await fleet.publish()
+    await fleet.move("revoke", "cam-1")
+    made = await fleet.publish()
+    for shards in (4, 8):
+        path = shard_crl_path(fleet.issuing, shard_of(serial(one), shards), shards)
+        assert path in made
+        assert list(await fleet.listed(path)) == [serial(one)]
+
+
+async def test_a_delta_crl_adds_and_removes(fleet: CrlFleet, tmp_path: Path) -> None:
+    fleet = with_policy(fleet)
+    one, held = await fleet.enroll("cam-1"), await fleet.enroll("cam-2")
+    await fleet.move("suspend", "cam-2")
+    await fleet.publish()
+    base = (await fleet.file(full_crl_path(fleet.issuing))).body
+    await fleet.move("revoke", "cam-1")
+    await fleet.move("resume", "cam-2")
+    fleet.now += timedelta(seconds=1)
+    await fleet.publish()
+    delta = delta_crl_path(fleet.issuing)
+    assert await fleet.listed(delta) == {serial(one): "unspecified", serial(held): "removeFromCRL"}
+    indicator = (await fleet.crl(delta)).extensions.get_extension_for_class(x509.DeltaCRLIndicator)
+    assert indicator.critical
+    assert indicator.value.crl_number == number_of(x509.load_der_x509_crl(base))
+    assert number_of(await fleet.crl(delta)) > indicator.value.crl_number
+
+
+async def test_numbers_never_go_back_not_even_with_an_older_registry(fleet: CrlFleet, tmp_path: Path) -> None:
+    await fleet.enroll("cam-1")
+    await fleet.publish()
+    before = tmp_path / "before.db"
+    with closing(sqlite3.connect(fleet.home.registry)) as live, closing(sqlite3.connect(before)) as copy:
+        live.backup(copy)
+    last = number_of(await fleet.crl())
+    for _ in range(3):
+        assert await fleet.publish(at_once=True)  # at one and the same time
+        number = number_of(await fleet.crl())
+        assert number > last
+        last = number
+    await fleet.registry.close()  # type: ignore[attr-defined]
+    for file in fleet.home.path.glob("registry.db*"):
+        file.unlink()
+    shutil.copy(before, fleet.home.registry)
+    fleet.home.registry.chmod(0o600)
+    registry = await open_registry(fleet.home)
+    restored = replace(fleet, registry=registry, now=fleet.now + timedelta(seconds=1))
+    restored.now += LEASE_TIME
+    await restored.publish(at_once=True)
+    assert number_of(await restored.crl()) > last
+    await registry.close()
+
+
+async def test_revoked_certificates_stay_through_supersession_renewal_and_retention(fleet: CrlFleet) -> None:
+    old = await fleet.enroll("cam-1")
+    new = await fleet.enroll("cam-1", is_new=False)
+    await fleet.registry.commit(change(MarkUsed(new.fingerprint)))
+    await fleet.publish()
+    assert await fleet.listed() == {}  # a superseded certificate is not revoked
+    await fleet.move("revoke", "cam-1")
+    await fleet.publish()
+    both = {serial(old), serial(new)}
+    assert set(await fleet.listed()) == both
+    fleet.now += 89 * DAY
+    assert await fleet.publish()
+    assert set(await fleet.listed()) == both
+
+
+async def test_an_expired_certificate_leaves_after_it_was_once_listed_past_its_end(fleet: CrlFleet) -> None:
+    one = await fleet.enroll("cam-1", lifetime=timedelta(days=1))
+    await fleet.move("revoke", "cam-1")
+    await fleet.publish()
+    fleet.now = one.not_after + timedelta(hours=1)
+    await fleet.registry.commit(change(DropCredentials((one.fingerprint,), fleet.now)))
+    await fleet.publish()
+    assert set(await fleet.listed()) == {serial(one)}
+    assert await fleet.registry.revocation(one.serial) is not None
+    fleet.now += DAY
+    await fleet.publish()
+    assert await fleet.listed() == {}
+    assert await fleet.registry.revocation(one.serial) is None
+
+
+async def test_every_ca_has_its_crl_and_its_certificate(fleet: CrlFleet) -> None:
+    with new_tenant(fleet.home, "north", own_root=True, now=fleet.now):
+        pass
+    new_issuing_key(fleet.home, "", fleet.now, root_too=True)
+    await fleet.publish()
+    own = {ca_name(key_identifier_of(certificate_in(file))) for file in fleet.home.ca.rglob("*.pem")}
+    assert len(own) == 7  # two roots and two issuing CAs, the tenant's two, the operators'
+    for name in own:
+        issuer = x509.load_der_x509_certificate((await fleet.file(ca_path(name))).body)
+        crl = await fleet.crl(full_crl_path(name))
+        assert crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+        assert crl.issuer == issuer.subject
+
+
+async def test_a_ca_whose_key_is_away_is_left_out(fleet: CrlFleet) -> None:
+    fleet.home.root_key.unlink()
+    root = ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate)))
+    await fleet.publish()
+    assert await fleet.crls.find(full_crl_path(root)) is None
+    assert await fleet.crls.find("/crl/") is None
+    assert await fleet.crls.find("/ocsp") is None
+
+
+async def test_of_two_nodes_one_publishes_and_the_other_follows_when_it_is_gone(fleet: CrlFleet) -> None:
+    other = replace(fleet, node="node-2")
+    assert await fleet.publish()
+    assert await other.publish() == {}
+    await fleet.enroll("cam-1")
+    await fleet.move("revoke", "cam-1")
+    assert await other.publish() == {}
+    other.now += LEASE_TIME
+    assert set(await other.publish()) == {full_crl_path(fleet.issuing), plain_crl_path(fleet.issuing)}
+    fleet.now = other.now
+    assert await fleet.publish() == {}
+    assert (await fleet.file(full_crl_path(fleet.issuing))).body == (
+        await other.file(full_crl_path(fleet.issuing))
+    ).body
+
+
+async def test_crls_are_signed_again_before_their_next_update(fleet: CrlFleet) -> None:
+    await fleet.publish()
+    number = number_of(await fleet.crl())
+    fleet.now += timedelta(hours=11)
+    assert await fleet.publish() == {}
+    fleet.now += timedelta(hours=2)
+    assert full_crl_path(fleet.issuing) in await fleet.publish()
+    crl = await fleet.crl()
+    assert number_of(crl) > number
+    assert crl.next_update_utc == fleet.now + DAY
+
+
+@pytest.mark.skipif(shutil.which("certtool") is None, reason="certtool of gnutls-bin is not installed")
+async def test_gnutls_verifies_the_plain_crl(fleet: CrlFleet, tmp_path: Path) -> None:
+    one = await fleet.enroll("cam-1")
+    await fleet.move("revoke", "cam-1")
+    await fleet.publish()
+    crl, ca = tmp_path / "one.crl", fleet.home.issuing_certificate
+    crl.write_bytes((await fleet.crl(plain_crl_path(fleet.issuing))).public_bytes(Encoding.PEM))
+    command = ["certtool", "--verify-crl", "--load-ca-certificate", str(ca), "--infile", str(crl)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "Verified" in done.stdout
+    shown = subprocess.run(["certtool", "--crl-info", "--infile", str(crl)], capture_output=True, text=True, check=True)
+    assert f"{serial(one):040x}" in shown.stdout.replace(" ", "")

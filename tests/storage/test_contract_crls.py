@@ -1,0 +1,189 @@
+"""The contract of a CrlStore: what is revoked is listed until it expires, whatever becomes of its credential."""
+
+from datetime import timedelta
+
+import pytest
+
+from fleet.domain.credential import CredentialKind
+from fleet.domain.crl import Crl, CrlHead, CrlReason, Listed, Revocation
+from fleet.domain.distribution import bucket_of
+from fleet.domain.errors import Conflict
+from fleet.domain.lease import Lease
+from fleet.domain.ports import Registry
+from fleet.domain.writes import (
+    AddCredential,
+    AddDevice,
+    DropCredentials,
+    EndCredentials,
+    HoldCredentials,
+    MarkUsed,
+    ReleaseCredentials,
+    RevokeCredentials,
+)
+from tests.storage.samples import NOW, change, credential, device
+
+CA = b"\x01" * 20
+LEASE = Lease("crl", "node-1", NOW + timedelta(seconds=10))
+EVER = range(1 << 16)
+
+
+async def enrolled(registry: Registry, *serials: str) -> None:
+    """cam-7 with certificates of these serial numbers."""
+    await registry.commit(change(AddDevice(device("cam-7"))))
+    for serial in serials:
+        await registry.commit(change(AddCredential(credential("cam-7", serial=serial))))
+
+
+async def make_entries(registry: Registry) -> list[Revocation]:
+    """An entry, its reason and serial number in letters, for each revocation that has none; what they were."""
+    found = [each.revocation for each in await registry.unlisted(100)]
+    made = [Listed(r, CA, bucket_of(int(r.serial, 16)), f"{r.reason} {r.serial}".encode()) for r in found]
+    await registry.list_revoked(made, LEASE, NOW)
+    return found
+
+
+async def publish(registry: Registry, number: int, base: int = 0) -> CrlHead:
+    head = CrlHead("/crl/01.crl", CA, number, base, NOW, NOW + timedelta(days=1), 1)
+    await registry.publish_crls([Crl(head, b"der %d" % number)], [CA], LEASE, NOW)
+    return head
+
+
+async def entries(registry: Registry) -> list[str]:
+    return sorted(entry.decode() for entry in await registry.crl_entries(CA, EVER, NOW))
+
+
+async def test_every_certificate_of_a_revoked_holder_is_listed(registry: Registry) -> None:
+    await enrolled(registry, "a1", "a2", "a3")
+    used = credential("cam-7", serial="a4")
+    await registry.commit(change(AddCredential(used), MarkUsed(used.fingerprint)))  # the others are superseded
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW, CrlReason.KEY_COMPROMISE)))
+    found = await make_entries(registry)
+    assert {(each.serial, each.revoked_at, each.reason) for each in found} == {
+        (serial, NOW, 1) for serial in ("a1", "a2", "a3", "a4")
+    }
+    assert await entries(registry) == ["1 a1", "1 a2", "1 a3", "1 a4"]
+    assert await registry.revocation("a3") in found
+    assert await registry.revocation("b1") is None
+    assert await registry.revocation("no serial") is None
+
+
+async def test_an_entry_without_a_number_is_found_until_it_is_published(registry: Registry) -> None:
+    await enrolled(registry, "10001", "20002")
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
+    assert await registry.unpublished() == []
+    await make_entries(registry)
+    assert sorted(await registry.unpublished()) == [(CA, 1), (CA, 2)]
+    assert await registry.unlisted(9) == []
+    head = await publish(registry, 7)
+    assert await registry.unpublished() == []
+    assert await registry.newest_listed(CA) == 7
+    assert await registry.crl_heads() == [head]
+    assert await registry.crl_head(head.path) == head
+    assert await registry.crl(head.path) == Crl(head, b"der 7")
+    assert await registry.crl("/crl/02.crl") is None
+    assert [e.decode() for e in await registry.crl_entries(CA, range(1, 2), NOW)] == ["0 10001"]
+    await publish(registry, 8)
+    assert [(each.number, each.path) for each in await registry.crl_heads()] == [(8, head.path)]
+
+
+async def test_a_certificate_on_hold_is_released_or_revoked_from_then_on(registry: Registry) -> None:
+    await enrolled(registry, "a1")
+    await registry.commit(change(HoldCredentials("device", "cam-7", NOW)))
+    await make_entries(registry)
+    await publish(registry, 1)
+    assert await entries(registry) == ["6 a1"]
+    await registry.commit(change(ReleaseCredentials("device", "cam-7")))
+    [removed] = await make_entries(registry)
+    assert (removed.serial, removed.reason) == ("a1", CrlReason.REMOVE_FROM_CRL)
+    assert await entries(registry) == []
+    assert await registry.changed_entries(CA, 1) == [b"8 a1"]
+    await publish(registry, 2)
+    later = NOW + timedelta(hours=1)
+    await registry.commit(change(HoldCredentials("device", "cam-7", later)))
+    await registry.commit(change(HoldCredentials("device", "cam-7", later + timedelta(hours=1))))
+    await registry.commit(change(RevokeCredentials("device", "cam-7", later + timedelta(hours=2))))
+    await registry.commit(change(ReleaseCredentials("device", "cam-7")))
+    assert [(each.revoked_at, each.reason) for each in await make_entries(registry)] == [(later, 0)]
+    assert await entries(registry) == ["0 a1"]
+    assert await registry.changed_entries(CA, 2) == [b"0 a1"]
+    assert await registry.changed_entries(CA, 3) == [b"0 a1"]  # it is in no CRL yet
+
+
+async def test_a_revocation_that_changes_while_its_entry_is_made_stays_unlisted(registry: Registry) -> None:
+    await enrolled(registry, "a1")
+    await registry.commit(change(HoldCredentials("device", "cam-7", NOW)))
+    [seen] = await registry.unlisted(9)
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
+    await registry.list_revoked([Listed(seen.revocation, CA, 1, b"old")], LEASE, NOW)
+    [now] = await registry.unlisted(9)
+    assert now.revocation.reason == CrlReason.UNSPECIFIED
+
+
+async def test_only_the_holder_of_the_lease_writes(registry: Registry) -> None:
+    await enrolled(registry, "a1")
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
+    await make_entries(registry)
+    other = Lease("crl", "node-2", NOW + timedelta(seconds=10))
+    head = CrlHead("/crl/01.crl", CA, 1, 0, NOW, NOW, 0)
+    for work in (
+        registry.list_revoked([], other, NOW),
+        registry.publish_crls([Crl(head, b"")], [CA], other, NOW),
+        registry.drop_revoked(NOW + timedelta(days=99), CA, 9, other, NOW),
+    ):
+        with pytest.raises(Conflict) as refused:
+            await work
+        assert refused.value.code == "lease-held"
+    assert await registry.crl_heads() == []
+    assert await registry.unpublished() != []
+    await registry.publish_crls([Crl(head, b"")], [CA], other, NOW + timedelta(seconds=10))
+    assert await registry.crl_heads() == [head]
+
+
+async def test_retention_of_credentials_leaves_revocations(registry: Registry) -> None:
+    await enrolled(registry)
+    spent, fresh = credential("cam-7", serial="a1"), credential("cam-7", serial="a2")
+    await registry.commit(change(AddCredential(spent), AddCredential(fresh)))
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
+    await registry.commit(change(DropCredentials((spent.fingerprint,), spent.not_after)))
+    found = {each.revocation.serial: each.der for each in await registry.unlisted(9)}
+    assert found == {"a1": None, "a2": fresh.der}
+
+
+async def test_entries_leave_once_they_have_expired(registry: Registry) -> None:
+    await enrolled(registry, "a1")
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
+    [revoked] = await make_entries(registry)
+    await registry.drop_revoked(revoked.not_after, CA, 0, LEASE, NOW)
+    assert await entries(registry) == ["0 a1"]
+    await registry.drop_revoked(revoked.not_after + timedelta(seconds=1), CA, 0, LEASE, NOW)
+    assert await entries(registry) == []
+
+
+async def test_removals_leave_once_a_crl_has_them(registry: Registry) -> None:
+    await enrolled(registry, "a1")
+    await registry.commit(change(HoldCredentials("device", "cam-7", NOW), ReleaseCredentials("device", "cam-7")))
+    await make_entries(registry)
+    await publish(registry, 5)
+    await registry.drop_revoked(NOW, CA, 4, LEASE, NOW)
+    assert await registry.changed_entries(CA, 4) == [b"8 a1"]
+    await registry.drop_revoked(NOW, CA, 5, LEASE, NOW)
+    assert await registry.revocation("a1") is None
+
+
+async def test_ended_certificates_are_listed_as_superseded_and_those_ended_before_are_not(registry: Registry) -> None:
+    await enrolled(registry)
+    first, second = credential("cam-7", serial="a1"), credential("cam-7", serial="a2")
+    await registry.commit(change(AddCredential(first), AddCredential(second), MarkUsed(second.fingerprint)))
+    await registry.commit(change(EndCredentials((first.fingerprint, second.fingerprint), NOW)))
+    assert [(each.serial, each.reason) for each in await make_entries(registry)] == [("a2", CrlReason.SUPERSEDED)]
+
+
+async def test_what_has_expired_by_then_and_others_of_the_name_are_not_listed(registry: Registry) -> None:
+    await enrolled(registry)
+    expired = credential("cam-7", serial="a1")
+    station = credential("cam-7", serial="a2", kind=CredentialKind.STATION)
+    await registry.commit(change(AddCredential(expired), AddCredential(station)))
+    await registry.commit(change(RevokeCredentials("device", "cam-7", expired.not_after)))
+    assert await registry.unlisted(9) == []
+    await registry.commit(change(RevokeCredentials("station", "cam-7")))
+    assert [(e.revocation.serial, e.revocation.revoked_at) for e in await registry.unlisted(9)] == [("a2", NOW)]
