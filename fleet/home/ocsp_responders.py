@@ -17,9 +17,10 @@ from fleet.ca.ocsp import IssuerId, Responder, issuer_ids
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
-from fleet.home.ca_store import FORMER, fingerprint
+from fleet.home.ca_store import FORMER, fingerprint, has_signed
 from fleet.home.layout import Home, certificate_in
 from fleet.home.tenants import Authorities
+from fleet.wire.ocsp import SHA1, CertId, cert_id
 
 log = logging.getLogger("fleet")
 
@@ -44,6 +45,15 @@ class OcspResponders:
         """That of the fleet's own issuing CA: it says that a certificate of a foreign CA is unknown."""
         own = self._authorities().own
         return self._of(own.issuing, own.key_file)
+
+    def about(self, certificate: x509.Certificate) -> tuple[Responder, CertId] | None:
+        """The responder for `certificate`, and its id; None: no CA here has issued it."""
+        self._look()
+        for (algorithm, name, key), (ca, key_file) in self._places.items():
+            # RFC 6960, 4.3: clients must know SHA-1, and need no other
+            if algorithm == SHA1 and has_signed(ca, certificate) and (responder := self._of(ca, key_file)) is not None:
+                return responder, cert_id((algorithm, name, key), certificate.serial_number)
+        return None
 
     def _look(self) -> None:
         current = self._authorities()

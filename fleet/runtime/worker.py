@@ -26,10 +26,12 @@ from fleet.domain.revoked_cache import ENTRIES_MAX
 from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.layout import Home, waiting_limits
 from fleet.home.leaf_issuers import LeafIssuers
+from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
 from fleet.home.proxy_secrets import proxy_secrets
 from fleet.home.published_certificates import PublishedCertificates
 from fleet.home.reloading_ca import LiveAuthorities
+from fleet.home.server_staple import ServerStaple
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
 from fleet.runtime.jobs.crls import crl_policy
@@ -132,7 +134,9 @@ async def run_worker(
     async with AsyncExitStack() as parts:
         registry.revoked.on_events(await asyncio.to_thread(list, endings(home.revocations, ENTRIES_MAX)))
         authorities = LiveAuthorities(home)
-        contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry))
+        responders = OcspResponders(home, lambda: authorities.current, clock)
+        stapler = partial(ServerStaple, responders=responders, clock=clock) if settings.publish is not None else None
+        contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry), stapler=stapler)
         contexts.follow(authorities, home)
         await parts.enter_async_context(counting_refusals(registry, clock=clock))
         live, broker_status = await _watched(upstream, parts, clock=clock)

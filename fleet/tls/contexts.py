@@ -49,6 +49,8 @@ class ServerIdentity:
     certificate_chain: tuple[x509.Certificate, ...]
     """Leaf first, then the intermediates up to the client's trust anchor."""
     private_key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+    staple: Callable[[], bytes] | None = None
+    """The OCSP answer about the leaf, DER, for a client that asks for it (RFC 6066, 8); b"" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ def _present(context: SSL.Context, identity: ServerIdentity) -> None:
         context.add_extra_chain_cert(certificate)
     context.use_privatekey(identity.private_key)
     context.check_privatekey()
+    if (staple := identity.staple) is not None:
+        context.set_ocsp_server_callback(lambda connection, data: staple())
 
 
 def _trust(

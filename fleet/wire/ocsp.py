@@ -42,7 +42,7 @@ SHA384, SHA512 = "2.16.840.1.101.3.4.2.2", "2.16.840.1.101.3.4.2.3"
 
 _NONCE = "1.3.6.1.5.5.7.48.1.2"
 _BASIC = encode_oid("1.3.6.1.5.5.7.48.1.1")
-_BOOLEAN, _ENUMERATED = 0x01, 0x0A
+_BOOLEAN, _NULL, _ENUMERATED = 0x01, b"\x05\x00", 0x0A
 _CONTEXT_2 = 0xA2
 _HOLDERS = (SEQUENCE, CONTEXT_0, _CONTEXT_2)  # tags of what holds others in a request
 
@@ -72,6 +72,18 @@ class CertId:
     @property
     def issuer(self) -> tuple[str, bytes, bytes]:
         return self.algorithm, self.issuer_name_hash, self.issuer_key_hash
+
+
+def cert_id(issuer: tuple[str, bytes, bytes], serial: int) -> CertId:
+    """The id of a certificate, for an answer that nobody has asked for."""
+    algorithm, name_hash, key_hash = issuer
+    encoded = sequence(
+        sequence(encode_oid(algorithm), _NULL),
+        encode_element(OCTET_STRING, name_hash),
+        encode_element(OCTET_STRING, key_hash),
+        encode_element(INTEGER, serial.to_bytes(serial.bit_length() // 8 + 1)),
+    )
+    return CertId(algorithm, name_hash, key_hash, serial, encoded)
 
 
 @dataclass(frozen=True, slots=True)

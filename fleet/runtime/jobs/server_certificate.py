@@ -21,6 +21,9 @@ from fleet.tls.contexts import ClientTrust, ContextSource, server_context
 
 log = logging.getLogger("fleet")
 
+Stapler = Callable[[Certificate], Callable[[], bytes]]
+"""Makes what gives the OCSP answer about the server's certificate."""
+
 RENEWAL_CHECK_SECONDS = 86_400.0
 RETRY_SECONDS = 5.0  # until connections bring another attempt after a failed reload
 
@@ -38,12 +41,19 @@ class Contexts:
     clock: Clock
     manufacturers: Sequence[Certificate] = ()
     """To be trusted by EST from the next successful reload on."""
+    stapler: Stapler | None = None
+    """None: nothing is stapled."""
     _retry_at: float | None = None
     """When to reload again after a failure, by the monotonic clock."""
 
     @classmethod
     def of(
-        cls, home: Home, clock: Clock, authorities: Authorities | None = None, manufacturers: Sequence[Certificate] = ()
+        cls,
+        home: Home,
+        clock: Clock,
+        authorities: Authorities | None = None,
+        manufacturers: Sequence[Certificate] = (),
+        stapler: Stapler | None = None,
     ) -> "Contexts":
         """`authorities`: the CAs to trust, if they have been read already.
 
@@ -53,6 +63,8 @@ class Contexts:
         anchors, tenants = client_anchors(authorities)
         identity = server_identity(home)
         must_verify(home, identity, authorities.own)
+        if stapler is not None:
+            identity = replace(identity, staple=stapler(identity.certificate_chain[0]))
 
         def source(trust: ClientTrust, *, require_client: bool = False, expired_leaf: bool = False) -> ContextSource:
             rules = {"require_client": require_client, "expired_leaf": expired_leaf}
@@ -62,7 +74,7 @@ class Contexts:
         mqtt = source(devices, require_client=True)
         est = source(replace(devices, manufacturers=manufacturers), expired_leaf=True)
         http = source(replace(devices, anchors=(*anchors, operators_authority(home, clock()))))
-        return cls(mqtt, est, http, clock, tuple(manufacturers))
+        return cls(mqtt, est, http, clock, tuple(manufacturers), stapler)
 
     def trust(self, home: Home, manufacturers: Sequence[Certificate]) -> None:
         """EST trusts exactly these manufacturers' CAs, from the next connection on."""
@@ -87,7 +99,7 @@ class Contexts:
         later try again: a CA that was removed must not stay trusted.
         """
         try:
-            fresh = Contexts.of(home, self.clock, authorities, self.manufacturers)
+            fresh = Contexts.of(home, self.clock, authorities, self.manufacturers, self.stapler)
         except (FleetError, OSError, ValueError) as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             log_event(log, logging.ERROR, "reload", outcome="failed", kept="old", reason=error)
