@@ -15,15 +15,14 @@ from fleet.config.clock import Clock
 from fleet.domain.errors import FleetError
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.servers.forward_auth.shapes import Shape, address_of, certificate_of, request_of, shape_of
+from fleet.servers.forward_auth.shapes import address_of, certificate_of, request_of, shape_of
 from fleet.servers.http import Exchange, HttpServer
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused
-from fleet.services.http_access import HttpAccess, admit_request
+from fleet.services.http_access import HTTP_REQUEST, NO_DEVICE, HttpAccess, admit_request
 from fleet.services.refusals import audit_refusal
 
 SECRET = "X-Proxy-Secret"  # noqa: S105  the name of a header
-FORWARD_AUTH = "http.forward"
 PLAIN = "text/plain; charset=utf-8"
 
 LIMITS = HttpLimits(
@@ -57,15 +56,22 @@ class _Handler:
         self._secrets = tuple(secrets)
 
     async def handle(self, exchange: Exchange) -> Response:
-        message = exchange.request
+        message, decision = exchange.request, self._decision
         exchange.event = "http.forward-auth"
         self._check_secret(exchange)
         shape = shape_of(message)
-        exchange.peer = await self._peer(exchange, shape)
-        decision = self._decision
+        exchange.peer = Peer(address_of(message, shape))
         if not decision.feed_is_up():
             raise HttpRefused(503, "registry-unavailable", "The registry's events do not arrive.")
-        access = await admit_request(decision.registry, exchange.peer, request_of(message, shape), decision.clock())
+        now = decision.clock()
+        try:
+            der, request = certificate_of(message, shape), request_of(message, shape)
+        except FleetError as refusal:
+            await audit_refusal(decision.registry, exchange.peer, now, HTTP_REQUEST, NO_DEVICE, refusal)
+            raise
+        fingerprint, tenant = hashlib.sha256(der).digest(), decision.tenant_of(der)
+        exchange.peer = structs.replace(exchange.peer, certificate_der=der, fingerprint=fingerprint, tenant=tenant)
+        access = await admit_request(decision.registry, exchange.peer, request, now)
         exchange.holder, exchange.serial = access.device.id, access.credential.serial
         return Response(200, b"", identity_headers(access))
 
@@ -78,22 +84,6 @@ class _Handler:
         # Each is compared, in a time that says nothing of where they differ.
         if not sum(hmac.compare_digest(sent, secret) for secret in self._secrets):
             raise HttpRefused(403, "bad-proxy-secret", f"The header {SECRET} does not hold the proxy's secret.")
-
-    async def _peer(self, exchange: Exchange, shape: Shape) -> Peer:
-        """Whose certificate the proxy saw. Raises: Unauthenticated, Refused: audited."""
-        message = exchange.request
-        peer = Peer(address_of(message, shape))
-        try:
-            der = certificate_of(message, shape)
-            request_of(message, shape)
-        except FleetError as refusal:
-            await audit_refusal(
-                self._decision.registry, peer, self._decision.clock(), FORWARD_AUTH, "device ?", refusal
-            )
-            exchange.peer = peer
-            raise
-        tenant = self._decision.tenant_of(der)
-        return structs.replace(peer, certificate_der=der, fingerprint=hashlib.sha256(der).digest(), tenant=tenant)
 
 
 def identity_headers(access: HttpAccess) -> Mapping[str, str]:

@@ -1,0 +1,329 @@
+"""The forward-auth server on a Unix socket: every shape, every refusal, headers that a client smuggles."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec.structs import replace
+
+from fleet.config.addresses import parse_local_address
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.credential import Credential, CredentialState
+from fleet.domain.device import DeviceState, Model
+from fleet.domain.errors import Unavailable
+from fleet.domain.model_rules import HttpRules, ModelRules
+from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
+from fleet.runtime.local_listener import LocalListener, bound
+from fleet.servers.forward_auth import Decision, build_forward_auth_server
+from fleet.servers.http import HttpServer
+from fleet.services.revocation import revoke
+from fleet.storage.sqlite.registry import SqliteRegistry
+from fleet.wire.forwarded_certificate import VALUE_SIZE_MAX
+from tests.servers.gateway_fixtures import MODEL, credential, device, operator
+
+DEADLINE_SECONDS = 30.0
+SECRET = b"0123456789abcdef-secret"
+RULES = ModelRules(tenant="", http=HttpRules(("GET,HEAD /v1/{id}/**",)))
+STRICT = Model("strict", rules=RULES)
+
+
+def certificate(name: str) -> bytes:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime(2026, 3, 1, tzinfo=UTC)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + timedelta(days=1))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def held(name: str, state: CredentialState = CredentialState.ACTIVE) -> Credential:
+    der = certificate(name)
+    return replace(credential(name, state), der=der, fingerprint=hashlib.sha256(der).digest())
+
+
+def escaped(der: bytes) -> str:
+    return quote(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM), safe="")
+
+
+def base64_of(der: bytes) -> str:
+    return base64.b64encode(der).decode()
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+
+    @property
+    def code(self) -> str:
+        return self.headers.get("X-Error-Code", "")
+
+    @property
+    def identity(self) -> tuple[str | None, ...]:
+        return tuple(self.headers.get(f"X-Device-{name}") for name in ("Id", "Model", "Tenant", "Serial"))
+
+
+Ask = Callable[..., Awaitable[Answer]]
+
+
+@dataclass
+class House:
+    """A served registry; `ours` are the certificates that our CA signed."""
+
+    registry: SqliteRegistry
+    server: HttpServer
+    path: Path
+    ours: set[bytes] = field(default_factory=set)
+    feed: bool = True
+
+    async def ask(self, target: str, *headers: str, method: str = "GET") -> Answer:
+        async with self.connected() as ask:
+            return await ask(target, *headers, method=method)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Ask]:
+        reader, writer = await asyncio.open_unix_connection(self.path)
+
+        async def ask(target: str, *headers: str, method: str = "GET") -> Answer:
+            writer.write("\r\n".join((f"{method} {target} HTTP/1.1", "Host: f", *headers, "", "")).encode("latin-1"))
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                found = dict(line.split(": ", 1) for line in lines[1:-2])
+                await reader.readexactly(0 if method == "HEAD" else int(found.get("Content-Length", 0)))
+            return Answer(int(lines[0].split()[1]), found)
+
+        try:
+            yield ask
+        finally:
+            writer.close()
+
+    async def enroll(self, name: str, model: Model = MODEL, state: DeviceState = DeviceState.ACTIVE) -> Credential:
+        one = held(name)
+        added = [] if await self.registry.model(model.name) else [AddModel(model)]
+        owner = replace(device(name, state), model=model.name, hardware_serial=f"SN {name}")
+        await self.registry.commit(Change(operator("add"), (*added, AddDevice(owner), AddCredential(one))))
+        self.ours.add(one.der)
+        return one
+
+    async def audited(self, action: str) -> list[AuditEntry]:
+        return [row.entry for row in await self.registry.audit() if row.entry.action == action]
+
+
+@asynccontextmanager
+async def opened(folder: Path, *secrets: bytes) -> AsyncIterator[House]:
+    registry = await SqliteRegistry.open(folder / "registry.db")
+    house: House | None = None
+
+    def tenant_of(der: bytes) -> str | None:
+        return "" if house is not None and der in house.ours else None
+
+    decision = Decision(registry, tenant_of, lambda: house is None or house.feed, lambda: datetime.now(UTC))
+    server = build_forward_auth_server(decision, secrets)
+    listener = LocalListener(server)
+    with bound("forward_auth", parse_local_address("unix:auth.sock"), folder) as taken:
+        assert taken is not None
+        await listener.open(taken)
+        house = House(registry, server, folder / "auth.sock")
+        try:
+            yield house
+        finally:
+            listener.close()
+            await server.shutdown(1.0)
+            await registry.close()
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with opened(tmp_path) as house:
+        yield house
+
+
+def nginx(der: bytes, method: str = "GET", target: str = "/") -> tuple[str, ...]:
+    return (f"X-Client-Cert: {escaped(der)}", f"X-Original-Method: {method}", f"X-Original-URI: {target}")
+
+
+async def test_every_shape_is_answered_with_the_identity(house: House) -> None:
+    one = await house.enroll("cam-1")
+    b64, pem = base64_of(one.der), escaped(one.der)
+    xfcc = f'X-Forwarded-Client-Cert: By=;Hash={one.fingerprint.hex()};Cert="{pem}"'
+    for target, *headers in (
+        ("/nginx", *nginx(one.der)),
+        ("/haproxy?x", f"X-Client-Cert: {b64}", "X-Original-Method: GET", "X-Original-URI: /"),
+        ("/traefik", f"X-Forwarded-Tls-Client-Cert: {b64},{b64}", "X-Forwarded-Method: GET", "X-Forwarded-Uri: /"),
+        ("/envoy/v1/things?x", xfcc),
+        ("/nginx", f"x-client-cert: {pem}"),  # without rules nobody needs to know what is asked for
+    ):
+        answer = await house.ask(target, *headers)
+        assert (answer.status, answer.identity) == (200, ("cam-1", "cam2", "", "SN cam-1")), target
+    assert (await house.ask("/envoy/v1/things", xfcc, method="POST")).status == 200
+    assert house.server.counters == {"200": 6}
+
+
+async def test_who_may_not_go_on(house: House) -> None:
+    unknown = certificate("x")
+    suspended = await house.enroll("cam-2", state=DeviceState.SUSPENDED)
+    foreign = await house.enroll("cam-3")
+    house.ours.remove(foreign.der)
+    for headers, status, code in (
+        ((), 401, "no-certificate"),
+        (("X-Client-Cert: ",), 401, "no-certificate"),
+        (nginx(unknown), 401, "certificate-unknown"),
+        (nginx(suspended.der), 403, "device-suspended"),
+        (nginx(foreign.der), 403, "other-tenant"),
+        ((f"X-Client-Cert: {escaped(foreign.der)[:-4]}",), 403, "bad-client-certificate"),
+        (("X-Client-Cert: %",), 403, "bad-client-certificate"),
+        ((f"X-Client-Cert: {'A' * (VALUE_SIZE_MAX - 20)}",), 403, "bad-client-certificate"),
+    ):
+        answer = await house.ask("/nginx", *headers)
+        assert (answer.status, answer.code) == (status, code)
+        assert answer.identity == (None,) * 4
+    refusals = {entry.outcome for entry in await house.audited("http.request")}
+    assert refusals == {
+        "no-certificate",
+        "certificate-unknown",
+        "device-suspended",
+        "other-tenant",
+        "bad-client-certificate",
+    }
+
+
+async def test_a_revocation_holds_for_the_next_request_of_a_kept_connection(house: House) -> None:
+    one = await house.enroll("cam-1")
+    async with house.connected() as ask:
+        assert (await ask("/nginx", *nginx(one.der))).status == 200
+        await revoke(house.registry, "cam-1", act=Act("operator", datetime.now(UTC)))
+        answer = await ask("/nginx", *nginx(one.der))
+        assert (answer.status, answer.code) == (403, "certificate-revoked")
+
+
+async def test_the_first_use_of_a_certificate_supersedes_the_one_before(house: House) -> None:
+    one = await house.enroll("cam-1")
+    new = held("cam-1", CredentialState.ISSUED)
+    await house.registry.commit(Change(operator("renew"), (AddCredential(new),)))
+    house.ours.add(new.der)
+    assert (await house.ask("/nginx", *nginx(one.der))).status == 200
+    assert (await house.ask("/nginx", *nginx(new.der))).status == 200
+    assert (await house.ask("/nginx", *nginx(one.der))).code == "certificate-superseded"
+
+
+async def test_rules_of_the_model(house: House) -> None:
+    one = await house.enroll("cam-1", STRICT)
+    for method, target, code in (
+        ("GET", "/v1/cam-1/a?b", ""),
+        ("HEAD", "/v1/cam-1", ""),
+        ("POST", "/v1/cam-1/a", "http-not-allowed"),
+        ("GET", "/v1/cam-2/a", "http-not-allowed"),
+        ("GET", "/v1/cam-1/../cam-2", "bad-target"),
+        ("GET", "/v1/cam-1/%2e%2e/cam-2", "bad-target"),
+        ("GET", "/v1/cam-1/a%00", "bad-target"),
+        ("GET", "/v1/cam-1/\xff", "bad-target"),
+        ("get", "/v1/cam-1/a", "bad-target"),
+    ):
+        answer = await house.ask("/nginx", *nginx(one.der, method, target))
+        assert answer.code == code, target
+    assert (await house.ask("/nginx", f"X-Client-Cert: {escaped(one.der)}")).code == "bad-target"
+    xfcc = f'X-Forwarded-Client-Cert: Cert="{escaped(one.der)}"'
+    assert (await house.ask("/envoy/v1/cam-1/a", xfcc)).status == 200
+    assert (await house.ask("/envoy/v1/cam-1/a", xfcc, method="DELETE")).code == "http-not-allowed"
+    assert (await house.ask("/envoy//v1/cam-1/a", xfcc)).code == "bad-target"
+    first = next(each for each in await house.audited("http.request") if each.outcome == "http-not-allowed")
+    assert first.actor == first.subject == "device cam-1"
+    assert first.detail == {"serial": one.serial, "method": "POST", "target": "/v1/cam-1/a"}
+    open_to_all = replace(STRICT, rules=ModelRules())
+    await house.registry.commit(Change(operator("model"), (SetModel(open_to_all),)))
+    assert (await house.ask("/nginx", *nginx(one.der, "POST", "/x"))).status == 200
+
+
+async def test_headers_that_a_client_smuggles_are_refused_or_unread(house: House) -> None:
+    one, two = await house.enroll("cam-1", STRICT), await house.enroll("cam-2", STRICT)
+    mine = nginx(one.der, "GET", "/v1/cam-1/a")
+    for smuggled in (
+        f"X-Client-Cert: {escaped(two.der)}",
+        f"x-client-cert: {escaped(one.der)}",
+        "X-Original-URI: /v1/cam-1/b",
+        "X-ORIGINAL-METHOD: GET",
+    ):
+        for headers in ((*mine, smuggled), (smuggled, *mine)):
+            assert (await house.ask("/nginx", *headers)).code == "repeated-header"
+    others = (
+        "X-Device-Id: cam-2",
+        "X-Device-Model: forged",
+        f"X-Forwarded-Client-Cert: Cert={escaped(two.der)}",
+        f"X-Forwarded-Tls-Client-Cert: {base64_of(two.der)}",
+        "X-Forwarded-Uri: /v1/cam-2",
+        "X-Proxy-Secret: x",
+    )
+    answer = await house.ask("/nginx", *mine, *others)
+    assert (answer.status, answer.identity[:2]) == (200, ("cam-1", "strict"))
+
+
+async def test_requests_that_are_none(house: House) -> None:
+    for target, method, status in (
+        ("/", "GET", 404),
+        ("/nginx/", "GET", 404),
+        ("/envoy", "GET", 404),
+        ("/nginx", "POST", 405),
+        ("/traefik", "HEAD", 405),
+    ):
+        assert (await house.ask(target, method=method)).status == status
+    assert (await house.ask("/nginx", f"X-Client-Cert: {'A' * 65_536}")).status == 431
+    assert (await house.ask("/nginx", *(f"X-{number}: y" for number in range(300)))).status == 431
+
+
+async def test_with_a_secret_every_request_must_carry_it(tmp_path: Path) -> None:
+    async with opened(tmp_path, SECRET, b"the-second-secret") as house:
+        one = await house.enroll("cam-1")
+        asked = nginx(one.der)
+        secret = f"X-Proxy-Secret: {SECRET.decode()}"
+        for headers in (
+            (),
+            ("X-Proxy-Secret: ",),
+            (f"{secret}x",),
+            (secret[:-1],),
+            ("X-Proxy-Secret: \xff\xfe",),
+            (secret, secret),
+        ):
+            answer = await house.ask("/nginx", *headers, *asked)
+            assert (answer.status, answer.code) == (403, "bad-proxy-secret")
+        assert (await house.ask("/nginx", secret, *asked)).status == 200
+        assert (await house.ask("/nginx", "X-Proxy-Secret: the-second-secret", *asked)).status == 200
+        assert (await house.ask("/elsewhere")).code == "bad-proxy-secret"
+
+
+async def test_what_cannot_be_judged_is_denied(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = await house.enroll("cam-1")
+    house.feed = False
+    answer = await house.ask("/nginx", *nginx(one.der))
+    assert (answer.status, answer.code) == (503, "registry-unavailable")
+    house.feed = True
+
+    async def fails(fingerprint: bytes) -> None:
+        raise Unavailable("registry-unavailable", "The registry cannot be reached.")
+
+    monkeypatch.setattr(house.registry, "holder_facts", fails)
+    assert (await house.ask("/nginx", *nginx(one.der))).status == 503
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("X-Real-IP: 192.0.2.7", "192.0.2.7"),
+        ("X-Real-IP: 198.51.100.1, 192.0.2.7", "192.0.2.7"),
+        ("X-Real-IP: 2001:db8::1", "2001:db8::1"),
+        ("X-Real-IP: unix:", "-"),
+        ("X-Other: 192.0.2.7", "-"),
+    ],
+)
+async def test_the_audit_has_the_address_that_the_proxy_saw(house: House, address: str, shown: str) -> None:
+    await house.ask("/nginx", address)
+    assert [entry.address for entry in await house.audited("http.request")] == [shown]
