@@ -10,10 +10,11 @@ from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from fleet.domain.changes import Event, EventKind
+from fleet.domain.changes import Event
 from fleet.domain.credential import Credential
 from fleet.domain.device import OUT_OF_SERVICE, Device, DeviceState
 from fleet.domain.errors import Refused
+from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, decode_event
 
 ENTRIES_MAX = 100_000  # of devices and of certificates each, about 15 MB; the oldest are evicted first
 
@@ -38,10 +39,11 @@ class RevokedCache:
         self._fingerprints: dict[bytes, None] = {}
 
     def on_event(self, event: Event) -> None:
-        if event.kind == EventKind.DEVICE_STATE and event.detail in OUT_OF_SERVICE:
-            _add(self._devices, event.subject, self._max)
-        elif event.kind == EventKind.CREDENTIAL_ENDED and event.detail:
-            _add(self._fingerprints, bytes.fromhex(event.detail), self._max)
+        match decode_event(event):
+            case DeviceStateChanged(device_id, is_out_of_service=True):
+                _add(self._devices, device_id, self._max)
+            case CredentialEnded(_, bytes() as fingerprint):
+                _add(self._fingerprints, fingerprint, self._max)
 
     def on_events(self, events: Iterable[Event]) -> None:
         for event in events:

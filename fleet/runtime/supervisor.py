@@ -21,7 +21,9 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.config.template import render
 from fleet.config.timestamps import rfc3339
+from fleet.domain.changes import Event
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.registry_events import decode_event
 from fleet.runtime.heartbeat import PING_SECONDS, silent_worker
 from fleet.runtime.host import Endpoints, Host
 from fleet.runtime.ipc import Channel, Message, WorkerConfig
@@ -228,8 +230,11 @@ class Supervisor:
         visits = BrokerVisits(host.upstream)
         self._outcomes = OutcomeLog()
         self._purges = SessionPurger(visits, host.registry, self._outcomes, after_seconds=OTHERS_SECONDS)
-        self._feed = EventFollower(host.registry, self._purges.on_event, Limits().feed_silence_seconds_max)
+        self._feed = EventFollower(host.registry, self._on_event, Limits().feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
+
+    async def _on_event(self, event: Event) -> None:
+        self._purges.on_event(decode_event(event))
 
     async def start(self) -> None:
         """Returns when every worker listens. Raises: Unavailable: one of them cannot. OSError."""

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -52,9 +52,9 @@ from fleet.servers.gateway.broker.live_upstream import LiveUpstream
 from fleet.servers.gateway.broker.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.broker.mosquitto import DATABASE
 from fleet.servers.gateway.broker.upstream import Upstream
-from fleet.servers.gateway.gateway import Gateway
+from fleet.servers.gateway.gateway import Gateway, GatewayOptions
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
-from fleet.servers.gateway.relay.saved_acks import Saves
+from fleet.servers.gateway.session.holders import HeldElsewhere
 from fleet.servers.http import HttpServer
 from fleet.servers.publish import build_publish_server
 from fleet.services.enrollment import RegistrationAuthority
@@ -75,7 +75,7 @@ class WorkerSlot:
     """Whether other processes serve the same home: they share the ports, and the supervisor manages the broker."""
     workers: Callable[[], Mapping[str, object]] = dict
     """What the supervisor says of all workers; nothing when there is none."""
-    held_elsewhere: Callable[[str], Awaitable[bool | None]] | None = None
+    held_elsewhere: HeldElsewhere | None = None
     """Whether another worker holds a session of the device; None: not known."""
     broker_stops: Callable[[], bool] = lambda: True
     """Whether a broker of ours is stopped after this worker, and not just the worker."""
@@ -140,18 +140,18 @@ async def run_worker(
         contexts.follow(authorities, home)
         await parts.enter_async_context(counting_refusals(registry, clock=clock))
         live, broker_status = await _watched(upstream, parts, clock=clock)
-        gateway = _gateway(home, settings, registry, live, clock=clock, is_shared=slot.is_shared)
-        gateway.held_elsewhere, gateway.broker_stops = slot.held_elsewhere, slot.broker_stops
+        listeners = Listeners(settings, shared=slot.is_shared)
+        options = _gateway_options(home, settings, slot, listeners.admitted)
+        gateway = Gateway(registry, live, clock=clock, options=options)
         live.on_silent = gateway.on_broker_silent
         feed = await parts.enter_async_context(_following(gateway, slot.deadline))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
-        listeners = Listeners(settings, shared=slot.is_shared)
         webhooks = _webhooks(home, settings)
         parts.push_async_callback(webhooks.close)
         servers = _HttpServers(home, settings, registry, authorities, clock)
         est = servers.est(webhooks)
-        gateway.on_admitted = est.on_admitted = listeners.admitted
+        est.on_admitted = listeners.admitted
 
         def status() -> dict[str, object]:
             return {
@@ -277,15 +277,19 @@ def _webhooks(home: Home, settings: Settings) -> Webhooks:
     return Webhooks(load_webhook_signer(home), client_context(ca_file), limits=limits)
 
 
-def _gateway(
-    home: Home, settings: Settings, registry: Registry, upstream: Upstream, *, clock: Clock, is_shared: bool
-) -> Gateway:
+def _gateway_options(
+    home: Home, settings: Settings, slot: WorkerSlot, on_admitted: Callable[[str], None]
+) -> GatewayOptions:
     limits = of_worker(mqtt_limits(settings), worker_count(settings))
-    kept = KeptFilters(limits, home.run / "kept-filters")
-    gateway = Gateway(registry, upstream, clock=clock, limits=limits, purges=not is_shared, kept_filters=kept)
-    if settings.durable:
-        gateway.saves = Saves(home.run / DATABASE, gateway.spawn)
-    return gateway
+    return GatewayOptions(
+        limits=limits,
+        kept_filters=KeptFilters(limits, home.run / "kept-filters"),
+        database=home.run / DATABASE if settings.durable else None,
+        purges=not slot.is_shared,
+        held_elsewhere=slot.held_elsewhere,
+        broker_stops=slot.broker_stops,
+        on_admitted=on_admitted,
+    )
 
 
 @asynccontextmanager

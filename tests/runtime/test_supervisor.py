@@ -191,7 +191,7 @@ async def test_purges_are_in_the_status_and_what_was_left_out_of_the_log_is_told
     devices = 200
     with caplog.at_level(logging.INFO):
         for number in range(devices):
-            await supervisor._purges.on_event(Event(EventKind.DEVICE_STATE, f"cam-{number}", DeviceState.REVOKED))
+            await supervisor._on_event(Event(EventKind.DEVICE_STATE, f"cam-{number}", DeviceState.REVOKED))
         await supervisor._purges._tasks.ended()
         told = caplog.text.count("event=mqtt.purge")
         assert told < devices

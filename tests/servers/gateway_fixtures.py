@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -22,10 +23,9 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import ModelRules
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel, Write
-from fleet.servers.gateway import Gateway, Limits
+from fleet.servers.gateway import Gateway, GatewayOptions
 from fleet.servers.gateway.broker.upstream import Factory
 from fleet.servers.gateway.close_reasons import CloseReason
-from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType
@@ -269,15 +269,14 @@ async def open_gateway(
     path: Path,
     upstream: object | None = None,
     *,
-    limits: Limits | None = None,
     clock: Callable[[], datetime] = now,
     registry: SqliteRegistry | None = None,
-    kept_filters: KeptFilters | None = None,
+    **options: Any,
 ) -> AsyncIterator[GatewayHarness]:
-    """A running gateway on `upstream`, a FakeBroker when it is None."""
+    """A running gateway with these GatewayOptions on `upstream`, a FakeBroker when it is None."""
     own = registry or await SqliteRegistry.open(path / "registry.db")
     broker = upstream if upstream is not None else FakeBroker()
-    gateway = Gateway(own, broker, clock=clock, limits=limits, kept_filters=kept_filters)  # type: ignore[arg-type]
+    gateway = Gateway(own, broker, clock=clock, options=GatewayOptions(**options))  # type: ignore[arg-type]
     run = asyncio.create_task(gateway.run())
     await asyncio.wait_for(gateway.following(), PATIENCE)
     built = GatewayHarness(own, gateway, broker, run, asyncio.Event())  # type: ignore[arg-type]

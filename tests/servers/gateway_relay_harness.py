@@ -1,17 +1,21 @@
 """A relay between two byte arrays, for tests without sockets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.limits.in_flight import InFlight, InFlightTotal
+from fleet.servers.gateway.limits.kept_filters import FilterSet
 from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.relay.reason_strings import FILTERS
-from fleet.servers.gateway.relay.relay import Relay
+from fleet.servers.gateway.relay.relay import Relay, Terms
+from fleet.servers.gateway.relay.saved_acks import HeldAcks, Receiver
 from fleet.wire.mqtt.codes import V5, V311, Reason
-from fleet.wire.mqtt.connect import Connack, encode_connack
-from fleet.wire.mqtt.properties import reason_string
+from fleet.wire.mqtt.connect import Connack, Connect, encode_connack
+from fleet.wire.mqtt.properties import Properties, reason_string
 from fleet.wire.mqtt.subscribe import (
     Suback,
     Subscribe,
@@ -38,6 +42,8 @@ class RelayHarness:
         *,
         greeted: bool = True,
         limits: Limits = LIMITS,
+        properties: Properties = (),
+        hold_acks: Callable[[Receiver], HeldAcks] | None = None,
     ) -> None:
         self.version = version
         self.to_broker = bytearray()
@@ -46,7 +52,10 @@ class RelayHarness:
         self.notes: list[tuple[str, str, str]] = []
         self.reasons: list[str] = []
         """That of each of `notes`, where there is one."""
-        self.relay = Relay(version, policy, self._broker, self._device, self._note, limits)
+        in_flight = InFlight(InFlightTotal(limits))
+        terms = Terms(policy, DEFAULT_RULES.mqtt, limits, FilterSet(limits), in_flight, hold_acks)
+        connect = Connect(version, "cam-1", properties=properties)
+        self.relay = Relay(connect, terms, self._broker, self._device, self._note)
         if greeted:
             self.relay.from_broker(encode_connack(Connack(False, 0), version))
             self.to_device.clear()

@@ -70,7 +70,7 @@ async def test_the_device_gets_its_id(tmp_path: Path, connect: Connect) -> None:
         assert connack.code == 0
         assigned = value_of(connack.properties, Property.ASSIGNED_CLIENT_IDENTIFIER)
         assert assigned == ("cam-1" if connect.version == V5 else None)
-        assert len(h.gateway.open_sessions.of_device("cam-1")) == 1
+        assert len(h.gateway.context.open_sessions.of_device("cam-1")) == 1
 
 
 async def test_the_id_is_ours_and_not_the_brokers(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_the_newer_connection_takes_over(tmp_path: Path, first: str, secon
         await opened(h, await h.dial(cam), Connect(V5, second))
         (packet,) = await older.until_closed()
         assert (packet.type, packet.body[0]) == (PacketType.DISCONNECT, Reason.SESSION_TAKEN_OVER)
-        assert len(h.gateway.open_sessions.of_device("cam-1")) == 1
+        assert len(h.gateway.context.open_sessions.of_device("cam-1")) == 1
 
 
 @VERSIONS
@@ -132,7 +132,7 @@ async def test_a_revocation_closes_the_session(tmp_path: Path, version: int) -> 
         await revocation.revoke(h.registry, "cam-1", act=Act("operator", now()))
         await wire.until_closed()
         assert h.gateway.stats["mqtt.session.device-ended"] == 1
-        assert h.gateway.open_sessions.of_device("cam-1") == ()
+        assert h.gateway.context.open_sessions.of_device("cam-1") == ()
 
 
 async def test_events_find_it_before_the_registry_is_asked_for_the_last_time() -> None:

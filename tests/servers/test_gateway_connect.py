@@ -11,6 +11,7 @@ from fleet.domain.device import DeviceState
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Limits
+from fleet.servers.gateway import gateway as gateway_module
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
 from fleet.wire.mqtt.fields import encode_varint
@@ -263,7 +264,7 @@ async def test_a_broker_that_closes_or_says_nothing(tmp_path: Path, version: int
 
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 3), (V5, Reason.SERVER_UNAVAILABLE)])
-@pytest.mark.parametrize("failing", ["admit", "connect_broker"])
+@pytest.mark.parametrize("failing", ["admit_client", "connect"])
 async def test_an_unexpected_failure_is_answered_at_once_and_logged_once(
     tmp_path: Path,
     version: int,
@@ -278,7 +279,8 @@ async def test_an_unexpected_failure_is_answered_at_once_and_logged_once(
     async with open_gateway(tmp_path, limits=Limits(open_seconds_max=2 * PATIENCE)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         with monkeypatch.context() as patch:
-            patch.setattr(h.gateway, failing, broken)
+            place = gateway_module if failing == "admit_client" else h.gateway.context.broker
+            patch.setattr(place, failing, broken)
             wire = await h.dial(cam)
             wire.send(encode_connect(Connect(version, "cam-1")))
             assert await refused(wire, version) == code

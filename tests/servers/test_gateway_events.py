@@ -13,7 +13,7 @@ import pytest
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.errors import Unavailable
-from fleet.servers.gateway import Gateway, Limits, close_reasons
+from fleet.servers.gateway import Gateway, GatewayOptions, Limits, close_reasons
 from fleet.servers.gateway.broker.upstream import Factory
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from tests.simulated_time import run
@@ -112,14 +112,17 @@ class Stage:
         self.log: list[str] = []
         self.registry, self.broker = Registry(), Broker(self.log)
         self.gateway = Gateway(
-            cast(Any, self.registry), self.broker, clock=lambda: datetime.now(UTC), limits=limits, purges=False
+            cast(Any, self.registry),
+            self.broker,
+            clock=lambda: datetime.now(UTC),
+            options=GatewayOptions(limits=limits or Limits(), purges=False),
         )
 
     def session(self, device: str, fingerprint: bytes, model: Model | None = CAM) -> Session:
         """One that is admitted as a device of `model`; None: not admitted yet."""
         admission = SimpleNamespace(device=SimpleNamespace(model=model.name)) if model is not None else None
         made = Session(self.log, device, admission)
-        sessions = cast(Any, self.gateway.open_sessions)
+        sessions = cast(Any, self.gateway.context.open_sessions)
         sessions.add(made, fingerprint)
         sessions.claim(made, device)
         return made
@@ -231,10 +234,10 @@ def test_lost_events_end_every_session() -> None:
 def test_the_broker_is_told_of_a_model_that_it_does_not_know_before_its_first_device() -> None:
     async def scene(stage: Stage) -> None:
         for model in ("cam", "cam", "pump"):
-            await stage.gateway.connect_broker(model, asyncio.Protocol)
+            await stage.gateway.context.broker.connect(model, asyncio.Protocol)
         assert (stage.log, stage.broker.connected) == (["broker cam pump"], 3)
         stage.registry.known["lamp"] = Model("lamp")
-        await stage.gateway.connect_broker("lamp", asyncio.Protocol)
+        await stage.gateway.context.broker.connect("lamp", asyncio.Protocol)
         assert stage.log == ["broker cam pump", "broker cam pump lamp"]
 
     staged(scene)
@@ -244,11 +247,11 @@ def test_a_broker_or_registry_that_is_down_ends_the_one_session() -> None:
     async def scene(stage: Stage) -> None:
         stage.broker.error = ConnectionRefusedError()
         with pytest.raises(CloseSession) as caught:
-            await stage.gateway.connect_broker("cam", asyncio.Protocol)
+            await stage.gateway.context.broker.connect("cam", asyncio.Protocol)
         assert caught.value.reason is close_reasons.BROKER_UNREACHABLE
         stage.broker.error, stage.registry.error = None, Unavailable("disk", "The disk is gone.")
         with pytest.raises(CloseSession) as caught:
-            await stage.gateway.connect_broker("cam", asyncio.Protocol)
+            await stage.gateway.context.broker.connect("cam", asyncio.Protocol)
         assert caught.value.reason is close_reasons.BROKER_UNREACHABLE
 
     staged(scene)
@@ -257,12 +260,12 @@ def test_a_broker_or_registry_that_is_down_ends_the_one_session() -> None:
 def test_its_feed_is_up_for_as_long_as_its_limit_allows() -> None:
     async def scene(stage: Stage) -> None:
         await asyncio.sleep(3)
-        assert stage.gateway.feed_is_up()
+        assert stage.gateway.context.feed_is_up()
         stage.registry.error = Unavailable("disk", "The disk is gone.")
         await asyncio.sleep(18)
-        assert stage.gateway.feed_is_up()
+        assert stage.gateway.context.feed_is_up()
         await asyncio.sleep(7)
-        assert not stage.gateway.feed_is_up()
+        assert not stage.gateway.context.feed_is_up()
 
     staged(scene, Limits(feed_silence_seconds_max=20.0))
 
@@ -295,10 +298,10 @@ def test_work_that_fails_is_logged_and_ends_nothing_else(caplog: pytest.LogCaptu
         raise LookupError("ours")
 
     async def scene(stage: Stage) -> None:
-        stage.gateway.spawn(fails())
+        stage.gateway.context.spawn(fails())
         await asyncio.sleep(1)
         assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [LookupError]
-        assert stage.gateway.feed_is_up()
-        assert stage.gateway.speaks_v5()
+        assert stage.gateway.context.feed_is_up()
+        assert stage.gateway.context.broker.speaks_v5
 
     staged(scene)

@@ -23,9 +23,9 @@ from fleet.servers.gateway.broker import mosquitto
 from fleet.servers.gateway.broker.mosquitto import BACKEND, Mosquitto, mosquitto_program
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
-from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
 from fleet.servers.gateway.relay.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
+from fleet.servers.gateway.session.holders import HeldElsewhere
 from fleet.services import revocation
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
@@ -59,6 +59,10 @@ class Street:
         self.harness = built
         self.broker = broker
         self._stack = stack
+        self.held_elsewhere: HeldElsewhere | None = None
+
+    async def is_held_elsewhere(self, device_id: str) -> bool | None:
+        return await self.held_elsewhere(device_id) if self.held_elsewhere is not None else False
 
     async def device(self, held: Credential, version: int, *, clean: bool = True, will: str = "") -> Paho:
         client = Paho(held.holder, version, clean=clean)
@@ -84,8 +88,10 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
     async with AsyncExitStack() as stack:
         broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
         stack.push_async_callback(broker.close)
-        built = await stack.enter_async_context(open_gateway(tmp_path, broker))
-        yield Street(built, broker, stack)
+        made: list[Street] = []
+        asking = open_gateway(tmp_path, broker, held_elsewhere=lambda device: made[0].is_held_elsewhere(device))
+        made.append(Street(await stack.enter_async_context(asking), broker, stack))
+        yield made[0]
 
 
 @VERSIONS
@@ -169,7 +175,7 @@ async def test_a_device_that_comes_back_at_another_gateway_of_the_same_broker(
         async def held_elsewhere(device_id: str) -> bool:
             return other.gateway.holds(device_id)
 
-        street.harness.gateway.held_elsewhere = held_elsewhere if asks else None
+        street.held_elsewhere = held_elsewhere if asks else None
         older = await street.device(cam, version)
         assert not other.gateway.holds("cam-1")
         newer = Paho("cam-1", version)
@@ -191,7 +197,7 @@ async def test_a_broker_that_goes_takes_nobodys_session_over(street: Street) -> 
         asked.append(device_id)
         return False
 
-    street.harness.gateway.held_elsewhere = held_elsewhere
+    street.held_elsewhere = held_elsewhere
     await street.device(cam, V311)
     street.broker.process.signal(signal.SIGKILL)
     await street.harness.count("mqtt.session.broker-lost")
@@ -309,7 +315,7 @@ async def test_a_slow_consumer_gets_everything_in_the_end(street: Street) -> Non
         backend.client.publish("devices/cam-1/down/t", n.to_bytes(2, "big") + payload, 1)
     for _ in range(400):
         await backend.got(backend.pubacks)
-    (session,) = street.harness.gateway.open_sessions
+    (session,) = street.harness.gateway.context.open_sessions
     assert session._device is not None
     assert session._device._transport.get_write_buffer_size() < 1_000_000
     slow.transport.resume_reading()
@@ -725,7 +731,7 @@ async def test_what_mosquitto_drops_a_client_for_is_told_as_the_devices_fault(st
         wire.send(packet)
         await wire.until_closed()
         assert street.harness.gateway.stats["mqtt.session.malformed"] == number
-        street.harness.gateway.return_delays = ReturnDelays(0)
+        street.harness.gateway.context.return_delays._closes.clear()
     wire = await street.harness.dial(cam)
     wire.send(encode_connect(Connect(version, "cam-1", will=Will("devices/cam-1/up/\ufffe", b""))))
     answers = await wire.until_closed()
@@ -740,7 +746,7 @@ async def test_what_mosquitto_rejects_counts_for_the_next_delay(street: Street) 
         wire.send(b"\x30\x16\x00\x12devices/cam-1/up/t\x01\x7f")
         assert (await wire.until_closed())[-1].body[:1] == bytes((Reason.MALFORMED_PACKET,))
     assert street.harness.gateway.stats["mqtt.session.broker-rejected"] == 2
-    assert street.harness.gateway.return_delays.seconds(cam.fingerprint, asyncio.get_running_loop().time()) > 0
+    assert street.harness.gateway.context.return_delays.seconds(cam.fingerprint, asyncio.get_running_loop().time()) > 0
 
 
 async def test_messages_that_are_never_acknowledged_do_not_fill_the_broker(street: Street) -> None:

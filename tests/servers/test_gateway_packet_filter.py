@@ -11,6 +11,7 @@ from fleet.domain.model_rules import MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.packet_filter import (
     HEAD_SIZE_MAX,
     HOLD_SIZE_MAX,
@@ -328,8 +329,8 @@ class Verdicts:
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         self.refusals.append((topic, qos, packet_id))
 
-    def packet(self, first: int, body: bytes) -> bytes | None:
-        return None
+    def packet(self, first: int, body: bytes) -> Outcome:
+        return Fate.FORWARDED
 
 
 def filter_with(handler: Verdicts, version: int, kinds: bytes = TO_BROKER) -> tuple[PacketFilter, bytearray]:

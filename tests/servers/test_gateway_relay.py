@@ -8,12 +8,11 @@ from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.relay.packet_filter import INJECTED_MAX
 from fleet.servers.gateway.relay.reason_strings import FILTERS, RETAIN_REFUSED, TOPIC_REFUSED
-from fleet.servers.gateway.relay.relay import Relay
 from fleet.servers.gateway.relay.subscriptions import AWAITED_BYTES_MAX, ENTRY_BYTES
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
-from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack
+from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Properties, Property, reason_string
 from fleet.wire.mqtt.reader import PacketReader
@@ -256,8 +255,8 @@ def test_refused_deliveries_are_noted() -> None:
 
 
 def test_only_refusals_are_answered() -> None:
-    written = bytearray()
-    relay = Relay(V5, NARROW, written.extend, written.extend, lambda *_: None, DEFAULT_LIMITS)
+    harness = RelayHarness(V5, NARROW, greeted=False)
+    relay, written = harness.relay, harness.to_device
     assert (relay.connack, relay.closing, relay.answers) == (None, None, 0)
     relay.from_device(encode_publish(Publish("up/a", b"x", 1, 6), V5))
     assert relay.answers == 0
@@ -312,8 +311,7 @@ def test_an_answer_never_lands_within_another_packet() -> None:
     ],
 )
 def test_why_is_said_where_the_device_takes_it(properties: Properties, explains: bool) -> None:
-    harness = RelayHarness(V5)
-    harness.relay.set_client_properties(Connect(V5, "cam-1", properties=properties))
+    harness = RelayHarness(V5, properties=properties)
     harness.relay.from_device(harness.publish("other", 1))
     text = TOPIC_REFUSED if explains else ""
     assert harness.to_device == acks.acknowledge(acks.PUBACK, 5, V5, Reason.NOT_AUTHORIZED, text)
@@ -338,7 +336,7 @@ def test_a_suback_says_why_where_the_device_takes_it(
     whole, bare = harness.explained(*codes), harness.suback(*codes)
     if short_by is not None and not properties:
         properties = ((Property.MAXIMUM_PACKET_SIZE, len(whole) - short_by),)
-    harness.relay.set_client_properties(Connect(V5, "cam-1", properties=properties))
+    harness = RelayHarness(V5, properties=properties)
     for byte in harness.subscribe(*filters):
         assert not harness.to_device
         harness.relay.from_device(bytes((byte,)))

@@ -128,10 +128,10 @@ async def test_a_refusal_waits_too_and_an_event_still_closes_at_once(tmp_path: P
             await h.connect(one, V5, will=bad)
             assert h.gateway.stats["mqtt.connect.will-refused"] == n + 1
         for _ in range(3):  # to the longest delay
-            h.gateway.return_delays.on_close(one.fingerprint, "will-refused", asyncio.get_running_loop().time())
+            h.gateway.context.return_delays.on_close(one.fingerprint, "will-refused", asyncio.get_running_loop().time())
         denied = asyncio.create_task(h.connect(one, V5, will=bad))
-        await until(lambda: h.gateway.open_sessions.of_device("cam-1"))
-        (session,) = h.gateway.open_sessions.of_device("cam-1")
+        await until(lambda: h.gateway.context.open_sessions.of_device("cam-1"))
+        (session,) = h.gateway.context.open_sessions.of_device("cam-1")
         session.close(close_reasons.DEVICE_ENDED)
         _, connack = await denied
         assert connack.code == 0x8A
@@ -201,11 +201,11 @@ async def test_an_event_ends_a_refusal_that_waits(tmp_path: Path) -> None:
     async with open_gateway(tmp_path) as h:
         (one,) = await populate(h.registry, "cam-1")
         for _ in range(5):
-            h.gateway.return_delays.on_close(one.fingerprint, "auth-method", asyncio.get_running_loop().time())
+            h.gateway.context.return_delays.on_close(one.fingerprint, "auth-method", asyncio.get_running_loop().time())
         wire = await h.dial(one)
         wire.send(AUTH)
-        await until(lambda: h.gateway.open_sessions.of_device("cam-1"))
-        (session,) = h.gateway.open_sessions.of_device("cam-1")
+        await until(lambda: h.gateway.context.open_sessions.of_device("cam-1"))
+        (session,) = h.gateway.context.open_sessions.of_device("cam-1")
         session.close(close_reasons.DEVICE_ENDED)
         assert await refused(wire, V5) == 0x8A
         assert h.gateway.stats == {"mqtt.session.device-ended": 1}
@@ -215,11 +215,13 @@ async def test_a_version_that_is_not_supported_is_refused_at_once(tmp_path: Path
     async with open_gateway(tmp_path) as h:
         (one,) = await populate(h.registry, "cam-1")
         for _ in range(5):
-            h.gateway.return_delays.on_close(one.fingerprint, "malformed-connect", asyncio.get_running_loop().time())
+            h.gateway.context.return_delays.on_close(
+                one.fingerprint, "malformed-connect", asyncio.get_running_loop().time()
+            )
             wire = await h.dial(one)
             wire.send(UNKNOWN)
             await wire.until_closed()
-        assert h.gateway.return_delays.seconds(one.fingerprint, asyncio.get_running_loop().time()) == 5.0
+        assert h.gateway.context.return_delays.seconds(one.fingerprint, asyncio.get_running_loop().time()) == 5.0
 
 
 async def test_a_revoked_certificate_waits_and_its_successor_does_not(tmp_path: Path) -> None:

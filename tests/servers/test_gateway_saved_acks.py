@@ -177,6 +177,11 @@ def test_a_directory_is_synced(tmp_path: Path) -> None:
         saved_acks._sync_directory(tmp_path / "not-there")
 
 
+def holding(saves: FakeSaves, made: list[HeldAcks], receiver: Receiver) -> HeldAcks:
+    made.append(HeldAcks(saves, os.getpid(), receiver))
+    return made[0]
+
+
 @VERSIONS
 def test_only_acknowledgements_are_held_cut_at_every_byte(version: int, saves: FakeSaves) -> None:
     acknowledged = (
@@ -193,10 +198,10 @@ def test_only_acknowledgements_are_held_cut_at_every_byte(version: int, saves: F
     )
     stream = b"".join(a + b for a, b in zip(acknowledged, others, strict=True))
     for cut in range(len(stream) + 1):
-        harness = RelayHarness(version)
-        harness.relay.set_client_properties(Connect(version, "cam-1", properties=((Property.TOPIC_ALIAS_MAXIMUM, 5),)))
-        held = HeldAcks(saves, os.getpid(), harness.relay.to_device)
-        harness.relay.hold_acks(held)
+        made: list[HeldAcks] = []
+        properties = ((Property.TOPIC_ALIAS_MAXIMUM, 5),)
+        harness = RelayHarness(version, properties=properties, hold_acks=partial(holding, saves, made))
+        (held,) = made
         harness.relay.from_broker(stream[:cut])
         harness.relay.from_broker(stream[cut:])
         assert harness.to_device == b"".join(others)
@@ -213,9 +218,7 @@ def test_only_acknowledgements_are_held_cut_at_every_byte(version: int, saves: F
 
 
 def test_too_many_acknowledgements_end_the_session(saves: FakeSaves) -> None:
-    harness = RelayHarness(V311)
-    held = HeldAcks(saves, os.getpid(), harness.relay.to_device)
-    harness.relay.hold_acks(held)
+    harness = RelayHarness(V311, hold_acks=partial(holding, saves, []))
     one = acks.acknowledge(acks.PUBACK, 1, V311)
     assert harness.relay.from_broker(one * (HELD_BYTES_MAX // len(one))) is None
     assert harness.relay.from_broker(one) is close_reasons.QUOTA
@@ -237,8 +240,7 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, version: in
     async with AsyncExitStack() as stack:
         broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL], save_seconds=0.05)
         stack.push_async_callback(broker.close)
-        built = await stack.enter_async_context(open_gateway(tmp_path, broker))
-        built.gateway.saves = Saves(tmp_path / "run" / DATABASE, built.gateway.spawn)
+        built = await stack.enter_async_context(open_gateway(tmp_path, broker, database=tmp_path / "run" / DATABASE))
         (cam,) = await populate(built.registry, "cam-1")
         for number in range(3):
             offline = await application(broker)
@@ -274,8 +276,7 @@ async def application(broker: Mosquitto) -> Paho:
 
 
 def test_a_message_of_the_broker_is_no_acknowledgement(saves: FakeSaves) -> None:
-    harness = RelayHarness(V5)
-    harness.relay.hold_acks(HeldAcks(saves, os.getpid(), harness.relay.to_device))
+    harness = RelayHarness(V5, hold_acks=partial(holding, saves, []))
     harness.relay.from_broker(encode_publish(Publish("down/a", b"x", 1, 7), V5))
     (packet,) = [harness.to_device]
     assert decode_publish(packet[0], bytes(packet[2:]), V5).payload == b"x"

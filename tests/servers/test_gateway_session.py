@@ -10,8 +10,9 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
+from fleet.domain.registry_events import decode_event
 from fleet.domain.writes import AddCredential
-from fleet.servers.gateway import Gateway, Limits, close_reasons
+from fleet.servers.gateway import Gateway, GatewayOptions, Limits, close_reasons
 from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.outcome_log import OutcomeLog
@@ -132,7 +133,7 @@ async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> No
 async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -> None:
     async with open_gateway(tmp_path) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")
-        gateway = Gateway(h.registry, h.broker, clock=now, purges=False)
+        gateway = Gateway(h.registry, h.broker, clock=now, options=GatewayOptions(purges=False))
         feed = asyncio.create_task(gateway.run())
         await gateway.following()
         await revocation.revoke(h.registry, one.holder, act=Act("operator", now()))
@@ -157,8 +158,8 @@ async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
         patient = SessionPurger(BrokerVisits(broker), h.registry, OutcomeLog(), after_seconds=3600)
         prompt = SessionPurger(BrokerVisits(broker), h.registry, OutcomeLog())
         for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
-            await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.SUSPENDED))  # it may come back
-            await purges.on_event(Event(EventKind.DEVICE_STATE, device, DeviceState.REVOKED))
+            for state in (DeviceState.SUSPENDED, DeviceState.REVOKED):  # from the first it may come back
+                purges.on_event(decode_event(Event(EventKind.DEVICE_STATE, device, state)))
         visit = await asyncio.wait_for(broker.sessions.get(), PATIENCE)
         assert decode_connect((await visit.packet()).body).client_id == "cam-2"
         assert broker.sessions.empty()
@@ -184,7 +185,7 @@ async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:
 
 async def until_opening(h: GatewayHarness) -> None:
     """Returns when the one session has been admitted and waits for its broker."""
-    await until(lambda: any(session.admission for session in h.gateway.open_sessions))
+    await until(lambda: any(session.admission for session in h.gateway.context.open_sessions))
 
 
 @pytest.mark.parametrize(("version", "code"), [(V311, 5), (V5, Reason.BANNED)])
@@ -295,7 +296,7 @@ async def test_a_model_that_changes_while_a_session_opens(tmp_path: Path) -> Non
         wire.send(encode_connect(Connect(V5, "cam-1")))
         await until_opening(h)
         await h.set_model(publish=())
-        await until(lambda: any(session._policy_outdated for session in h.gateway.open_sessions))
+        await until(lambda: any(session._policy_outdated for session in h.gateway.context.open_sessions))
         hurdle.set()
         side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
         await side.packet()
@@ -315,7 +316,7 @@ async def test_a_device_that_does_not_read_stops_the_broker(tmp_path: Path) -> N
         wire.transport.pause_reading()
         message = encode_publish(Publish("devices/cam-1/down/x", bytes(60_000)), V311)
         await until_clogged(side, message)
-        (session,) = h.gateway.open_sessions
+        (session,) = h.gateway.context.open_sessions
         assert session._device is not None
         assert session._device._transport.get_write_buffer_size() < 1_000_000
         wire.transport.resume_reading()
@@ -329,7 +330,7 @@ async def test_a_broker_that_does_not_read_stops_the_device(tmp_path: Path) -> N
         side.transport.pause_reading()
         message = up("cam-1", bytes(60_000))
         await until_clogged(wire, message)
-        (session,) = h.gateway.open_sessions
+        (session,) = h.gateway.context.open_sessions
         assert session._broker is not None
         assert session._broker._transport.get_write_buffer_size() < 1_000_000
         side.transport.resume_reading()
@@ -355,7 +356,7 @@ async def test_a_device_that_asks_and_does_not_read_the_answers(tmp_path: Path) 
         wire.transport.pause_reading()
         bad = encode_subscribe(Subscribe(1, tuple(Subscription(f"no/{n}") for n in range(900))), V5)
         await until_clogged(wire, bad * 30)
-        (session,) = h.gateway.open_sessions
+        (session,) = h.gateway.context.open_sessions
         assert session._device is not None
         assert session._device._transport.get_write_buffer_size() < 2_000_000
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import structs
@@ -16,9 +16,9 @@ from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
-from fleet.servers.gateway.limits.kept_filters import FilterSet
+from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import Limits
-from fleet.servers.gateway.limits.rates import Budget, Budgets
+from fleet.servers.gateway.limits.rates import Budgets
 from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session import session as session_module
@@ -99,6 +99,16 @@ class FakeContext:
     def now(self) -> datetime:
         return self.time
 
+    kept_filters: KeptFilters = field(default_factory=KeptFilters)
+    saves: None = None
+
+    @property
+    def broker(self) -> "FakeContext":
+        return self
+
+    holders = denials = broker
+
+    @property
     def speaks_v5(self) -> bool:
         return self.v5
 
@@ -118,22 +128,13 @@ class FakeContext:
             raise CloseSession(answer)
         return answer
 
-    def audit_denied(self, peer: object, admission: Admission, action: str, code: str, detail: object) -> None:
+    def put(self, peer: object, admission: Admission, action: str, code: str, detail: object) -> None:
         pass
 
-    def broker_username(self, admission: Admission) -> str:
+    def username(self, admission: Admission) -> str:
         return admission.device.id
 
-    def budget(self, admission: Admission, connect: Connect) -> Budget:
-        return self.budgets.of_device(admission.device.id, admission.rules, asyncio.get_running_loop().time())
-
-    def kept_filters(self, admission: Admission, connect: Connect) -> FilterSet:
-        return FilterSet()
-
-    def hold_acks(self, relay: object, broker: object) -> None:
-        pass
-
-    async def connect_broker(self, model: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+    async def connect(self, model: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         self.asked.append(model)
         transport = await self.connections.get()
         if transport is None:
@@ -150,7 +151,7 @@ class Bench:
     def __init__(self, context: FakeContext | None = None, **connect: Any) -> None:
         self.context = context or FakeContext()
         self.device, self.broker = FakeTransport(), FakeTransport()
-        self.session = Session(self.context, peer_of(CERTIFICATE))
+        self.session = Session(cast(Any, self.context), peer_of(CERTIFICATE))
         self.connect = Connect(connect.pop("version", V5), "cam-1", **connect)
         self.session.connection_made(self.device)
 

@@ -11,6 +11,7 @@ import pytest
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.errors import Unavailable
+from fleet.domain.registry_events import decode_event
 from fleet.servers.gateway.broker.upstream import Factory
 from fleet.servers.gateway.broker.visit import (
     ANSWER_SECONDS_MAX,
@@ -134,7 +135,7 @@ def test_the_user_name_is_the_one_of_its_sessions() -> None:
         broker = Broker()
         broker.is_ours = True
         purger = SessionPurger(BrokerVisits(broker), DEVICES, OutcomeLog())
-        await purger.on_event(ended("cam-1"))
+        purger.on_event(decode_event(ended("cam-1")))
         await asyncio.sleep(5)
         assert broker.connections[0].sent == goes_on(MODEL.name, 0)
         old = Broker(b"\x20\x02\x00\x00", speaks_v5=False)
@@ -204,16 +205,16 @@ def test_only_what_has_ended_for_good_is_purged() -> None:
         broker, outcomes = Broker(), OutcomeLog()
         purger = SessionPurger(BrokerVisits(broker), DEVICES, outcomes)
         for state in (DeviceState.SUSPENDED, DeviceState.ACTIVE, DeviceState.REGISTERED):
-            await purger.on_event(ended("cam-1", state))
-        await purger.on_event(ended("cam-1", DeviceState.REVOKED, EventKind.CREDENTIAL_ENDED))
+            purger.on_event(decode_event(ended("cam-1", state)))
+        purger.on_event(decode_event(ended("cam-1", "ab" * 32, EventKind.CREDENTIAL_ENDED)))
         await asyncio.sleep(60)
         assert broker.connections == []
-        await purger.on_event(ended("cam-1"))
-        await purger.on_event(ended("cam-2", DeviceState.RETIRED))
+        purger.on_event(decode_event(ended("cam-1")))
+        purger.on_event(decode_event(ended("cam-2", DeviceState.RETIRED)))
         await asyncio.sleep(60)
         assert outcomes.counts == {"mqtt.purge.ok": 2}
         broker.answer = None
-        await purger.on_event(ended("cam-3"))
+        purger.on_event(decode_event(ended("cam-3")))
         await asyncio.sleep(600)
         assert outcomes.counts == {"mqtt.purge.ok": 2, "mqtt.purge.failed": 1}
         assert len(broker.connections) == 2 + PURGE_TRIES_MAX
@@ -227,7 +228,7 @@ def test_a_purge_that_fails_is_tried_again() -> None:
         devices = Devices(Unavailable("disk", "The disk is gone."))
         broker.error = ConnectionRefusedError()
         purger = SessionPurger(BrokerVisits(broker), cast(Any, devices), outcomes)
-        await purger.on_event(ended("cam-1"))
+        purger.on_event(decode_event(ended("cam-1")))
         await asyncio.sleep(2.5 * RETRY_SECONDS)
         devices.error = None
         await asyncio.sleep(2 * RETRY_SECONDS)
@@ -246,7 +247,7 @@ def test_one_that_is_refused_leaves_its_place_to_others() -> None:
         visits = BrokerVisits(broker)
         purger = SessionPurger(visits, DEVICES, outcomes)
         for number in range(VISITS_MAX):
-            await purger.on_event(ended(f"cam-{number}"))
+            purger.on_event(decode_event(ended(f"cam-{number}")))
         await asyncio.sleep(0.5)
         begun = seconds()
         assert await visits.until_done(partial(purge_session, Broker(), device("cam-x")))
@@ -261,7 +262,7 @@ def test_it_waits_for_those_who_receive_the_event_later_and_the_feed_for_nobody(
     async def scene() -> None:
         broker, begun = Broker(), seconds()
         purger = SessionPurger(BrokerVisits(broker), DEVICES, OutcomeLog(), after_seconds=5.0)
-        await purger.on_event(ended("cam-1"))
+        purger.on_event(decode_event(ended("cam-1")))
         assert seconds() == begun
         await asyncio.sleep(60)
         assert [at - begun for at in broker.began] == [pytest.approx(5.0)]
@@ -274,7 +275,7 @@ def test_a_whole_model_is_purged_a_few_at_once() -> None:
         broker, outcomes, begun = Broker(delay=2.0), OutcomeLog(), seconds()
         purger = SessionPurger(BrokerVisits(broker), DEVICES, outcomes)
         for number in range(80):
-            await purger.on_event(ended(f"cam-{number}"))
+            purger.on_event(decode_event(ended(f"cam-{number}")))
         await asyncio.sleep(1.0)
         assert len(broker.connections) == VISITS_MAX == 32
         await asyncio.sleep(60)
@@ -290,7 +291,7 @@ def test_closing_ends_what_is_under_way() -> None:
         broker, outcomes = Broker(b"", delay=1.0), OutcomeLog()
         purger = SessionPurger(BrokerVisits(broker), DEVICES, outcomes)
         for number in range(80):
-            await purger.on_event(ended(f"cam-{number}"))
+            purger.on_event(decode_event(ended(f"cam-{number}")))
         await asyncio.sleep(2)
         begun = seconds()
         await purger.close()
@@ -307,7 +308,7 @@ def test_what_nobody_expected_is_logged(caplog: pytest.LogCaptureFixture) -> Non
         broker = Broker()
         broker.error = RuntimeError("visited")
         purger = SessionPurger(BrokerVisits(broker), DEVICES, OutcomeLog())
-        await purger.on_event(ended("cam-1"))
+        purger.on_event(decode_event(ended("cam-1")))
         await asyncio.sleep(5)
         assert [record.message for record in caplog.records if record.exc_info] == ["event=gateway.failed"]
 

@@ -41,8 +41,8 @@ class HungBroker(Broker):
 def hung_gateway() -> Gateway:
     """A link to the broker is open, and a will waits there."""
     gateway = Gateway(cast(Any, None), HungBroker(), clock=now)  # it is not asked
-    gateway.wills.add(waits("cam-1", due_at=seconds() + 100), seconds())
-    gateway.broker_links.add(cast(Any, object()))
+    gateway.context.wills.add(waits("cam-1", due_at=seconds() + 100), seconds())
+    gateway.context.broker_links.add(cast(Any, object()))
     return gateway
 
 

@@ -53,6 +53,8 @@ class Street:
     listener: Listener
     path: Path
     pki: Pki
+    admitted: list[str]
+    """Addresses of clients that the registry has admitted."""
 
     def context(self, name: str | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.path / "ca.pem"))
@@ -75,7 +77,8 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
     pairs["foreign"] = issue("cam-1", made.foreign_root, usages=[CLIENT_AUTH])
     for name, pair in pairs.items():
         pair.write(tmp_path / name, made.issuing)
-    async with open_gateway(tmp_path) as built:
+    admitted: list[str] = []
+    async with open_gateway(tmp_path, on_admitted=admitted.append) as built:
         await built.registry.commit(
             Change(operator("x"), (AddModel(MODEL), *known("cam-1", pairs), *known("cam-2", pairs)))
         )
@@ -85,7 +88,7 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
             contexts=ContextSource(made.context(now=now())),
             limits=ListenerLimits(),
         )
-        yield Street(built, listener, tmp_path, made)
+        yield Street(built, listener, tmp_path, made, admitted)
         listener.close()
         await built.gateway.close()
         await asyncio.wait_for(listener.wait_closed(), PATIENCE)
@@ -188,8 +191,7 @@ async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
 
 
 async def test_only_who_is_admitted_makes_its_address_known(street: Street) -> None:
-    admitted: list[str] = []
-    street.harness.gateway.on_admitted = admitted.append
+    admitted = street.admitted
     await revocation.revoke(street.harness.registry, "cam-2", act=Act("operator", now()))
     for name in ("cam-2", "unknown"):
         wire = await street.dial(name)
@@ -213,7 +215,7 @@ async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> No
     message = encode_publish(Publish("devices/cam-1/down/x", bytes(60_000)), V311)
     for _ in range(300):
         side.send(message)
-    (session,) = street.harness.gateway.open_sessions
+    (session,) = street.harness.gateway.context.open_sessions
     assert session._device is not None
     device, broker = session._device, session._broker
     await until(lambda: device.blocked)

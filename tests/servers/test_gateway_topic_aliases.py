@@ -17,7 +17,7 @@ from fleet.servers.gateway.relay.reason_strings import RESPONSE_REFUSED, RETAIN_
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
-from fleet.wire.mqtt.connect import Connack, Connect, encode_connack
+from fleet.wire.mqtt.connect import Connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Properties, Property
 from fleet.wire.mqtt.reader import PacketReader
@@ -225,9 +225,7 @@ def taking(aliases_max: int, size_max: int | None = None) -> RelayHarness:
     limits: Properties = ((Property.TOPIC_ALIAS_MAXIMUM, aliases_max),)
     if size_max is not None:
         limits = (*limits, (Property.MAXIMUM_PACKET_SIZE, size_max))
-    harness = RelayHarness(V5)
-    harness.relay.set_client_properties(Connect(V5, "cam-1", properties=limits))
-    return harness
+    return RelayHarness(V5, properties=limits)
 
 
 def resolved(stream: bytes | bytearray, aliases_max: int) -> list[Publish]:

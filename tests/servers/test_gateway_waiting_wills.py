@@ -15,6 +15,7 @@ from fleet.domain.device import DeviceState
 from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import HolderFacts
+from fleet.domain.registry_events import decode_event
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.broker.visit import RETRY_SECONDS, VISITS_MAX, BrokerVisits
@@ -201,7 +202,7 @@ class Stage:
             self.wills.add(will, seconds())
 
     def state(self, name: str, state: DeviceState) -> None:
-        self.cancellation.on_event(Event(EventKind.DEVICE_STATE, name, state))
+        self.cancellation.on_event(decode_event(Event(EventKind.DEVICE_STATE, name, state)))
 
     def visits(self) -> list[tuple[str, str | None, bool, object]]:
         """Client id, user name, Clean Start and session expiry of each connection to the broker."""
@@ -347,8 +348,10 @@ def test_what_the_registry_says_of_a_certificate(
         if detail is None:
             stage.cancellation.on_events_missed()
         else:
-            stage.cancellation.on_event(Event(EventKind.CREDENTIAL_ENDED, "cam-1", credential("x").fingerprint.hex()))
-            stage.cancellation.on_event(Event(EventKind.CREDENTIAL_ENDED, "cam-1", detail))
+            stage.cancellation.on_event(
+                decode_event(Event(EventKind.CREDENTIAL_ENDED, "cam-1", credential("x").fingerprint.hex()))
+            )
+            stage.cancellation.on_event(decode_event(Event(EventKind.CREDENTIAL_ENDED, "cam-1", detail)))
         await asyncio.sleep(5)
         assert stage.outcomes.counts == ({"mqtt.will.cancelled": 1} if cancels else {})
 
@@ -422,7 +425,7 @@ def test_purges_and_cancelled_wills_have_one_bound() -> None:
         stage.broker.delay = 2.0
         purger, begun = SessionPurger(stage.broker_visits, DEVICES, stage.outcomes), seconds()
         for number in range(VISITS_MAX - 1):
-            await purger.on_event(Event(EventKind.DEVICE_STATE, f"lock-{number}", DeviceState.REVOKED))
+            purger.on_event(decode_event(Event(EventKind.DEVICE_STATE, f"lock-{number}", DeviceState.REVOKED)))
         await asyncio.sleep(1.0)
         stage.add("cam-1", "cam-2")
         for name in ("cam-1", "cam-2"):

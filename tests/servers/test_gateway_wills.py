@@ -72,7 +72,7 @@ class WillHarness:
 
     @property
     def waiting(self) -> int:
-        return len(self.harness.gateway.wills)
+        return len(self.harness.gateway.context.wills)
 
     async def no_will_for(self, seconds: float) -> None:
         """What the observer gets next is the other device's message, `seconds` from now."""
@@ -200,7 +200,7 @@ async def test_no_will_of_a_device_that_is_cut_off_within_a_long_message(wills: 
     """The broker can't be told DISCONNECT there: it takes the will for that of a lost device, and it waits."""
     wire, _ = await wills.device(delay=3)
     wire.send(encode_publish(Publish("devices/cam-1/up/t", bytes(1_000_000)), V5)[:500_000])
-    (session,) = wills.harness.gateway.open_sessions
+    (session,) = wills.harness.gateway.context.open_sessions
     await until(lambda: session._relay is not None and not session._relay.to_broker.between_packets)
     await revocation.suspend(wills.harness.registry, "cam-1", act=Act("operator", now()))
     await wills.harness.count("mqtt.will.cancelled")
@@ -288,13 +288,13 @@ async def test_a_broker_has_read_all_before_it_is_stopped(wills: WillHarness) ->
 async def test_what_was_missed_is_asked_of_the_registry(wills: WillHarness) -> None:
     await wills.leaves(delay=3)
     registry, gateway = wills.harness.registry, wills.harness.gateway
-    gateway._on_events_missed()
+    gateway._effects.on_events_missed()
     await until(lambda: not gateway._cancellation._tasks)
     assert wills.waiting == 1  # the device is in service
     device = await registry.device("cam-1")
     assert device is not None
     suspended = MoveDevice(device.id, frozenset({device.state}), DeviceState.SUSPENDED)
     await registry.commit(Change(operator("suspend"), (suspended,)))  # and no event arrives
-    gateway._on_events_missed()
+    gateway._effects.on_events_missed()
     await wills.harness.count("mqtt.will.cancelled")
     await wills.no_will_for(4)

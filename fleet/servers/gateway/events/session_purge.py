@@ -3,10 +3,9 @@
 import asyncio
 from functools import partial
 
-from fleet.domain.changes import Event, EventKind
-from fleet.domain.device import OUT_OF_SERVICE
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
+from fleet.domain.registry_events import DeviceStateChanged, RightChanged
 from fleet.servers.gateway.broker.visit import BrokerVisits, purge_session
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.tasks import Tasks
@@ -30,10 +29,10 @@ class SessionPurger:
         self._after_seconds = after_seconds
         self._tasks = Tasks()
 
-    async def on_event(self, event: Event) -> None:
+    def on_event(self, event: RightChanged | None) -> None:
         """Returns at once: a slow broker must not delay the feed."""
-        if event.kind == EventKind.DEVICE_STATE and event.detail in OUT_OF_SERVICE:
-            self._tasks.start(self._purge(event.subject))
+        if isinstance(event, DeviceStateChanged) and event.is_out_of_service:
+            self._tasks.start(self._purge(event.device_id))
 
     async def close(self) -> None:
         """Cancel pending purges; those sessions stay at the broker."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fleet.servers.gateway.close_reasons import PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
+from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.publish_head import (
     ALIAS_MARK,
     ALIAS_OR_RESPONSE_MARK,
@@ -101,8 +102,8 @@ class Handler(Protocol):
     def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
         """The same, for its Response Topic."""
 
-    def packet(self, first: int, body: bytes) -> bytes | None:
-        """Replacement for this packet: None for itself, b"" for nothing."""
+    def packet(self, first: int, body: bytes) -> Outcome:
+        """What becomes of this packet, which is no PUBLISH."""
 
 
 class PacketFilter:
@@ -292,12 +293,12 @@ class PacketFilter:
 
     def _inspect(self, data: bytes, start: int, pos: int, body: int, stop: int) -> int:
         """Let the handler keep, replace or drop the packet at `pos`. Returns the start of the current run."""
-        replacement = self._handler.packet(data[pos], data[body:stop])
-        if replacement is None:
+        outcome = self._handler.packet(data[pos], data[body:stop])
+        if outcome is Fate.FORWARDED:
             return start
         start = self._flush(data, start, pos, stop)
-        if replacement:
-            self._write(replacement)
+        if outcome is not Fate.DROPPED:
+            self._write(outcome)
         return start
 
     def _publish(self, head: Head, data: bytes, start: int) -> int:
@@ -305,26 +306,27 @@ class PacketFilter:
         properties count. Returns the start of the current run.
         """
         is_known = head.topic in self._topics
-        replacement = self._judge(head, data)
-        if replacement:
-            self._flush(data, start, head.pos, head.stop)
-            self._write(replacement + head.payload(data))
-            return head.stop
-        if replacement is None:
+        outcome = self._judge(head, data)
+        if outcome is Fate.DROPPED:
             return self._flush(data, start, head.pos, head.stop)
+        if outcome is not Fate.FORWARDED:
+            self._flush(data, start, head.pos, head.stop)
+            self._write(outcome + head.payload(data))
+            return head.stop
         if self._sent is not None and is_known and (shorter := self._sent.shorten(head, data)):
             self._flush(data, start, head.pos, head.stop)
             self._write(shorter)
             return head.stop
         return start
 
-    def _judge(self, head: Head, data: bytes) -> bytes | None:
-        """What a PUBLISH is forwarded with in place of its head, up to the payload; b"": as it is; None: dropped."""
-        topic, found, replacement, size = head.topic, head.marked, b"", head.stop - head.pos
+    def _judge(self, head: Head, data: bytes) -> Outcome:
+        """What becomes of a PUBLISH; bytes: in place of its head, up to the payload."""
+        outcome: Outcome = Fate.FORWARDED
+        topic, found, size = head.topic, head.marked, head.stop - head.pos
         if found is not None and found.alias is not None:
             topic = self._aliases.topic(found.alias, topic)
-            replacement = with_topic(topic, head, data)
-            size = len(replacement) + head.stop - found.payload_at
+            outcome = with_topic(topic, head, found, data)
+            size = len(outcome) + head.stop - found.payload_at
             if size > self.size_max:
                 raise CloseSession(TOO_LARGE)
             self.growth += max(0, size - (head.stop - head.pos))
@@ -340,7 +342,7 @@ class PacketFilter:
             allowed = False
         elif qos == 2:
             allowed = self._handler.hold(topic.decode(), packet_id, size)
-        return replacement if allowed else None
+        return outcome if allowed else Fate.DROPPED
 
     def _allowed(self, topic: bytes) -> bool:
         known = self._topics.get(topic)
@@ -380,13 +382,13 @@ class PacketFilter:
             raise Malformed("A packet identifier is 0.")
         found = marked(data, after, fields.pos, self._mark) if self._v5 else None
         head = Head(topic, pos, after, stop, found)
-        replacement = self._judge(head, data)
+        outcome = self._judge(head, data)
         self._left = stop - len(data)
-        self._dropping = replacement is None
+        self._dropping = outcome is Fate.DROPPED
         self.packets += 1
-        if replacement == b"":
+        if outcome is Fate.FORWARDED:
             return 0, start
         start = self._flush(data, start, pos, len(data))
-        if replacement:
-            self._write(replacement + head.payload(data))
+        if outcome is not Fate.DROPPED:
+            self._write(outcome + head.payload(data))
         return 0, start

@@ -131,12 +131,10 @@ class SentAliases:
         return packet
 
 
-def with_topic(topic: bytes, head: Head, data: bytes) -> bytes:
+def with_topic(topic: bytes, head: Head, found: Marked, data: bytes) -> bytes:
     """A PUBLISH up to its payload, with its topic in place of its alias."""
-    if head.marked is None:
-        return b""
-    properties = encode_properties(without(head.marked.properties, Property.TOPIC_ALIAS))
-    return _start(head, topic, data, len(properties) + head.stop - head.marked.payload_at) + properties
+    properties = encode_properties(without(found.properties, Property.TOPIC_ALIAS))
+    return _start(head, topic, data, len(properties) + head.stop - found.payload_at) + properties
 
 
 def _start(head: Head, topic: bytes, data: bytes, left: int) -> bytes:

@@ -28,15 +28,14 @@ def of_filters(codes: Iterable[int]) -> str:
 
 
 class ReasonStrings:
-    """Which Reason Strings the device of one session takes: any, until `connect` says otherwise."""
+    """Which Reason Strings the device of one session takes."""
 
     __slots__ = ("_are_asked_for", "_size_max")
 
-    def __init__(self, connect: Connect | None = None) -> None:
-        properties = connect.properties if connect is not None else ()
+    def __init__(self, connect: Connect) -> None:
         # [MQTT-3.1.2-29] when it is 0, none in any packet but CONNACK and DISCONNECT
-        self._are_asked_for = value_of(properties, Property.REQUEST_PROBLEM_INFORMATION) != 0
-        self._size_max = packet_size_max(connect) if connect is not None else None
+        self._are_asked_for = value_of(connect.properties, Property.REQUEST_PROBLEM_INFORMATION) != 0
+        self._size_max = packet_size_max(connect)
 
     def disconnect(self, encode: Callable[[str], bytes], text: str) -> bytes:
         """The DISCONNECT that `encode` makes, with `text` unless the device takes none so long: [MQTT-3.14.2-3]."""

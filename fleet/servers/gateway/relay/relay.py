@@ -1,6 +1,6 @@
 """Sans-I/O relay of one session: a packet filter for each direction, and the answers for refused packets.
 
-    relay = Relay(version, policy, to_broker, to_device, ...)
+    relay = Relay(connect, terms, to_broker, to_device, note)
     closing = relay.from_device(data)       # or from_broker: a close reason after that side's DISCONNECT
 
 Refused are: a PUBLISH to a topic that the policy does not allow, or with RETAIN where the policy does not allow it; a
@@ -9,16 +9,18 @@ persistent session may still hold filters from before the policy changed.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from fleet.domain.model_rules import DEFAULT_RULES, MqttRules, OnDenied
+from fleet.domain.model_rules import MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
-from fleet.servers.gateway.limits.in_flight import InFlight, InFlightTotal
+from fleet.servers.gateway.limits.in_flight import InFlight
+from fleet.servers.gateway.limits.kept_filters import FilterSet
 from fleet.servers.gateway.limits.limits import Limits, lowered
+from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
 from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
 from fleet.servers.gateway.relay.reason_strings import (
@@ -28,7 +30,7 @@ from fleet.servers.gateway.relay.reason_strings import (
     TOPIC_REFUSED,
     ReasonStrings,
 )
-from fleet.servers.gateway.relay.saved_acks import HeldAcks
+from fleet.servers.gateway.relay.saved_acks import HeldAcks, Receiver
 from fleet.servers.gateway.relay.subscriptions import Subscriptions
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
@@ -55,36 +57,55 @@ class Note(Protocol):
         """Note a refusal of `topic`, which may be a filter. `reason`: of several rules, the one that refused it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What applies to one session."""
+
+    policy: TopicPolicy
+    rules: MqttRules
+    """The model's."""
+    limits: Limits
+    filters: FilterSet
+    """Those that the broker may hold for the device."""
+    in_flight: InFlight
+    """The device's QoS 2 messages that the broker holds."""
+    hold_acks: Callable[[Receiver], HeldAcks] | None = None
+    """Holds back the broker's acknowledgements until it has saved what they acknowledge; None: they are not held."""
+    assigned_client_id: str = ""
+    """For CONNACK, when the client has asked for one."""
+
+
 class Relay:
-    def __init__(
-        self, version: int, policy: TopicPolicy, to_broker: Write, to_device: Write, note: Note, limits: Limits
-    ) -> None:
-        self.version = version
-        self.policy = policy
-        self.rules = DEFAULT_RULES.mqtt
-        """The model's."""
+    def __init__(self, connect: Connect, terms: Terms, to_broker: Write, to_device: Write, note: Note) -> None:
+        self.version = version = connect.version
+        self.policy = terms.policy
         self.note = note
         self.connack: Connack | None = None
         """The broker's answer to CONNECT."""
-        self.assigned_client_id = ""
-        """For CONNACK, when the client has asked for one."""
+        self.assigned_client_id = terms.assigned_client_id
         self.closing: CloseReason | None = None
         """Set by a packet that is its side's last: DISCONNECT, or a CONNACK that refuses."""
         self.farewell: bytes | None = None
         """Body of the DISCONNECT that the broker has got."""
         self.answers = 0
         """Packets injected so far in answer to either side."""
-        self.subscriptions = Subscriptions(version, limits)
-        self.in_flight = InFlight(InFlightTotal(limits))
-        """The device's; may be set before CONNACK."""
+        # What the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)
+        self.reasons = ReasonStrings(connect)
+        self.subscriptions = Subscriptions(version, terms.limits.filters_per_packet_max, terms.filters, self.reasons)
+        self.in_flight = terms.in_flight
         self.releasing = 0
         """Bits: packet identifiers of QoS 2 messages whose PUBREL is on its way to the broker; at most 8 KiB."""
-        self._held: HeldAcks | None = None
         self._has_begun = False  # the broker has sent something
-        self._size_max = size_max = limits.packet_size_max
-        self.reasons = self.subscriptions.reasons = ReasonStrings()
+        self._size_max = size_max = terms.limits.packet_size_max
         self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
         self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
+        self._held = terms.hold_acks(self.to_device) if terms.hold_acks is not None else None
+        if self._held is not None:
+            self.to_device.inspect_all()
+        aliases_max = value_of(connect.properties, Property.TOPIC_ALIAS_MAXIMUM)
+        if isinstance(aliases_max, int) and aliases_max:
+            self.to_device.send_aliases(aliases_max, packet_size_max(connect))
+        self.set_rules(terms.rules)
 
     @property
     def left_in_order(self) -> bool:
@@ -146,25 +167,13 @@ class Relay:
             self._held.close()
         self.in_flight.disconnected(acks.disconnect_expiry(self.farewell or b""))
 
-    def hold_acks(self, held: HeldAcks) -> None:
-        """Hold back the broker's acknowledgements in `held`."""
-        self._held = held
-        self.to_device.inspect_all()
-
-    def ack(self, packet: bytes) -> bytes | None:
-        """What the device gets now of an acknowledgement of the broker; None: all of it."""
+    def ack(self, packet: bytes) -> Outcome:
+        """What the device gets now of an acknowledgement of the broker."""
         if self._held is None:
-            return None
+            return Fate.FORWARDED
         if not self._held.add(packet):
             self.closing = close_reasons.QUOTA
-        return b""
-
-    def set_client_properties(self, connect: Connect) -> None:
-        """Apply what the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)."""
-        self.reasons = self.subscriptions.reasons = ReasonStrings(connect)
-        aliases_max = value_of(connect.properties, Property.TOPIC_ALIAS_MAXIMUM)
-        if isinstance(aliases_max, int) and aliases_max:
-            self.to_device.send_aliases(aliases_max, packet_size_max(connect))
+        return Fate.DROPPED
 
     def refuse_publish(self, qos: int, packet_id: int, reason: Reason, text: str) -> None:
         """Answer a PUBLISH of the device in place of the broker, by PUBACK or PUBREC (MQTT 5.0, 3.4.2.1, 3.5.2.1)."""
@@ -233,7 +242,7 @@ class _DeviceHandler(_Handler):
         if qos:
             relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, text)
 
-    def packet(self, first: int, body: bytes) -> bytes | None:
+    def packet(self, first: int, body: bytes) -> Outcome:
         relay = self._relay
         match first >> 4:
             case PacketType.SUBSCRIBE:
@@ -248,7 +257,7 @@ class _DeviceHandler(_Handler):
                 return verdict.forward
             case PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBREL | PacketType.PUBCOMP:
                 acks.check_acknowledgement(first, body, relay.version)
-                return self._release(body) if first == acks.PUBREL else None
+                return self._release(body) if first == acks.PUBREL else Fate.FORWARDED
             case PacketType.PINGREQ if body:
                 raise Malformed("PINGREQ has data.")
             case PacketType.UNSUBSCRIBE:
@@ -259,20 +268,20 @@ class _DeviceHandler(_Handler):
                 relay.closing = close_reasons.CLIENT_DISCONNECTED
                 relay.farewell = body
                 relay.to_broker.stop()
-        return None
+        return Fate.FORWARDED
 
-    def _release(self, body: bytes) -> bytes | None:
+    def _release(self, body: bytes) -> Outcome:
         packet_id = acks.packet_id_of(body)
         relay = self._relay
         if packet_id not in self._unreleased:
             if relay.releasing >> packet_id & 1:
-                return b""  # sent again: the first one's PUBCOMP answers both
+                return Fate.DROPPED  # sent again: the first one's PUBCOMP answers both
             relay.releasing |= 1 << packet_id
-            return None
+            return Fate.FORWARDED
         del self._unreleased[packet_id]
         relay.answers += 1
         relay.to_device.inject(acks.acknowledge(acks.PUBCOMP, packet_id, relay.version))
-        return b""
+        return Fate.DROPPED
 
 
 class _BrokerHandler(_Handler):
@@ -303,7 +312,7 @@ class _BrokerHandler(_Handler):
             relay.answers += 1
             relay.to_broker.inject(acks.acknowledge_publish(qos, packet_id, relay.version, Reason.NOT_AUTHORIZED))
 
-    def packet(self, first: int, body: bytes) -> bytes | None:
+    def packet(self, first: int, body: bytes) -> Outcome:
         relay = self._relay
         match first >> 4:
             case PacketType.CONNACK:
@@ -318,7 +327,7 @@ class _BrokerHandler(_Handler):
             case PacketType.DISCONNECT:
                 relay.closing = BROKERS_REASONS.get(body[0] if body else 0, close_reasons.BROKER_CLOSED)
                 relay.to_device.stop()
-        return None
+        return Fate.FORWARDED
 
     def _release(self, number: int, body: bytes) -> None:
         relay, packet_id = self._relay, acks.packet_id_of(body)
@@ -329,19 +338,19 @@ class _BrokerHandler(_Handler):
             relay.releasing ^= 1 << packet_id
             relay.in_flight.release(packet_id)
 
-    def _connack(self, body: bytes) -> bytes | None:
+    def _connack(self, body: bytes) -> Outcome:
         relay = self._relay
         if relay.connack is not None:
             raise CloseSession(close_reasons.PROTOCOL_ERROR)
         relay.connack = connack = decode_connack(body, relay.version)
         if connack.code:
             relay.closing = close_reasons.BROKER_REFUSED
-            return None
+            return Fate.FORWARDED
         if not connack.session_present:
             relay.subscriptions.forget_all()
         relay.in_flight.connected(connack.session_present, expiry_seconds(connack.properties))
         if relay.version != V5:
-            return None
+            return Fate.FORWARDED
         # Our own limits are announced, for packets (3.2.2.3.6) and topic aliases (3.2.2.3.8).
         brokers_max = value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE)
         size_max = relay.to_broker.size_max

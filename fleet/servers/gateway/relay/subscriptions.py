@@ -7,11 +7,12 @@ of the SUBSCRIBEs before it: a client need not wait for one answer before it sen
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway.close_reasons import QUOTA, TOO_MANY_FILTERS, CloseSession
 from fleet.servers.gateway.limits.kept_filters import FilterSet
-from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
+from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.reason_strings import ReasonStrings, of_filters
 from fleet.wire.errors import Malformed, TooLarge
 from fleet.wire.mqtt.acks import packet_id_of
@@ -37,8 +38,8 @@ ENTRY_BYTES = 128  # of memory for one of them, besides a byte for each of its f
 class Verdict:
     """Outcome of one SUBSCRIBE."""
 
-    forward: bytes | None = None
-    """For the broker: None for the packet itself, b"" for nothing."""
+    forward: Outcome = Fate.FORWARDED
+    """For the broker."""
     answer: bytes | None = None
     """For the device, at once: the SUBACK when nothing is forwarded, and the broker has answered all before it."""
     refused: tuple[str, ...] = ()
@@ -51,16 +52,16 @@ class Subscriptions:
     """Filters are kept from the SUBSCRIBE to the UNSUBACK: possibly more than the broker holds, never fewer."""
 
     __slots__ = (
-        "_acknowledged", "_awaited_bytes", "_forwarded", "_own", "_pending", "_per_packet_max", "_version", "filters",
-        "reasons",
+        "_acknowledged", "_awaited_bytes", "_forwarded", "_own", "_pending", "_per_packet_max", "_reason_strings",
+        "_version", "filters",
     )  # fmt: skip
 
-    def __init__(self, version: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, version: int, per_packet_max: int, filters: FilterSet, reasons: ReasonStrings) -> None:
         self._version = version
-        self._per_packet_max = limits.filters_per_packet_max
-        self.filters = FilterSet(limits)
+        self._per_packet_max = per_packet_max
+        self.filters = filters
         """What the broker may hold for the device."""
-        self.reasons = ReasonStrings()
+        self._reason_strings = reasons
         self._forwarded = self._acknowledged = 0  # SUBSCRIBEs, whole and reduced
         self._pending: dict[int, bytes] = {}  # of reduced ones: packet id -> a code for each filter, 0 for the broker's
         self._own: list[tuple[int, int, bytes]] = []  # refused: the number of those before it, packet id, codes
@@ -85,37 +86,37 @@ class Subscriptions:
         refused = tuple(each for each, reason in judged if reason != Reason.QUOTA_EXCEEDED)
         if not kept:
             if self._acknowledged == self._forwarded:
-                return Verdict(b"", self._refusal(asked.packet_id, codes), refused, over_quota)
+                return Verdict(Fate.DROPPED, self._refusal(asked.packet_id, codes), refused, over_quota)
             self._remember(codes)
             self._own.append((self._forwarded, asked.packet_id, codes))
-            return Verdict(b"", None, refused, over_quota)
+            return Verdict(Fate.DROPPED, None, refused, over_quota)
         self._remember(codes)
         self._pending[asked.packet_id] = codes
         self._forwarded += 1
         forward = encode_subscribe(replace(asked, subscriptions=kept), self._version)
         return Verdict(forward, None, refused, over_quota)
 
-    def complete_suback(self, first: int, body: bytes) -> bytes | None:
-        """What the device gets in place of the broker's SUBACK, our own answers behind it; None: that SUBACK itself.
+    def complete_suback(self, first: int, body: bytes) -> Outcome:
+        """What the device gets of the broker's SUBACK, our own answers behind it.
 
         Raises: WireError.
         """
-        packet = self._completed(body) if self._pending else None
+        packet = self._completed(body) if self._pending else Fate.FORWARDED
         self._acknowledged = min(self._acknowledged + 1, self._forwarded)
         if not self._own or self._own[0][0] > self._acknowledged:
             return packet
-        packets = [packet or encode_packet(first, body)]
+        packets = [encode_packet(first, body) if packet is Fate.FORWARDED else packet]
         while self._own and self._own[0][0] <= self._acknowledged:
             _, packet_id, codes = self._own.pop(0)
             self._forget(codes)
             packets.append(self._refusal(packet_id, codes))
         return b"".join(packets)
 
-    def _completed(self, body: bytes) -> bytes | None:
+    def _completed(self, body: bytes) -> bytes | Literal[Fate.FORWARDED]:
         suback = decode_suback(body, self._version)
         codes = self._pending.pop(suback.packet_id, None)
         if codes is None:
-            return None
+            return Fate.FORWARDED
         self._forget(codes)
         granted = iter(suback.codes)
         whole = tuple(code or next(granted, Reason.UNSPECIFIED) for code in codes)
@@ -132,7 +133,7 @@ class Subscriptions:
             return encode_suback(replace(suback, properties=properties), self._version)
 
         has_one = value_of(suback.properties, Property.REASON_STRING) is not None
-        return self.reasons.answer(encode, "" if has_one else of_filters(codes))
+        return self._reason_strings.answer(encode, "" if has_one else of_filters(codes))
 
     def _remember(self, codes: bytes) -> None:
         """Raises: CloseSession: too many await the broker's answers."""

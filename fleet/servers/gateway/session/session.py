@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from fleet.domain.device import Model
 from fleet.domain.peer import Peer
@@ -19,7 +20,8 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits.rates import RateMeter
-from fleet.servers.gateway.relay.relay import Relay
+from fleet.servers.gateway.relay.relay import Relay, Terms
+from fleet.servers.gateway.relay.saved_acks import HeldAcks
 from fleet.servers.gateway.session.admission import broker_connect, connect_body, connect_in, must_be_servable
 from fleet.servers.gateway.session.broker_link import BrokerLink
 from fleet.servers.gateway.session.context import SessionContext
@@ -125,7 +127,7 @@ class Session(asyncio.Protocol):
     def broker_lost(self) -> None:
         if (reason := self._rules.broker_lost) is not None:
             self._device.pause(Pause.BROKER_LOST)
-            self._context.on_broker_lost(self, reason)
+            self._context.holders.on_broker_lost(self, reason)
 
     def broker_blocked(self) -> None:
         block(self._broker, self._device)
@@ -217,7 +219,7 @@ class Session(asyncio.Protocol):
     def _begin_admission(self, connect: Connect) -> None:
         self.connect = connect
         self._context.open_sessions.claim(self, connect.client_id)
-        must_be_servable(connect, speaks_v5=self._context.speaks_v5(), feed_is_up=self._context.feed_is_up())
+        must_be_servable(connect, speaks_v5=self._context.broker.speaks_v5, feed_is_up=self._context.feed_is_up())
         self._context.spawn(self._open(connect))
 
     # Actions of ADMITTING and CONNECTING: after each await the session may be closed
@@ -239,7 +241,7 @@ class Session(asyncio.Protocol):
                 if other is not self and other.admission is not None:
                     other.close(close_reasons.TAKEN_OVER)
             context = self._context
-            await context.connect_broker(admission.device.model, lambda: BrokerLink(self, context.broker_links))
+            await context.broker.connect(admission.device.model, lambda: BrokerLink(self, context.broker_links))
             if self._policy_outdated and self.phase is Phase.CONNECTING:
                 admission = await self._admit(connect)
             if self._broker is None:
@@ -271,17 +273,21 @@ class Session(asyncio.Protocol):
     def _forward_connect(self, connect: Connect, admission: Admission, broker: FlowControlledTransport) -> None:
         self._enter(Phase.AWAITING_CONNACK)
         self.admission = admission
-        limits = self._context.limits
-        self._relay = Relay(connect.version, admission.policy, broker.write, self._device.write, self._note, limits)
-        self._relay.set_client_properties(connect)
-        self._relay.assigned_client_id = "" if connect.client_id else admission.device.id
-        budget = self._context.budget(admission, connect)
-        self._relay.in_flight = budget.in_flight
-        self._context.hold_acks(self._relay, broker)
+        context, device_id, now = self._context, admission.device.id, self._loop.time()
+        budget = context.budgets.of_device(device_id, admission.rules, now)
+        budget.in_flight.connecting(connect.session_seconds)
+        terms = Terms(
+            admission.policy,
+            admission.rules,
+            context.limits,
+            context.kept_filters.of_session(device_id, outlives_connection=connect.outlives_connection),
+            budget.in_flight,
+            partial(HeldAcks, context.saves, broker.peer_pid()) if context.saves is not None else None,
+            assigned_client_id="" if connect.client_id else device_id,
+        )
+        self._relay = Relay(connect, terms, broker.write, self._device.write, self._note)
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
-        self._relay.subscriptions.filters = self._context.kept_filters(admission, connect)
-        self._relay.set_rules(admission.rules)
-        username, has_room = self._context.broker_username(admission), self._context.wills.has_room(self._loop.time())
+        username, has_room = context.broker.username(admission), context.wills.has_room(now)
         self.connect = broker_connect(connect, admission, username, delays_will=has_room)
         broker.write(encode_connect(self.connect))
         self._check_expiry(admission.credential.not_after)
@@ -360,7 +366,7 @@ class Session(asyncio.Protocol):
         detail = {"topic": topic, "reason": reason} if reason else {"topic": topic}
         self._record(event, code, **detail)
         if self.admission is not None:
-            self._context.audit_denied(self.peer, self.admission, event, code, detail)
+            self._context.denials.put(self.peer, self.admission, event, code, detail)
 
     def _record(self, event: str, code: str, **detail: str) -> None:
         self._log.record(event, code, self._loop.time(), self.client_id, self.admission, **detail)

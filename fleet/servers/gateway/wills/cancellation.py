@@ -10,11 +10,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialState
-from fleet.domain.device import OUT_OF_SERVICE, DeviceState, Model
+from fleet.domain.device import DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
+from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, RightChanged
 from fleet.servers.gateway.broker.visit import BrokerVisits, cancel_will
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.tasks import Tasks
@@ -43,8 +43,10 @@ class WillCancellation:
         visits: BrokerVisits,
         outcomes: OutcomeLog,
         holders: Holders,
+        *,
+        after_seconds: float = 0.0,
     ) -> None:
-        self.after_seconds = 0.0
+        self.after_seconds = after_seconds
         self._wills = wills
         self._registry = registry
         self._visits = visits
@@ -52,15 +54,16 @@ class WillCancellation:
         self._holders = holders
         self._tasks = Tasks()
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: RightChanged | None) -> None:
         """The device's sessions here have been closed. Returns at once: a slow broker must not delay the feed."""
-        will = self._wills.of_device(event.subject, _now())
-        if will is None:
-            return
-        if event.kind == EventKind.DEVICE_STATE and event.detail != DeviceState.ACTIVE:
-            self._start(will, purges=event.detail in OUT_OF_SERVICE)
-        elif event.kind == EventKind.CREDENTIAL_ENDED and event.detail in ("", will.fingerprint.hex()):
-            self._tasks.start(self._look_up(will))
+        match event:
+            case DeviceStateChanged(device_id, is_active=False):
+                if (will := self._wills.of_device(device_id, _now())) is not None:
+                    self._start(will, purges=event.is_out_of_service)
+            case CredentialEnded(holder, fingerprint):
+                will = self._wills.of_device(holder, _now())
+                if will is not None and fingerprint in (None, will.fingerprint):
+                    self._tasks.start(self._look_up(will))
 
     def on_model(self, model: Model) -> None:
         """The policy of its devices is now the one of `model`."""

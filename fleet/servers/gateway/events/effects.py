@@ -1,0 +1,89 @@
+"""What the registry's events do to a gateway: sessions close, wills are cancelled, policies are applied."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from fleet.config.logs import log_event
+from fleet.domain.changes import Event
+from fleet.domain.device import Model
+from fleet.domain.ports import Registry
+from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, ModelChanged, decode_event
+from fleet.servers.gateway import close_reasons
+from fleet.servers.gateway.events.session_purge import SessionPurger
+from fleet.servers.gateway.session.context import SessionContext
+from fleet.servers.gateway.session.session import Session
+from fleet.servers.gateway.wills.cancellation import WillCancellation
+
+log = logging.getLogger("fleet.gateway")
+
+
+class EventEffects:
+    """`purger`: None where another process purges the broker's sessions."""
+
+    def __init__(
+        self,
+        context: SessionContext[Session],
+        registry: Registry,
+        cancellation: WillCancellation,
+        purger: SessionPurger | None,
+    ) -> None:
+        self._context = context
+        self._registry = registry
+        self._cancellation = cancellation
+        self._purger = purger
+        self._applying = asyncio.Lock()  # in order of the events: the last model counts
+
+    async def on_event(self, event: Event) -> None:
+        found = decode_event(event)
+        match found:
+            case DeviceStateChanged():
+                self._on_device_state(found)
+            case CredentialEnded():
+                self._on_credential_ended(found)
+            case ModelChanged(name):
+                await self._on_model_changed(name)
+        self._cancellation.on_event(found)  # its session has been closed above
+        if self._purger is not None:
+            self._purger.on_event(found)
+
+    def on_events_missed(self) -> None:
+        """Events were lost: close all sessions so that clients authenticate again."""
+        for session in self._context.open_sessions:
+            session.close(close_reasons.EVENTS_MISSED)
+        self._cancellation.on_events_missed()
+
+    def _on_device_state(self, changed: DeviceStateChanged) -> None:
+        if changed.is_active:
+            return
+        for session in self._context.open_sessions.of_device(changed.device_id):
+            session.close(close_reasons.device_ended(changed.state))
+        if changed.is_out_of_service:
+            self._context.budgets.session_purged(changed.device_id)
+            self._context.kept_filters.session_purged(changed.device_id)
+
+    def _on_credential_ended(self, ended: CredentialEnded) -> None:
+        sessions, one = self._context.open_sessions, ended.fingerprint
+        for session in sessions.of_device(ended.holder) if one is None else sessions.of_fingerprint(one):
+            session.close(close_reasons.CREDENTIAL_ENDED)
+
+    async def _on_model_changed(self, name: str) -> None:
+        for session in self._context.open_sessions:
+            session.model_changed()
+        model = await self._registry.model(name)
+        if model is not None:
+            # Not awaited: a broker that is slow to reload must not delay a revocation.
+            self._context.spawn(self._apply(model, await self._registry.models()))
+
+    async def _apply(self, model: Model, models: Sequence[Model]) -> None:
+        async with self._applying:
+            # Update the broker's ACLs before our own policy: the broker must not drop a topic that is newly allowed.
+            try:
+                await self._context.broker.set_models(models)
+            except (OSError, TimeoutError) as error:
+                log_event(log, logging.ERROR, "broker.rules-not-set", model=model.name, error=error)
+            for session in self._context.open_sessions:
+                if session.admission is not None and session.admission.device.model == model.name:
+                    session.set_model(model)
+            self._cancellation.on_model(model)
+            self._context.outcomes.record("mqtt.model", "applied", asyncio.get_running_loop().time(), model=model.name)
