@@ -52,7 +52,7 @@ def create_root(name: str, now: datetime) -> Certified:
     Without a path length: after a rollover, certificates that link roots stand between it and an issuing CA, and Go,
     GnuTLS and Mbed TLS count them although they are self-issued (RFC 5280, 6.1.4 l). An issuing CA has path length 0.
     """
-    return _self_signed(_common_name(f"{name} Root CA"), now, ROOT_LIFETIME, path_length=None)
+    return _self_signed(common_name(f"{name} Root CA"), now, ROOT_LIFETIME, path_length=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,15 @@ class NewRoot:
     """For clients that trust the old root: a path to what the new one signs."""
     old_with_new: x509.Certificate
     """For clients that trust the new root: a path to what the old one signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedRoot:
+    """Successor of a root CA whose key is kept elsewhere, with as many of its cross-certificates as there are."""
+
+    certificate: x509.Certificate
+    new_with_old: x509.Certificate | None
+    old_with_new: x509.Certificate | None
 
 
 def succeed_root(old: x509.Certificate, old_key: ec.EllipticCurvePrivateKey, now: datetime) -> NewRoot:
@@ -108,9 +117,9 @@ def create_issuing(
     return certificate, key
 
 
-def issuing_name(name: str, generation: int) -> x509.Name:
-    """Subject of the `generation`th issuing CA of the fleet called `name`. Raises: Invalid (`bad-name`)."""
-    return _common_name(f"{name} Issuing CA" + (f" {generation}" if generation > 1 else ""))
+def issuing_name(fleet: str, generation: int, name: str = "") -> x509.Name:
+    """`name`, or that of the `generation`th issuing CA of the fleet called `fleet`. Raises: Invalid (`bad-name`)."""
+    return common_name(name or f"{fleet} Issuing CA" + (f" {generation}" if generation > 1 else ""))
 
 
 def cross_certify(
@@ -129,6 +138,38 @@ def cross_certify(
     )
 
 
+def certify_root(
+    other: x509.Certificate, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime
+) -> x509.Certificate:
+    """The root `other`, of any name and kind of key, signed by `root`: for clients that trust `root` alone.
+
+    Raises: Invalid (`issuer-expired`).
+    """
+    start, end = _within(root, now, ROOT_LIFETIME)
+    return _sign(
+        _Party.of(other),
+        _Party.of(root),
+        root_key,
+        validity=(start, min(end, other.not_valid_after_utc)),
+        extensions=_authority_extensions(
+            other.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+        ),
+    )
+
+
+def certify_issuing(
+    name: x509.Name, public_key: ec.EllipticCurvePublicKey, root: Certified, lifetime: timedelta, now: datetime
+) -> x509.Certificate:
+    """An issuing CA whose key is elsewhere, signed by `root`, path length 0. Raises: Invalid (`issuer-expired`)."""
+    return _sign(
+        _Party.new(name, public_key),
+        _Party.of(root[0]),
+        root[1],
+        validity=_within(root[0], now, lifetime),
+        extensions=_authority_extensions(path_length=0),
+    )
+
+
 def create_operators(name: str, now: datetime) -> Certified:
     """A self-signed CA for the operators of the fleet called `name`, and its new key. Path length 0.
 
@@ -136,7 +177,7 @@ def create_operators(name: str, now: datetime) -> Certified:
 
     Raises: Invalid (`bad-name`).
     """
-    return _self_signed(_common_name(f"{name} Operators CA"), now, OPERATORS_LIFETIME, path_length=0)
+    return _self_signed(common_name(f"{name} Operators CA"), now, OPERATORS_LIFETIME, path_length=0)
 
 
 def issue_server_certificate(
@@ -177,9 +218,9 @@ def certify_server(
         raise Invalid("bad-host", f"A server certificate takes 1 to {HOSTS_MAX} hosts, not {len(hosts)}.")
     names = [_host_name(host) for host in dict.fromkeys(hosts)]
     # RFC 9525, 2: clients use the SAN alone. The CN is for people, when it fits.
-    common_name = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
+    shown = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
     return _sign(
-        _Party.new(_common_name(common_name), key),
+        _Party.new(common_name(shown), key),
         _Party.of(issuing[0]),
         issuing[1],
         validity=validity,
@@ -251,7 +292,8 @@ def _within(issuer: x509.Certificate, now: datetime, lifetime: timedelta) -> tup
     return start, end
 
 
-def _common_name(text: str) -> x509.Name:
+def common_name(text: str) -> x509.Name:
+    """The name CN=`text`. Raises: Invalid (`bad-name`)."""
     if not text.isprintable() or not 1 <= len(text) <= COMMON_NAME_SIZE_MAX:
         raise Invalid("bad-name", f"{text[:80]!r} cannot be a certificate's name: 1 to 64 printable characters.")
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])

@@ -236,6 +236,7 @@ bad-certificate | 400 | The certificate, its key or the root CA cannot be used. 
 bad-database | 400 | The database setting is invalid. | See fleet init --help.
 bad-host | 400 | A host of the server certificate is invalid. | Give DNS names and IP addresses.
 bad-issuer | 400 | The issuing CA's certificate cannot sign. | Roll the CA over: fleet ca rollover.
+bad-chain | 400 | The chain of an issuing CA that was signed elsewhere cannot be used. | The message says why; have the request signed again.
 bad-certificate-file | 400 | A certificate file of the home cannot be used. | The message names the file; put it back from a backup.
 bad-key | 400 | A key file cannot be used. | The message names the file and the reason.
 bad-server-chain | 400 | No client could verify the server's certificate chain. | Put the CAs above the certificate into server/server.pem.
@@ -267,6 +268,7 @@ no-home | 404 | The path is not a home. | Create one: fleet init.
 no-mosquitto | 400 | mosquitto is not installed. | Install it, or choose another broker.
 no-registry | 404 | The registry does not exist. | Check the path or URL, or restore a backup: fleet restore.
 no-such-group | 400 | The group of a Unix socket does not exist on this machine. | Name another in fleet.toml.
+no-ca-request | 404 | There is no request for an issuing CA that the chain could answer. | Make one: fleet ca csr.
 no-such-ca | 404 | The former CA does not exist. | See fleet ca show.
 no-such-tenant | 403 404 | The tenant has no CA here. | See fleet tenant list.
 not-a-backup | 400 | The file is not a backup, or its beginning is damaged. | Name another file.

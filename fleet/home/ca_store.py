@@ -22,11 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import Certified, NewRoot
+from fleet.ca.authority import Certified, ImportedRoot, NewRoot
 from fleet.ca.keys import write_key
 from fleet.config.durable_files import sync, write_file
 from fleet.domain.errors import Invalid, Unavailable
@@ -46,16 +45,17 @@ class FormerRoot:
     certificate: x509.Certificate
     key_file: Path
     """May be absent."""
-    new_with_old: x509.Certificate
-    """Its successor, signed by it: for clients that trust it."""
-    old_with_new: x509.Certificate
-    """Signed by its successor: for clients that trust that one, and chains from what this root signed."""
+    new_with_old: x509.Certificate | None
+    """Its successor, signed by it: for clients that trust it. None if its key was away then."""
+    old_with_new: x509.Certificate | None
+    """Signed by its successor: for clients that trust that one, and chains from what this root signed. None if that
+    one's key is elsewhere."""
     issuing: x509.Certificate | None = None
     """The current issuing CA, signed by it; None if it has been made while this root's key was away."""
 
     @property
     def links(self) -> tuple[x509.Certificate, ...]:
-        return (*((self.issuing,) if self.issuing else ()), self.new_with_old, self.old_with_new)
+        return tuple(each for each in (self.issuing, self.new_with_old, self.old_with_new) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,13 @@ def cross_file(folder: Path, root: FormerRoot) -> Path:
 
 
 def _cross_in(folder: Path, root: FormerRoot, issuing: x509.Certificate) -> x509.Certificate | None:
-    file = cross_file(folder, root)
-    found = certificate_in(file) if file.exists() else None
+    found = _certificate_if_any(cross_file(folder, root))
     # One of a former issuing CA is left behind by a rollover without the key of `root`.
     return found if found is not None and found.public_key() == issuing.public_key() else None
+
+
+def _certificate_if_any(file: Path) -> x509.Certificate | None:
+    return certificate_in(file) if file.exists() else None
 
 
 def root_in(folder: Path) -> Authority:
@@ -154,8 +157,8 @@ def root_in(folder: Path) -> Authority:
             number,
             certificate_in(roots / f"{number}-{OLD}.pem"),
             roots / f"{number}-{OLD}.key",
-            certificate_in(roots / f"{number}-{NEW_WITH_OLD}.pem"),
-            certificate_in(roots / f"{number}-{OLD_WITH_NEW}.pem"),
+            _certificate_if_any(roots / f"{number}-{NEW_WITH_OLD}.pem"),
+            _certificate_if_any(roots / f"{number}-{OLD_WITH_NEW}.pem"),
         )
         for number in sorted(numbers, reverse=True)
     )
@@ -164,9 +167,14 @@ def root_in(folder: Path) -> Authority:
 
 
 def roll_over(
-    folder: Path, new: Certified, crosses: Mapping[int, x509.Certificate], root: NewRoot | None = None
+    folder: Path,
+    new: Certified,
+    crosses: Mapping[int, x509.Certificate],
+    root: NewRoot | ImportedRoot | None = None,
+    above: Sequence[x509.Certificate] = (),
 ) -> None:
-    """Make `new` the issuing CA, under the new `root` if given. Its predecessor is kept with its key and signs no more.
+    """Make `new` the issuing CA, under the new `root` if given, with the CAs `above` between them. Its predecessor is
+    kept with its key and signs no more.
 
     `crosses` are `new` as signed by former roots, by their numbers; with a new `root`, one is of the present one, by
     the number that it gets. The caller holds the folder's lock.
@@ -182,7 +190,7 @@ def roll_over(
     building = folder / f".{NEXT}.{secrets.token_hex(6)}"
     building.mkdir(mode=0o700)
     certificate, key = new
-    (building / CERTIFICATE).write_bytes(certificate.public_bytes(Encoding.PEM))
+    (building / CERTIFICATE).write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in (certificate, *above)))
     write_key(building / KEY, key)
     for name in (CERTIFICATE, KEY):
         _copy(folder / name, building / f"former.{name}")
@@ -198,16 +206,21 @@ def roll_over(
     finish_rollover(folder)
 
 
-def _write_root(folder: Path, building: Path, root: NewRoot) -> None:
-    number = next_number(root_in(folder).former_roots)
-    certificate, key = root.certified
+def _write_root(folder: Path, building: Path, root: NewRoot | ImportedRoot) -> None:
+    certificate = root.certificate if isinstance(root, ImportedRoot) else root.certified[0]
     (building / "root.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-    write_key(building / "root.key", key)
+    if isinstance(root, NewRoot):
+        write_key(building / "root.key", root.certified[1])
+    if not (folder / "root.pem").exists():
+        return  # a tenant below the fleet's root, which gets one of its own
+    number = next_number(root_in(folder).former_roots)
     roots = building / ROOTS
     for suffix in (".pem", ".key"):
-        _copy(folder / f"root{suffix}", roots / f"{number}-{OLD}{suffix}")
+        if (folder / f"root{suffix}").exists():
+            _copy(folder / f"root{suffix}", roots / f"{number}-{OLD}{suffix}")
     for name, link in ((NEW_WITH_OLD, root.new_with_old), (OLD_WITH_NEW, root.old_with_new)):
-        (roots / f"{number}-{name}.pem").write_bytes(link.public_bytes(Encoding.PEM))
+        if link is not None:
+            (roots / f"{number}-{name}.pem").write_bytes(link.public_bytes(Encoding.PEM))
 
 
 def next_number(roots: Sequence[FormerRoot]) -> int:
@@ -234,6 +247,8 @@ def finish_rollover(folder: Path) -> None:
     for file in ("root.key", "root.pem", KEY, CERTIFICATE):
         if (decided / file).exists():
             _copy(decided / file, folder / file)
+    if (decided / "root.pem").exists() and not (decided / "root.key").exists():
+        (folder / "root.key").unlink(missing_ok=True)  # that of the root before, which is kept beside it
     sync(folder)
     done = folder / f".issuing.done.{secrets.token_hex(6)}"
     decided.rename(done)
@@ -263,15 +278,6 @@ def forget(folder: Path, wanted: x509.Certificate) -> None:
         file.unlink(missing_ok=True)
         sync(file.parent)
     os.utime(folder)
-
-
-def has_signed(authority: x509.Certificate, below: x509.Certificate) -> bool:
-    """Whether `below` bears the name of `authority` as its issuer, and its signature."""
-    try:
-        below.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):  # TypeError: a key that signs no certificates
-        return False
-    return True
 
 
 def fingerprint(certificate: x509.Certificate) -> str:

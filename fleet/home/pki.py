@@ -16,13 +16,14 @@ from fleet.ca.authority import (
     issue_server_certificate,
     names_of_server,
 )
+from fleet.ca.chain import has_signed
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.config.durable_files import write_file
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
-from fleet.home.ca_store import Authority, has_signed, locked
+from fleet.home.ca_store import Authority, locked
 from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
 from fleet.home.served_chain import served_chain
 from fleet.home.tenants import authority_of

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import create_issuing, create_root, cross_certify, link_roots, succeed_root
+from fleet.ca.chain import has_signed
 from fleet.ca.keys import load_key, write_key
 from fleet.config.durable_files import sync, write_file
 from fleet.domain.device import plain_name
@@ -29,7 +30,6 @@ from fleet.home.ca_store import (
     cross_file,
     fingerprint,
     forget,
-    has_signed,
     locked,
     next_number,
     read_authority,
@@ -118,7 +118,7 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
                 (building / "root.pem").write_bytes(root.public_bytes(Encoding.PEM))
                 write_key(building / "root.key", root_key)
             issuing, key = create_issuing(f"{fleet} {name}", root, root_key or _key_of_root(home.root_key), now)
-            _must_be_called_otherwise(issuing, known)
+            must_be_called_otherwise(issuing, known)
             (building / CERTIFICATE).write_bytes(issuing.public_bytes(Encoding.PEM))
             write_key(building / KEY, key)
             sync_tree(building)
@@ -131,7 +131,8 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
         sync(home.ca)
 
 
-def _must_be_called_otherwise(issuing: x509.Certificate, known: Authorities) -> None:
+def must_be_called_otherwise(issuing: x509.Certificate, known: Authorities) -> None:
+    """Raises: Conflict (`name-taken`): another CA of the home has its name."""
     # RFC 5280, 4.1.2.6: a CA's name identifies one entity, so that an issuer found by name is unique.
     if any(issuing.subject in (c.subject, a.root.subject) for a in known.all for c in a.issuers):
         text = f"There is a CA called {issuing.subject.rfc4514_string()} already."
@@ -167,14 +168,14 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
         old = read_authority(folder, tenant, read_authorities(home, wait=False).own, home.ca, wait=False)
         new_root = succeed_root(old.root, root_key, now) if root_too else None
         root, key = new_root.certified if new_root is not None else (old.root, root_key)
-        issuing = create_issuing(name, root, key, now, generation=_generation(old) + 1)
-        crosses = _signed_by_former(issuing[0], old, now)
+        issuing = create_issuing(name, root, key, now, generation=next_generation(old))
+        crosses = signed_by_former(issuing[0], old, now)
         if new_root is not None:
             crosses[next_number(old.former_roots)] = cross_certify(issuing[0], old.root, root_key, now)
         if new_root is not None and not tenant:
             keep_fleet_fingerprint(home)
         roll_over(folder, issuing, crosses, new_root)
-    _touch_watched_folders(home)
+    touch_watched_folders(home)
     return authority_of(home, tenant)
 
 
@@ -185,14 +186,14 @@ def complete_cross_certificates(home: Home, now: datetime) -> None:
         lacking = replace(own, former_roots=tuple(each for each in own.former_roots if each.issuing is None))
         if not any(each.key_file.exists() for each in lacking.former_roots):
             return
-        made = _signed_by_former(own.issuing, lacking, now)
+        made = signed_by_former(own.issuing, lacking, now)
         for root in lacking.former_roots:
             if cross := made.get(root.number):
                 write_file(cross_file(home.ca, root), cross.public_bytes(Encoding.PEM), secret=False, force=True)
-    _touch_watched_folders(home)
+    touch_watched_folders(home)
 
 
-def _signed_by_former(issuing: x509.Certificate, authority: Authority, now: datetime) -> dict[int, x509.Certificate]:
+def signed_by_former(issuing: x509.Certificate, authority: Authority, now: datetime) -> dict[int, x509.Certificate]:
     """`issuing` as signed by each former root of `authority` that has not expired and whose key is here, by number."""
     return {
         root.number: cross_certify(issuing, root.certificate, load_key(root.key_file), now)
@@ -213,7 +214,7 @@ def forget_former(home: Home, tenant: str, sha256: str, now: datetime) -> x509.C
         gone = former_of(home, tenant, sha256)
         _link_around(folder, authority, gone, now)
         forget(folder, gone)
-    _touch_watched_folders(home)
+    touch_watched_folders(home)
     return gone
 
 
@@ -281,13 +282,13 @@ def _key_of_root(file: Path) -> ec.EllipticCurvePrivateKey:
     return load_key(file)
 
 
-def _generation(authority: Authority) -> int:
-    """Sorted by the number after the name; the first has none."""
+def next_generation(authority: Authority) -> int:
+    """Number of the next issuing CA of our own name, by the number after the name of each; the first has none."""
     names = (each.subject.rfc4514_string().rpartition(" CA")[2].strip() for each in authority.issuers)
-    return max(int(text) if text.isdecimal() else 1 for text in names)
+    return 1 + max(int(text) if text.isdecimal() and len(text) < 6 else 1 for text in names)
 
 
-def _touch_watched_folders(home: Home) -> None:
+def touch_watched_folders(home: Home) -> None:
     """Update the times of the two folders that a serving process watches."""
     for folder in filter(Path.exists, (home.ca, home.tenants)):
         os.utime(folder)

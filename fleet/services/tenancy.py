@@ -36,6 +36,19 @@ async def announce_rollover(registry: Registry, tenant: str, *, sha256: str, roo
     await registry.commit(Change(made_by(act, "ca.rollover", _ca_of(tenant), **detail)))
 
 
+async def announce_import(registry: Registry, tenant: str, *, ends: str, sha256: str, root: str, act: Act) -> None:
+    """Record that `tenant` gets an issuing CA that was signed elsewhere, of this SHA-256 and below the root of the
+    SHA-256 `root`, in place of the one of the SHA-256 `ends`.
+    """
+    detail = {"ends": ends, "sha256": sha256, "root": root}
+    await registry.commit(Change(made_by(act, "ca.import", _ca_of(tenant), **detail)))
+
+
+async def announce_signing(registry: Registry, *, sha256: str, subject: str, action: str, act: Act) -> None:
+    """Record that the root signs a CA (`ca.sign`, `ca.cross-sign`) or, for a CRL, ends one (`ca.revoke`)."""
+    await registry.commit(Change(made_by(act, action, subject, sha256=sha256)))
+
+
 async def announce_forgetting(registry: Registry, tenant: str, *, sha256: str, act: Act) -> None:
     """Record that a former issuing CA of `tenant` is no longer trusted."""
     await registry.commit(Change(made_by(act, "ca.forget", _ca_of(tenant), sha256=sha256)))

@@ -237,6 +237,8 @@ async def test_a_root_is_rolled_over_under_its_name_and_the_fleet_stays_the_same
         assert after.root.public_key() != old.root.public_key()
         former = after.former_roots[0]
         assert former.certificate == old.root
+        assert former.new_with_old is not None
+        assert former.old_with_new is not None
         after.issuing.verify_directly_issued_by(after.root)
         former.new_with_old.verify_directly_issued_by(old.root)
         former.old_with_new.verify_directly_issued_by(after.root)

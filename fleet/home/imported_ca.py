@@ -1,0 +1,184 @@
+"""An issuing CA that a corporate or offline root has signed: its request, and the import of the chain that came back.
+
+FOLDER/request.key    the key of the request, until the chain is imported
+FOLDER/root.crl       the root's own CRL, PEM, where it came along
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from fleet.ca.authority import (
+    Certified,
+    ImportedRoot,
+    certify_root,
+    cross_certify,
+    issuing_name,
+    renewed_server_certificate,
+)
+from fleet.ca.authority_request import authority_request
+from fleet.ca.chain import checked_chain, has_signed
+from fleet.ca.keys import load_key, load_or_make_key
+from fleet.config.durable_files import sync, write_file
+from fleet.domain.errors import Invalid, NotFound, Refused
+from fleet.home.ca_store import Authority, locked, next_number, roll_over
+from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of
+from fleet.home.tenants import (
+    authority_of,
+    must_be_called_otherwise,
+    next_generation,
+    read_authorities,
+    signed_by_former,
+    touch_watched_folders,
+)
+from fleet.tls.verification import why_unverified
+from fleet.wire.encodings.reading import read
+from fleet.wire.errors import WireError
+
+REQUEST_KEY, ROOT_CRL = "request.key", "root.crl"
+FILE_SIZE_MAX = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import changes, before it is done."""
+
+    chain: tuple[x509.Certificate, ...]
+    """The issuing CA first, its root last."""
+    root: ImportedRoot | None
+    """None: the root stays."""
+    crl: x509.CertificateRevocationList | None
+
+
+def request_issuing(home: Home, tenant: str, *, name: str = "", new_key: bool = False) -> bytes:
+    """A request, PEM, for the next issuing CA of `tenant` ("": the fleet's own), called `name` or as a rollover does.
+    Repeated for the same key until its chain is imported, or for a `new_key`.
+
+    Raises: NotFound (`no-such-tenant`). Invalid (`bad-name`, `bad-key`). OSError.
+    """
+    authority = authority_of(home, tenant)
+    file = authority.key_file.with_name(REQUEST_KEY)
+    fleet = f"{settings_of(home).name} {tenant}".rstrip()
+    subject = issuing_name(fleet, next_generation(authority), name)
+    with locked(home.ca):
+        if new_key:
+            file.unlink(missing_ok=True)
+        return authority_request(subject, load_or_make_key(file))
+
+
+def read_import(home: Home, tenant: str, data: bytes, now: datetime) -> Imported:
+    """The chain in `data` (PEM, DER, PKCS#7), for the request of `tenant`.
+
+    Raises: NotFound (`no-such-tenant`, `no-ca-request`). Invalid (`bad-chain`). Conflict (`name-taken`). OSError.
+    """
+    known = read_authorities(home)
+    authority = authority_of(home, tenant)
+    key = _request_key(authority)
+    given, crls = _given(data)
+    chain = checked_chain(given, key.public_key(), [authority.root], now)
+    must_be_called_otherwise(chain[0], known)
+    _server_must_verify(home, (chain[0], key), chain, now)
+    root = chain[-1]
+    crl = next((each for each in crls if each.issuer == root.subject), None)
+    if crl is not None and not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
+        raise Invalid("bad-chain", "The chain is refused: the root has not signed the CRL.", "Ask for another.")
+    return Imported(chain, None if root == authority.root else _links(authority, root, given, now), crl)
+
+
+def _request_key(authority: Authority) -> ec.EllipticCurvePrivateKey:
+    file = authority.key_file.with_name(REQUEST_KEY)
+    if not file.exists():
+        raise NotFound("no-ca-request", "There is no request that this could answer.", "Make one with: fleet ca csr")
+    return load_key(file)
+
+
+def _given(data: bytes) -> tuple[tuple[x509.Certificate, ...], tuple[x509.CertificateRevocationList, ...]]:
+    if len(data) > FILE_SIZE_MAX:
+        raise Invalid("bad-chain", f"The chain is refused: the file is larger than {FILE_SIZE_MAX} bytes.")
+    try:
+        found = read(data)
+    except WireError as error:
+        raise Invalid("bad-chain", f"The chain is refused: {error}", "Give it in PEM, DER or PKCS#7.") from None
+    return found.certificates, found.revocation_lists
+
+
+def _server_must_verify(home: Home, issuing: Certified, chain: Sequence[x509.Certificate], now: datetime) -> None:
+    """As a client would see it, name constraints included (RFC 5280, 4.2.1.10)."""
+    hosts = settings_of(home).hosts
+    trial = renewed_server_certificate(issuing, hosts, issuing[1], now, None)
+    if why := why_unverified((trial, *chain[:-1]), [chain[-1]], now):
+        advice = f"It has to allow the server's hosts, {', '.join(hosts)}, and every device's name."
+        raise Invalid("bad-chain", f"The chain is refused: clients would reject a server below it: {why}.", advice)
+
+
+def _links(
+    authority: Authority, root: x509.Certificate, given: Sequence[x509.Certificate], now: datetime
+) -> ImportedRoot:
+    """The new `root` with what links it to the present one: out of `given`, or signed by the present one's key."""
+    before = authority.root
+    new_with_old = _link(given, root, before)
+    key_file = authority.key_file.with_name("root.key")
+    if new_with_old is None and key_file.exists():
+        new_with_old = certify_root(root, before, load_key(key_file), now)
+    return ImportedRoot(root, new_with_old, _link(given, before, root))
+
+
+def _link(
+    given: Sequence[x509.Certificate], subject: x509.Certificate, issuer: x509.Certificate
+) -> x509.Certificate | None:
+    """The certificate of the key of `subject` that `issuer` has signed."""
+    for each in given:
+        is_same = each.subject == subject.subject and each.public_key() == subject.public_key()
+        if is_same and each != subject and has_signed(issuer, each):
+            return each
+    return None
+
+
+def import_chain(home: Home, tenant: str, made: Imported, now: datetime, *, force: bool = False) -> Authority:
+    """Issue from the imported CA from now on. The one before is kept, as in a rollover; so is the root before.
+
+    Raises: Refused (`root-key-away`): clients that trust the root before could no longer verify, and `force` is not
+    given. Invalid (`too-many-former`). OSError.
+    """
+    before = authority_of(home, tenant)
+    folder = before.key_file.parent
+    if made.root is not None and _has_root(folder) and made.root.new_with_old is None and not force:
+        raise Refused(
+            "root-key-away",
+            "Clients that trust the present root alone could not verify the new chain: its key is not here to sign the "
+            "new root, and the file holds no such certificate (NewWithOld).",
+            "Put the key back for this command; or use --force, if they have the new root already.",
+        )
+    with locked(home.ca):
+        key = _request_key(before)
+        crosses = signed_by_former(made.chain[0], before, now)
+        if made.root is not None and _has_root(folder):
+            crosses |= _cross_of_present(before, made, now)
+            if not tenant:
+                keep_fleet_fingerprint(home)
+        roll_over(folder, (made.chain[0], key), crosses, made.root, above=made.chain[1:-1])
+        if made.crl is not None:
+            write_file(folder / ROOT_CRL, made.crl.public_bytes(Encoding.PEM), secret=False, force=True)
+        folder.joinpath(REQUEST_KEY).unlink()
+        sync(folder)
+    touch_watched_folders(home)
+    return authority_of(home, tenant)
+
+
+def _has_root(folder: Path) -> bool:
+    """Whether it is its own: a tenant's may be the fleet's."""
+    return (folder / "root.pem").exists()
+
+
+def _cross_of_present(before: Authority, made: Imported, now: datetime) -> dict[int, x509.Certificate]:
+    """The new issuing CA as signed by the present root, by the number that this one gets: for Go, which searches."""
+    key_file = before.key_file.with_name("root.key")
+    if not key_file.exists():
+        return {}
+    number = next_number(before.former_roots)
+    return {number: cross_certify(made.chain[0], before.root, load_key(key_file), now)}
