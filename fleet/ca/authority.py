@@ -244,7 +244,7 @@ def issue_responder_certificate(
     if issuing.public_key() != issuing_key.public_key():
         raise Invalid("bad-issuer", "The issuing certificate and the issuing key do not belong together.")
     return _sign(
-        _Party.new(_common_name("OCSP Responder"), key),
+        _Party.new(common_name("OCSP Responder"), key),
         _Party.of(issuing),
         issuing_key,
         validity=_within(issuing, now, RESPONDER_LIFETIME),

@@ -99,6 +99,16 @@ def _publish_url(value: Any) -> str:
     return str(value).rstrip("/")
 
 
+EVERY_CA, OWN_CA, OPERATORS_CA, TENANT_CA = "all", "fleet", "operators", "tenant:"
+
+
+def _authorities(value: Any) -> tuple[str, ...]:
+    pattern = rf"{EVERY_CA}|{OWN_CA}|{OPERATORS_CA}|{TENANT_CA}[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}"
+    if not isinstance(value, list) or not all(isinstance(each, str) and re.fullmatch(pattern, each) for each in value):
+        raise ValueError('must be a list of CAs: "all", "fleet", "operators", "tenant:NAME"; [] for none')
+    return tuple(value)
+
+
 def _number_between(low: float, high: float, *, kinds: Any = int | float, kind: str = "a number") -> Reader:
     def read(value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
@@ -176,6 +186,10 @@ class Settings(Struct, frozen=True):
     failure_backoff_seconds_max: Annotated[float, "limits", _number_between(1, 86_400)] = 300.0
     publish_url: Annotated[str, "publish", _publish_url, "url"] = ""
     """Where relying parties fetch what is published; "": certificates and CRLs name no place."""
+    publish_cdp: Annotated[tuple[str, ...], "publish", _authorities, "cdp"] = (EVERY_CA,)
+    """CAs whose certificates name their CRL, beneath `publish_url`."""
+    publish_aia: Annotated[tuple[str, ...], "publish", _authorities, "aia"] = (EVERY_CA,)
+    """CAs whose certificates name the OCSP responder and the CA's certificate, likewise."""
     crl_max_delay: Annotated[float, "crl", _number_between(1, 3600), "max_delay"] = 5.0
     crl_hours: Annotated[int, "crl", _count_between(1, 8760), "hours"] = 24
     crl_shards: Annotated[int, "crl", _count_between(1, SHARDS_MAX), "shards"] = 1

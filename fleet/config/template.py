@@ -28,6 +28,11 @@ address = {publish}
 # Where relying parties fetch CRLs, CA certificates and OCSP answers, as certificates and CRLs name it:
 # "http://pki.example.com". Plain HTTP is usual, as everything is signed. "": they name no place.
 url = {publish_url}
+# CAs whose certificates name their CRL (cdp), and the OCSP responder with the CA's certificate (aia): "all", "fleet",
+# "operators", "tenant:NAME"; [] for none. A model may go without: `fleet model set --no-cdp --no-aia`. A change reaches
+# a certificate when it is next renewed.
+cdp = {publish_cdp}
+aia = {publish_aia}
 
 [registry]
 # "sqlite": registry.db in this folder. Or PostgreSQL, for several nodes: "postgresql://USER@HOST:PORT/DATABASE", with

@@ -15,6 +15,7 @@ from fleet.ca.authority import (
     identifier_of,
     issue_server_certificate,
     names_of_server,
+    renewed_server_certificate,
 )
 from fleet.ca.chain import has_signed
 from fleet.ca.head_signer import LocalHeadSigner
@@ -25,6 +26,7 @@ from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
 from fleet.home.ca_store import Authority, locked
 from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
+from fleet.home.publication import publication_of, publication_of_operators
 from fleet.home.served_chain import served_chain
 from fleet.home.tenants import authority_of
 from fleet.tls.contexts import ServerIdentity
@@ -34,7 +36,8 @@ from fleet.wire.key_package import Sealer
 
 def load_issuer(home: Home) -> LocalIssuer:
     """The issuing CA of `home`, ready to sign."""
-    return LocalIssuer(certificate_in(home.issuing_certificate), load_key(home.issuing_key))
+    publication = publication_of(settings_of(home), "")
+    return LocalIssuer(certificate_in(home.issuing_certificate), load_key(home.issuing_key), publication=publication)
 
 
 def audit_signer(home: Home) -> LocalHeadSigner:
@@ -81,7 +84,8 @@ def operators_authority(home: Home, now: datetime) -> x509.Certificate:
 
 def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:
     """The issuer of operators' certificates of `home`; its CA is created if missing."""
-    return LocalIssuer(operators_authority(home, now), load_key(home.operators_key), OPERATORS)
+    publication = publication_of_operators(settings_of(home))
+    return LocalIssuer(operators_authority(home, now), load_key(home.operators_key), OPERATORS, publication)
 
 
 def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
@@ -107,7 +111,8 @@ def renew_server_certificate(home: Home, settings: Settings, now: datetime) -> s
     why = _why_renew(home, settings, authority, chain, now)
     if why:
         issuing_key, key = load_key(home.issuing_key), load_key(home.server_key)
-        renewed, _ = issue_server_certificate(authority.issuing, issuing_key, settings.hosts, now, key=key)
+        publication = publication_of(settings, "")
+        renewed = renewed_server_certificate((authority.issuing, issuing_key), settings.hosts, key, now, publication)
         pem = b"".join(each.public_bytes(Encoding.PEM) for each in (renewed, *chain))
         write_file(home.server_chain, pem, secret=False, force=True)
     return why

@@ -17,11 +17,13 @@ from fleet.ca.issuer import FLEET, LocalIssuer
 from fleet.ca.issuers import TENANTS, TenantIssuers
 from fleet.ca.keys import load_key
 from fleet.config.logs import log_event
+from fleet.config.settings import Settings
 from fleet.domain.credential import Credential
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority
-from fleet.home.layout import Home
+from fleet.home.layout import Home, settings_of
+from fleet.home.publication import publication_of
 from fleet.home.tenants import Authorities, read_authorities
 
 log = logging.getLogger("fleet")
@@ -43,7 +45,7 @@ class LiveAuthorities:
     """
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self._home, self._settings = home, settings_of(home)
         self._issuers = TenantIssuers(self._issuer_of)
         self.changed: Callable[[], None] = lambda: None
         """Called when the CAs or the server certificate have changed."""
@@ -116,10 +118,10 @@ class LiveAuthorities:
 
     def _read(self, stamp: _Stamp) -> None:
         current = read_authorities(self._home, wait=False)
-        signers: dict[str, LocalIssuer | Exception] = {"": _signer(current.own)}
+        signers: dict[str, LocalIssuer | Exception] = {"": _signer(current.own, self._settings)}
         for name, authority in current.tenants.items():
             try:
-                signers[name] = _signer(authority)
+                signers[name] = _signer(authority, self._settings)
             except _TROUBLE as error:
                 signers[name] = error
         self._current, self._signers, self._server = current, signers, stamp[0]
@@ -159,8 +161,9 @@ def _changed(path: str) -> tuple[int, int]:
     return found.st_ctime_ns, found.st_ino  # ctime, which `cp -p` and `touch -d` cannot set back
 
 
-def _signer(authority: Authority) -> LocalIssuer:
-    return LocalIssuer(authority.issuing, load_key(authority.key_file), TENANTS if authority.tenant else FLEET)
+def _signer(authority: Authority, settings: Settings) -> LocalIssuer:
+    kinds, publication = TENANTS if authority.tenant else FLEET, publication_of(settings, authority.tenant)
+    return LocalIssuer(authority.issuing, load_key(authority.key_file), kinds, publication)
 
 
 def client_anchors(authorities: Authorities) -> tuple[list[x509.Certificate], dict[bytes, str]]:

@@ -39,6 +39,8 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         forward_auth_secret_file="proxy.secret",
         forward_auth_group="www-data",
         publish_url="http://pki.example/fleet",
+        publish_cdp=("fleet", "tenant:acme"),
+        publish_aia=(),
         crl_delta=True,
         **{name: value + 1 for name, value in numbers(Settings()).items()},
     )
@@ -69,6 +71,8 @@ def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
         ('[listen]\n# est = 1\nest = "nowhere"\n', 3, "listen.est 'nowhere' is not HOST:PORT"),
         ('[publish]\naddress = "nowhere"\n', 2, "publish.address 'nowhere' is not HOST:PORT"),
         ("[publish]\naddress = false\n", 2, "publish.address must be a text"),
+        ('[publish]\ncdp = "all"\n', 2, "publish.cdp must be a list of CAs"),
+        ('[publish]\naia = ["tenant:"]\n', 2, "publish.aia must be a list of CAs"),
         ('[publish]\npublish = "h:1"\n', 2, "publish.publish is not a setting"),
         ('[listen]\nesst = "h:1"\n', 2, "did you mean 'est'"),
         ("[fleet]\nhosts = []\n", 2, "fleet.hosts must be a list"),
