@@ -12,12 +12,13 @@ from pathlib import Path
 from cryptography import x509
 
 from fleet.ca.authority import issue_responder_certificate
+from fleet.ca.chain import has_signed
 from fleet.ca.keys import load_key, load_or_make_key
 from fleet.ca.ocsp import IssuerId, Responder, issuer_ids
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
-from fleet.home.ca_store import FORMER, fingerprint, has_signed
+from fleet.home.ca_store import FORMER, fingerprint
 from fleet.home.layout import Home, certificate_in
 from fleet.home.tenants import Authorities
 from fleet.wire.ocsp import SHA1, CertId, cert_id
