@@ -201,6 +201,7 @@ class Settings(Struct, frozen=True):
     approval_per_model_max: Annotated[int, "approval", _count_between(0, 100_000)] = 500
     approval_per_address_max: Annotated[int, "approval", _count_between(0, 100_000)] = 50
     approval_days: Annotated[int, "approval", _count_between(1, 365)] = 7
+    approval_stranger_days: Annotated[int, "approval", _count_between(1, 365)] = 1
     approval_ask_again_seconds: Annotated[int, "approval", _count_between(1, 86_400)] = 30
     dynsec_broker: Annotated[str, "dynamic_security", _controlled_broker] = ""
     """mqtts://HOST:PORT, or mqtt://HOST:PORT on a loopback address; "": none."""

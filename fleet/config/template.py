@@ -127,6 +127,8 @@ approval_per_model_max = {approval_per_model_max}
 approval_per_address_max = {approval_per_address_max}
 # Days after which a request is deleted, counted anew from the operator's decision.
 approval_days = {approval_days}
+# Days after which a request for a device that is not registered is deleted, counted from the last time it was sent.
+approval_stranger_days = {approval_stranger_days}
 # Retry-After of a waiting request at first; it grows with the age of the request, to 15 minutes.
 approval_ask_again_seconds = {approval_ask_again_seconds}
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from fleet.domain.device import DeviceId
 
 FACTS_SIZE_MAX = 1000  # of the CSR's subject and SAN, for people to read; untrusted text
+UNSEEN = timedelta(hours=1)  # a client that still waits has asked again by then, four times over
 ASK_AGAIN_SECONDS_MAX = 900  # an approved device waits at most this long for its certificate
 FINGERPRINT_OCTETS = 8  # 64 bits: too many to search through, few enough to read out
 
@@ -61,6 +62,8 @@ class ApprovalRequest(Struct, frozen=True):
     reason: str = ""
     revision: int = 1
     """One higher with each change of state."""
+    block: str = ""
+    """Whose it is where there is no room for all: the /24 of an IPv4 address, the /48 of an IPv6 one."""
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +83,7 @@ EVERY_REQUEST = RequestFilter()
 
 class WaitingLimits(Struct, frozen=True):
     """How many requests may wait, since unauthenticated clients must not fill the disk; how long, and their retry
-    interval.
+    interval. Requests with a key that the manifest lists for their device are not counted.
     """
 
     requests_max: int = 1000
@@ -90,6 +93,8 @@ class WaitingLimits(Struct, frozen=True):
     """Of a request; starts again with the decision."""
     ask_again_seconds: int = 30
     """After the first request; grows with its age."""
+    stranger_lifetime: timedelta = timedelta(days=1)
+    """Of a request for a device that is not registered, from the last time that it was sent; `lifetime` at most."""
 
 
 DEFAULT_WAITING = WaitingLimits()

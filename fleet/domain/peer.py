@@ -44,6 +44,17 @@ class Peer(Struct, frozen=True):
         return self.read_channel_binding()
 
 
+def block_of(address: str) -> str:
+    """What belongs to one operator of a network, for all we know: the /24 of an IPv4 address, the /48 of an IPv6 one."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        parsed = parsed.ipv4_mapped or parsed
+    return str(ipaddress.ip_network((parsed, 24 if parsed.version == 4 else 48), strict=False))
+
+
 def network_of(address: str) -> str:
     """What counts as one client: an IPv4 address, or the /64 of an IPv6 one, which is what a subscriber is assigned."""
     if ":" not in address:

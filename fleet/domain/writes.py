@@ -259,20 +259,30 @@ class ImportDevices(Struct, frozen=True):
 
 class AddRequest(Struct, frozen=True):
     """Add a pending request; requests that have expired by its `first_seen` are deleted first. Conflict when it exists
-    already, or when as many as `limits` allow are pending.
+    already, or when as many as `limits` allow are pending, unless it `is_announced`.
+
+    With `makes_room`, where all or the model's are as many, the one of them that was not seen for longest gives way: of
+    the address block that has most, and in that of the network that has most. A block that would have as many as that
+    one makes no room for itself, unless that one was not seen for UNSEEN.
     """
 
     request: ApprovalRequest
     limits: WaitingLimits
+    makes_room: bool = False
+    is_announced: bool = False
+    """Its key is the one that the manifest lists for its device."""
 
 
 class TouchRequest(Struct, frozen=True):
-    """Record that it was sent `asked` times more, last at `at` from `address`. No conflict when it is gone."""
+    """Record that it was sent `asked` times more, last at `at` from `address`; a pending one is kept until `until` at
+    least. No conflict when it is gone.
+    """
 
     request_id: str
     asked: int
     at: datetime
     address: str
+    until: datetime | None = None
 
 
 class DecideRequest(Struct, frozen=True):

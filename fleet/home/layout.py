@@ -129,6 +129,7 @@ def waiting_limits(settings: Settings) -> WaitingLimits:
         settings.approval_per_address_max,
         timedelta(days=settings.approval_days),
         settings.approval_ask_again_seconds,
+        timedelta(days=settings.approval_stranger_days),
     )
 
 

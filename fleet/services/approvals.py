@@ -1,7 +1,8 @@
 """Certificate requests that wait for an operator's approval: how they are queued, and how an operator decides.
 
 A waiting client has presented nothing but a key, and anybody can generate keys: the number of waiting requests is
-limited, and a repeated one fills at most one audit row a minute.
+limited, and a repeated one fills at most one audit row a minute. Where there is no room for all, the address block that
+has most gives way (`AddRequest`); a key that the manifest lists for its device always has room.
 """
 
 from dataclasses import dataclass
@@ -52,18 +53,19 @@ async def wait_for_approval(
     """
     grant, now = context.grant, context.now
     assert isinstance(grant, ApprovalGrant)  # noqa: S101  no other grant waits
-    request = replace(grant.request, expires_at=now + limits.lifetime) if grant.is_new else grant.request
+    stays = min(limits.lifetime, limits.stranger_lifetime) if context.device is None else limits.lifetime
+    request = replace(grant.request, expires_at=now + stays) if grant.is_new else grant.request
     detail = {"request": request.id, "key": request.fingerprint, "model": request.model}
     entry = replace(entry, outcome="approval-pending", detail=detail)
     if grant.is_new:
-        await _must_have_room(registry, request, limits)
-        event = Event(EventKind.REQUEST_PENDING, request.id, request.device_id)
-        await registry.commit(Change(entry, (AddRequest(request, limits),), (event,)))
+        is_announced = grant.listed is not None and grant.listed.key_sha256 == request.key_sha256
+        await _add(registry, request, limits, entry, is_announced=is_announced)
     else:
         row = refusals_of(registry).row(entry, by_itself=False)
         if row is not None:
             asked = 1 + int(row.detail.get("left_out", "0"))
-            await registry.commit(Change(row, (TouchRequest(request.id, asked, now, entry.address),)))
+            until = min(request.first_seen + limits.lifetime, now + stays)
+            await registry.commit(Change(row, (TouchRequest(request.id, asked, now, entry.address, until),)))
     return Pending(
         "approval-pending",
         f"Waiting for approval: request {request.id}, key {request.fingerprint}.",
@@ -72,16 +74,30 @@ async def wait_for_approval(
     )
 
 
-async def _must_have_room(registry: Registry, request: ApprovalRequest, limits: WaitingLimits) -> None:
-    counts = await registry.count_pending(request.first_seen, request.model, request.network)
-    caps = (limits.requests_max, limits.per_model_max, limits.per_address_max)
-    if any(count >= cap for count, cap in zip(counts, caps, strict=True)):
-        raise TooMany(
-            "too-many-requests",
-            "Too many requests are waiting for approval.",
-            "Retry later.",
-            retry_after_seconds=NO_ROOM_SECONDS,
-        )
+async def _add(
+    registry: Registry, request: ApprovalRequest, limits: WaitingLimits, entry: AuditEntry, *, is_announced: bool
+) -> None:
+    in_all, for_model, from_network = await registry.count_pending(request.first_seen, request.model, request.network)
+    if from_network >= limits.per_address_max and not is_announced:
+        raise _no_room()
+    is_full = in_all >= limits.requests_max or for_model >= limits.per_model_max
+    add = AddRequest(request, limits, makes_room=is_full and not is_announced, is_announced=is_announced)
+    event = Event(EventKind.REQUEST_PENDING, request.id, request.device_id)
+    try:
+        await registry.commit(Change(entry, (add,), (event,)))
+    except Conflict:
+        if not is_full or await registry.request(request.id) is not None:
+            raise  # it was queued meanwhile, or others were
+        raise _no_room() from None
+
+
+def _no_room() -> TooMany:
+    return TooMany(
+        "too-many-requests",
+        "Too many requests are waiting for approval.",
+        "Retry later.",
+        retry_after_seconds=NO_ROOM_SECONDS,
+    )
 
 
 async def known_request(registry: Registry, request_id: str, *, act: Act) -> ApprovalRequest:

@@ -21,7 +21,7 @@ from fleet.domain.idevid import Anchor, IdevidCertificate, IdevidReader
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, Names
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
-from fleet.domain.peer import Peer, network_of
+from fleet.domain.peer import Peer, block_of, network_of
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
 from fleet.services.approvals import facts_of
 from fleet.services.identity import identify
@@ -183,6 +183,10 @@ async def by_manifest(presented: Presented) -> Grant | None:
     """Without other credentials, a listed key authenticates its device: the CSR's signature proves possession."""
     if presented.submission.credentials is not None or presented.holder is not None:
         return None
+    model = presented.facts.model
+    paths = model.rules.admission.paths if model is not None else ()
+    if AdmissionPath.MANIFEST not in paths and AdmissionPath.APPROVAL in paths:
+        return None  # its key is announced: it waits for approval, and gives way to no other
     facts = await presented.registry.manifest_facts((), (), (presented.submission.request.key_sha256,))
     return ManifestGrant(facts.entries[0]) if facts.entries else None
 
@@ -214,6 +218,7 @@ async def by_approval(presented: Presented) -> Grant | None:
         facts=facts_of(request),
         address=address,
         network=network_of(address),
+        block=block_of(address),
         first_seen=now,
         last_seen=now,
         expires_at=now,  # extended when it is queued

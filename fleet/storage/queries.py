@@ -14,7 +14,7 @@ from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import mapping
 from fleet.storage.mapping import Row, Table, micros
-from fleet.storage.statements import for_sqlite
+from fleet.storage.statements import NOT_LISTED, for_sqlite
 
 T = TypeVar("T")
 
@@ -84,8 +84,9 @@ ANCHORS = _of(mapping.ANCHOR, "ORDER BY name")
 BINDINGS = _of(mapping.IDEVID, "WHERE key_sha256 = $1 OR device_id = $2 ORDER BY device_id")
 REQUEST = _of(mapping.REQUEST, "WHERE id = $1")
 PENDING = Query(
-    """
-    SELECT count(*), count(*) FILTER (WHERE model = $2), count(*) FILTER (WHERE network = $3)
+    f"""
+    SELECT count(*), count(*) FILTER (WHERE model = $2 AND {NOT_LISTED}),
+        count(*) FILTER (WHERE network = $3 AND {NOT_LISTED})
     FROM approval_request WHERE state = 'pending' AND expires_at > $1""",
     _whole,
 )

@@ -237,18 +237,46 @@ SPEND_STATION = Statement(
     "Station {0} has had its certificates of the day.",
 )
 
-_PENDING = "(SELECT count(*) FROM approval_request WHERE state = 'pending'"
+NOT_LISTED = """NOT EXISTS (
+        SELECT 1 FROM manifest
+        WHERE manifest.key_sha256 = approval_request.key_sha256 AND manifest.device_id = approval_request.device_id)"""
+_CROWD = f"approval_request WHERE state = 'pending' AND {NOT_LISTED}"
+
+
+def _make_room(pool: str) -> Statement:
+    """Of the requests in `pool`, when they are as many as $4: see `AddRequest`."""
+    return Statement(f"""
+    DELETE FROM approval_request WHERE id = (
+        SELECT id FROM (
+            SELECT id, block, last_seen, count(*) OVER () AS of_pool,
+                count(*) OVER (PARTITION BY block) AS of_block,
+                count(*) OVER (PARTITION BY network) AS of_network,
+                count(*) FILTER (WHERE block = $2::text) OVER () AS own_block,
+                count(*) FILTER (WHERE network = $3::text) OVER () AS own_network
+            FROM {_CROWD}{pool}) AS held
+        WHERE of_pool >= $4::bigint AND (
+            of_block > own_block + 1 OR (of_block > own_block AND last_seen <= $5::bigint)
+            OR (block = $2::text AND (
+                of_network > own_network + 1 OR (of_network > own_network AND last_seen <= $5::bigint))))
+        ORDER BY of_block DESC, of_network DESC, last_seen, id LIMIT 1)
+    AND NOT EXISTS (SELECT 1 FROM approval_request WHERE id = $1::text)""")
+
+
+MAKE_ROOM_IN_MODEL = _make_room(" AND model = $6::text")
+MAKE_ROOM = _make_room("")
+_PENDING = f"(SELECT count(*) FROM {_CROWD}"
 ADD_REQUEST = Statement(  # requests are added one batch at a time: the counts are exact
     f"""
     INSERT INTO approval_request ({REQUEST.listed()}) SELECT {REQUEST.marks()}
-    WHERE {_PENDING}) < $18::bigint AND {_PENDING} AND model = $3::text) < $19::bigint
-        AND {_PENDING} AND network = $8::text) < $20::bigint
+    WHERE {_PENDING}) < $19::bigint AND {_PENDING} AND model = $3::text) < $20::bigint
+        AND {_PENDING} AND network = $8::text) < $21::bigint
     ON CONFLICT DO NOTHING""",
     "request-not-added",
     "Request {0} is there already, or there is no room for it.",
 )
 SEE_REQUEST = Statement("""
-    UPDATE approval_request SET asked = asked + $2::bigint, last_seen = $3::bigint, address = $4::text
+    UPDATE approval_request SET asked = asked + $2::bigint, last_seen = $3::bigint, address = $4::text,
+        expires_at = CASE WHEN state = 'pending' AND expires_at < $5::bigint THEN $5::bigint ELSE expires_at END
     WHERE id = $1::text""")
 NO_OTHER_IS_APPROVED = Statement(
     """

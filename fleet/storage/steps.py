@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, assert_never
 
 from fleet.domain import writes as w
-from fleet.domain.approval import DECIDED_FROM, RequestState
+from fleet.domain.approval import DECIDED_FROM, UNSEEN, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
 from fleet.domain.crl import CrlReason
 from fleet.storage import mapping
@@ -19,6 +19,8 @@ from fleet.storage.statements import Statement, filled
 
 Step = tuple[Statement, tuple[Any, ...]]
 """A statement and its parameters."""
+
+_NO_LIMIT = 2**62
 
 SteppedWrite = w.DeviceWrite | w.CredentialWrite | w.AdmissionWrite | w.RequestWrite | w.AdminWrite | w.RetentionWrite
 
@@ -142,9 +144,13 @@ def _request_steps(write: w.RequestWrite) -> Iterator[Step]:
         case w.AddRequest(request=request, limits=limits):
             caps = (limits.requests_max, limits.per_model_max, limits.per_address_max)
             yield sql.DROP_REQUESTS, (micros(request.first_seen),)
-            yield sql.ADD_REQUEST, (*mapping.REQUEST.row(request), *caps)
-        case w.TouchRequest(request_id=id_, asked=asked, at=at, address=address):
-            yield sql.SEE_REQUEST, (id_, asked, micros(at), address)
+            if write.makes_room:
+                own, unseen = (request.id, request.block, request.network), micros(request.first_seen - UNSEEN)
+                yield sql.MAKE_ROOM_IN_MODEL, (*own, limits.per_model_max, unseen, request.model)
+                yield sql.MAKE_ROOM, (*own, limits.requests_max, unseen)
+            yield sql.ADD_REQUEST, (*mapping.REQUEST.row(request), *((_NO_LIMIT,) * 3 if write.is_announced else caps))
+        case w.TouchRequest(request_id=id_, asked=asked, at=at, address=address, until=until):
+            yield sql.SEE_REQUEST, (id_, asked, micros(at), address, micros(until) if until else 0)
         case w.DecideRequest(request_id=id_, to=to, by=by, reason=reason, revision=revision):
             decided_at, expires_at = micros(write.at), micros(write.expires_at)
             if to is RequestState.APPROVED:
