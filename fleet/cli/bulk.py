@@ -116,7 +116,8 @@ def act_by_filter(selection: Selection, doing: str, act: Mapping[str, object]) -
             return
         dry = selection.client.post(PATH, {**body, "dry_run": True})
         count: int = dry["matched"]
-        _confirm(selection, doing, count)
+        text, is_confirmed = selection.text, selection.is_confirmed
+        confirm(doing, "device", count, text, wanted=selection.count, is_confirmed=is_confirmed)
         tally, bulk, is_interrupted = _Tally(), dry["bulk"], False
         if count == 0:
             click.echo("No device matches.", err=True)
@@ -167,20 +168,22 @@ def _list(selection: Selection) -> None:
     click.echo(f"{devices.count} {match}; nothing was changed.", err=True)
 
 
-def _confirm(selection: Selection, doing: str, count: int) -> None:
-    if selection.count is not None and selection.count != count:
+def confirm(doing: str, noun: str, count: int, text: str, *, wanted: int | None, is_confirmed: bool) -> None:
+    """Have the person type how many of `noun` the filter `text` matches. Raises: CliError: it is not confirmed."""
+    doing_them = f"{doing} {noun}s"
+    if wanted is not None and wanted != count:
         look = "Look at them with --dry-run"
-        raise CliError(f"{doing} devices", f"{count} match, not {selection.count}; nothing was changed", look)
-    if selection.count is not None or selection.is_confirmed or count == 0:
+        raise CliError(doing_them, f"{count} match, not {wanted}; nothing was changed", look)
+    if wanted is not None or is_confirmed or count == 0:
         return
-    click.echo(f"{doing.capitalize()} {count} device{'' if count == 1 else 's'} of: {selection.text}", err=True)
+    click.echo(f"{doing.capitalize()} {count} {noun}{'' if count == 1 else 's'} of: {text}", err=True)
     try:
         typed: str = click.prompt("Type their number to go on", err=True)
     except click.Abort:
         look = f"Confirm with --count {count}, or look at them with --dry-run"
-        raise CliError(f"{doing} devices", "it was not confirmed; nothing was changed", look) from None
+        raise CliError(doing_them, "it was not confirmed; nothing was changed", look) from None
     if typed.strip() != str(count):
-        raise CliError(f"{doing} devices", f"{typed[:20]!r} is not {count}; nothing was changed")
+        raise CliError(doing_them, f"{typed[:20]!r} is not {count}; nothing was changed")
 
 
 def _report(selection: Selection, doing: str, count: int, bulk: str, tally: _Tally, is_interrupted: bool) -> None:

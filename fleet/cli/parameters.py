@@ -21,6 +21,7 @@ from fleet.client.client import Client
 from fleet.domain.device import device_id, plain_name
 from fleet.domain.device_filter import parse_filter, parse_time
 from fleet.domain.errors import Invalid
+from fleet.domain.request_filter import parse_request_filter
 from fleet.domain.tags import parse_tag, tag_key
 
 COMPLETIONS_MAX = 100
@@ -114,6 +115,11 @@ def _filter(text: str) -> str:
     return text
 
 
+def _request_filter(text: str) -> str:
+    parse_request_filter(text, datetime.now(UTC))
+    return text
+
+
 def _named(what: str, path: str) -> Listed:
     return Listed("NAME", partial(plain_name, what=what), path)
 
@@ -137,5 +143,7 @@ PAST_TIME = Checked("TIME", _past_time)
 """30d ago, now, a date, or an RFC 3339 time: gives a datetime."""
 FILTER = Checked("FILTER", _filter)
 """A device filter that can be read: gives its text."""
+REQUEST_FILTER = Checked("FILTER", _request_filter)
+"""A filter of approval requests that can be read: gives its text."""
 TAG = Checked("KEY=VALUE", parse_tag)
 TAG_KEY = Checked("KEY", tag_key)

@@ -9,16 +9,18 @@ no filter selects every device.
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from enum import StrEnum
+from typing import Any, NoReturn, TypeVar
 
 from fleet.domain.device import DeviceFilter, DeviceState, Place, device_id, plain_name
 from fleet.domain.errors import Invalid
 from fleet.domain.tags import TAGS_MAX, tag_key, tag_value
 
+State = TypeVar("State", bound=StrEnum)
+
 FILTER_MAX = 4096  # characters: every tag a device may have, twice over
 
 _UNITS = {"w": timedelta(weeks=1), "d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
-_KEYS = ("model", "state", "group", "expires")  # any other is a tag's
 _SPACE = re.compile(r"[ \t]*")
 _KEY = re.compile(r"[^\s=<>!\"']+")
 _BARE = re.compile(r"[^\s\"']+")
@@ -31,29 +33,42 @@ def parse_filter(text: str, now: datetime) -> DeviceFilter:
 
     Raises: Invalid (`bad-filter`): with the position, from 1, and what was expected there.
     """
-    if len(text) > FILTER_MAX:
-        raise Invalid("bad-filter", f"A filter has at most {FILTER_MAX} characters.")
-    return _Reader(text, now).filter()
+    given = _DeviceTerms(text, now).read()
+    model, state, group, expires = (given.pop(key, None) for key in _DeviceTerms.KEYS)
+    tags = tuple(sorted(given.items()))
+    if len(tags) > TAGS_MAX:
+        raise Invalid("bad-filter", f"The filter names {len(tags)} tags; no device has more than {TAGS_MAX}.")
+    return DeviceFilter(model, state, tags, group, expires)
 
 
-class _Reader:
-    """Parser of one filter."""
+class FilterReader:
+    """Parser of one filter. A language says which keys it has, and what their values mean."""
+
+    KEYS: tuple[str, ...] = ()
+    OTHERS = ""
+    """What a key that is none of KEYS may be, after "or"; empty: nothing."""
+    EXAMPLE = ""
 
     def __init__(self, text: str, now: datetime) -> None:
         self._text, self._now, self._at = text, now, 0
         self._given: dict[str, Any] = {}
 
-    def filter(self) -> DeviceFilter:
+    def read(self) -> dict[str, Any]:
+        """The value of each key that is given. Raises: Invalid (`bad-filter`)."""
+        if len(self._text) > FILTER_MAX:
+            raise Invalid("bad-filter", f"A filter has at most {FILTER_MAX} characters.")
         self._term()
         while self._skip_space() < len(self._text):
             self._and()
             self._term()
-        given = dict(self._given)
-        model, state, group, expires = (given.pop(key, None) for key in _KEYS)
-        tags = tuple(sorted(given.items()))
-        if len(tags) > TAGS_MAX:
-            raise Invalid("bad-filter", f"The filter names {len(tags)} tags; no device has more than {TAGS_MAX}.")
-        return DeviceFilter(model, state, tags, group, expires)
+        return self._given
+
+    def meaning(self, key: str, value: str) -> Any:
+        """Raises: Invalid."""
+        raise NotImplementedError
+
+    def time(self, value: str) -> datetime:
+        return parse_time(value, self._now)
 
     def _skip_space(self) -> int:
         found = _SPACE.match(self._text, self._at)
@@ -70,8 +85,10 @@ class _Reader:
         start = self._skip_space()
         word = _KEY.match(self._text, start)
         if word is None or word[0] == "and":
-            self._fail(start, "model, state, group, expires or a tag's key")
+            self._fail(start, self._known())
         key, self._at = word[0], word.end()
+        if key not in self.KEYS and not self.OTHERS:
+            self._fail(start, self._known())
         sign = "<" if key == "expires" else "="
         if self._text[self._skip_space() : self._at + 1] != sign:
             self._fail(self._at, f"'{sign}' after {key}")
@@ -81,9 +98,9 @@ class _Reader:
         if key in self._given:
             self._fail(start, f"each key once; {key} is given twice")
         try:
-            self._given[key] = self._meaning(key, value)
+            self._given[key] = self.meaning(key, value)
         except Invalid as error:
-            bad_key = key not in _KEYS and value == value.strip() != ""
+            bad_key = key not in self.KEYS and value == value.strip() != ""
             self._fail(start if bad_key else at, f"{error.message[:-1]}. {error.advice}", is_sentence=True)
 
     def _value(self, key: str) -> str:
@@ -105,20 +122,10 @@ class _Reader:
             self._fail(self._at, "a space; a value with quotes in it stands in double quotes")
         return bare[0]
 
-    def _meaning(self, key: str, value: str) -> str | DeviceState | datetime:
-        match key:
-            case "expires":
-                return parse_time(value, self._now)
-            case "state":
-                states = [state.value for state in DeviceState]
-                if value not in states:
-                    raise Invalid("bad-filter", f"{value[:80]!r} is not a state.", f"States are {', '.join(states)}.")
-                return DeviceState(value)
-            case "model" | "group":
-                return plain_name(value, key)
-            case _:
-                tag_key(key)
-                return tag_value(value)
+    def _known(self) -> str:
+        others = [self.OTHERS] if self.OTHERS else []
+        *first, last = [*self.KEYS, *others]
+        return f"{', '.join(first)} or {last}"
 
     def _fail(self, at: int, expected: str, *, is_sentence: bool = False) -> NoReturn:
         found = self._text[at : at + 20]
@@ -127,8 +134,34 @@ class _Reader:
         raise Invalid(
             "bad-filter",
             f"The filter is wrong at position {at + 1}: {what.rstrip('.')}.",
-            "For instance: model=cam2 and lot=L7 and expires<30d",
+            f"For instance: {self.EXAMPLE}",
         )
+
+
+class _DeviceTerms(FilterReader):
+    KEYS = ("model", "state", "group", "expires")
+    OTHERS = "a tag's key"
+    EXAMPLE = "model=cam2 and lot=L7 and expires<30d"
+
+    def meaning(self, key: str, value: str) -> str | DeviceState | datetime:
+        match key:
+            case "expires":
+                return self.time(value)
+            case "state":
+                return state_named(value, DeviceState)
+            case "model" | "group":
+                return plain_name(value, key)
+            case _:
+                tag_key(key)
+                return tag_value(value)
+
+
+def state_named(value: str, states: type[State]) -> State:
+    """Raises: Invalid (`bad-filter`)."""
+    named = [state.value for state in states]
+    if value not in named:
+        raise Invalid("bad-filter", f"{value[:80]!r} is not a state.", f"States are {', '.join(named)}.")
+    return states(value)
 
 
 def parse_time(text: str, now: datetime) -> datetime:

@@ -45,7 +45,7 @@ class Peer(Struct, frozen=True):
 
 
 def block_of(address: str) -> str:
-    """What belongs to one operator of a network, for all we know: the /24 of an IPv4 address, the /48 of an IPv6 one."""
+    """What may well be in one hand: the /24 of an IPv4 address, the /48 of an IPv6 one."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

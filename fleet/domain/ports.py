@@ -189,7 +189,7 @@ class Registry(AuditReader, CrlStore, Protocol):
         """Requests that match `where` and have not expired at `now`, by id, after `after`."""
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
-        """Number of requests pending at `now`: in total; and of those that limits count for `model` and from `network`."""
+        """Number of requests pending at `now`: in total; for `model` and from `network`, as limits count them."""
 
     async def claim(self, name: str) -> Claim | None: ...
     async def claims(self) -> list[Claim]: ...

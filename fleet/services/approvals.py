@@ -5,7 +5,9 @@ limited, and a repeated one fills at most one audit row a minute. Where there is
 has most gives way (`AddRequest`); a key that the manifest lists for its device always has room.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from msgspec.structs import replace
 
@@ -24,6 +26,7 @@ from fleet.domain.errors import Conflict, Pending, TooMany, no_such
 from fleet.domain.grants import ApprovalGrant
 from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER, EnrollmentRequest, IssuanceContext
 from fleet.domain.ports import Registry
+from fleet.domain.request_filter import RequestSelection
 from fleet.domain.writes import AddRequest, DecideRequest, TouchRequest
 from fleet.services.differences import differences
 from fleet.services.refusals import refusals_of
@@ -166,3 +169,17 @@ deny = Decision(RequestState.DENIED)
 """Refuse the key of this request for as long as the request is kept; an approval whose certificate has not been
 collected is withdrawn.
 """
+
+
+async def selected(
+    registry: Registry, selection: RequestSelection, models: Sequence[str | None], now: datetime, seen_by: datetime
+) -> list[ApprovalRequest]:
+    """The requests of `selection` for `models`, None for all, that were first sent by `seen_by`; by id."""
+    found: list[ApprovalRequest] = []
+    for model in models:
+        after, where = "", replace(selection.where, model=model)
+        while page := await registry.requests(where, now=now, after=after):
+            came = (each for each in page if each.first_seen <= seen_by)
+            found += (each for each in came if selection.takes(each.address, each.expires_at))
+            after = page[-1].id
+    return sorted(found, key=lambda request: request.id)

@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
+from msgspec import UNSET, UnsetType
+
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
 from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, Place, place_of
-from fleet.domain.errors import Conflict, FleetError, Unavailable
+from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag
 from fleet.services.revocation import checked_reason, given_reason, moving, state_after
@@ -41,6 +43,15 @@ class Operation(Protocol):
 
     async def change(self, registry: Registry, device: Device) -> Change:
         """Raises: FleetError: nothing is to be done to this one, and why."""
+
+
+def must_be_confirmed(expected: int | UnsetType, matched: int) -> None:
+    """Raises: Invalid (`count-needed`). Conflict (`count-differs`)."""
+    if expected is UNSET:
+        advice = "Ask for it with dry_run, and give it as expected."
+        raise Invalid("count-needed", "An operation on many is confirmed by their number.", advice)
+    if expected != matched:
+        raise Conflict("count-differs", f"{matched} match, not {expected}; nothing was changed.")
 
 
 def new_bulk_id() -> str:

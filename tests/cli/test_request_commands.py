@@ -99,3 +99,21 @@ def test_what_cannot_be_done_is_told(home: Path, words: tuple[str, ...], code: i
 def test_a_reason_is_one_line(home: Path, asked: list[ApprovalRequest]) -> None:
     done = run_fleet(home, "request", "approve", asked[0].id, "--reason", "two\nlines", expect=2)
     assert "one line" in done.stderr
+
+
+def test_denied_by_filter(home: Path, asked: list[ApprovalRequest]) -> None:
+    def deny(*words: str, expect: int = 0) -> Result:
+        return run_fleet(home, "request", "deny", "--filter", "address=192.0.2.0/24", *words, expect=expect)
+
+    dry = deny("--dry-run", "-o", "json")
+    assert {row["id"] for row in json.loads(dry.stdout)} == {r.id for r in asked}
+    assert "2 requests match; nothing was changed." in dry.stderr
+    assert "2 match, not 1" in deny("--count", "1", expect=1).output
+    done = json.loads(deny("--count", "2", "--reason", "junk", "-o", "json").stdout)
+    assert done == {"matched": 2, "done": 2, "failed": [], "left": 0}
+    rows = json.loads(run_fleet(home, "request", "list", "-o", "json").stdout)
+    assert [(row["state"], row["reason"]) for row in rows] == [("denied", "junk")] * 2
+    assert json.loads(deny("--yes", "-o", "json").stdout)["matched"] == 0  # those that wait, unless it says more
+    assert "Give a REQUEST_ID or --filter" in run_fleet(home, "request", "deny", expect=2).output
+    assert "go with --filter" in run_fleet(home, "request", "deny", asked[0].id, "--yes", expect=2).output
+    assert "is not a state" in run_fleet(home, "request", "deny", "--filter", "state=active", expect=2).output

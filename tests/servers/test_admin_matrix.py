@@ -72,6 +72,7 @@ MAY: dict[str, frozenset[str]] = {
     "get_request": OPERATORS - {"factory"},
     "approve_request": frozenset({"operator", "admin", "held"}),
     "deny_request": frozenset({"operator", "admin", "held"}),
+    "deny_requests": frozenset({"operator", "admin", "held"}),
     "list_stations": OPERATORS - {"factory"},
     "patch_station": frozenset({"admin", "held"}),
     "create_station": frozenset({"admin", "held"}),

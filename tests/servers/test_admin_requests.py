@@ -139,3 +139,26 @@ async def test_what_is_of_another_model_is_answered_like_what_is_not_there(
     assert [each["status"] for each in told] == [404, 404]
     assert told[0]["detail"] == told[1]["detail"].replace(missing, name)
     assert "See: fleet " in told[0]["detail"]
+
+
+async def test_many_are_denied_by_a_filter(api: AdminHarness) -> None:
+    admin = await api.operator("bob")
+    held = await api.operator("held", Role.OPERATOR, ("pump",))
+    mine = [await api.waiting(f"new-{n}", f"k{n}") for n in range(3)]
+    pump = await api.waiting("new-9", "k9", "pump")
+    body = {"filter": "address=192.0.2.1"}
+    _, dry = await admin.ask("POST", "/v1/requests/deny", {**body, "dry_run": True})
+    assert (dry["matched"], dry["done"]) == (4, 0)
+    later = await api.waiting("late", "late")
+    assert (await admin.ask("POST", "/v1/requests/deny", body))[1]["code"] == "count-needed"
+    assert (await admin.ask("POST", "/v1/requests/deny", {**body, "expected": 1}))[1]["code"] == "count-differs"
+    assert (await admin.ask("POST", "/v1/requests/deny", {**body, "at": "2026-13-01T00:00:00Z"}))[0] == 400
+    _, done = await held.ask("POST", "/v1/requests/deny", {**body, "expected": 1})
+    assert (done["done"], done["left"]) == (1, 0)
+    given = {**body, "expected": 3, "at": dry["at"], "reason": "junk"}
+    key = {"Idempotency-Key": "once"}
+    _, done = await admin.ask("POST", "/v1/requests/deny", given, key)
+    assert (done["matched"], done["done"], done["failed"], done["left"]) == (3, 3, [], 0)
+    assert (await admin.ask("POST", "/v1/requests/deny", given, key))[1] == done
+    states = {r["id"]: r["state"] for r in (await admin.get("/v1/requests"))["items"]}
+    assert states == {**{r.id: "denied" for r in (*mine, pump)}, later.id: "pending"}

@@ -1,6 +1,7 @@
 """A device that shows nothing, an operator's yes or no, and the certificate that comes of it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -18,9 +19,10 @@ from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import FleetError, Pending, Refused, TooMany, Unauthenticated
 from fleet.domain.issuance_context import Names
+from fleet.domain.manifest import ListedDevice, ManifestEntry
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
-from fleet.domain.writes import AddDevice, AddModel, MarkUsed, SetModel
+from fleet.domain.writes import AddDevice, AddModel, ImportDevices, MarkUsed, SetModel
 from fleet.services import approvals
 from fleet.services.credentials import Submission, accepts_unauthenticated
 from fleet.services.enrollment import RegistrationAuthority
@@ -240,6 +242,44 @@ async def test_no_more_wait_than_there_is_room_for(authority: ApprovalHarness) -
     refused = [row for row in await authority.audited() if row[2] == "too-many-requests"]
     assert len(refused) == 2  # one for each network, however many keys were made
     assert len(await authority.registry.requests(now=NOW)) == 3
+
+
+async def test_junk_from_some_addresses_keeps_no_honest_device_out(authority: ApprovalHarness) -> None:
+    limits = WaitingLimits()
+    ra = RegistrationAuthority(authority.registry, authority.issuer, limits)
+
+    async def code(name: str, key: str, address: str) -> str:
+        with pytest.raises(FleetError) as caught:
+            await enroll(ra, Peer(address=address), Submission(request_for(name, key), None, "open"), authority.now)
+        return caught.value.code
+
+    junk = [(f"j{n}", f"j{n}", f"198.51.{n % 11}.7") for n in range(550)]
+    codes = Counter(await asyncio.gather(*(code(*each) for each in junk)))
+    assert codes["approval-pending"] == limits.per_model_max
+    assert set(codes) <= {"approval-pending", "too-many-requests"}
+    assert await code("honest-1", "h1", "203.0.113.5") == "approval-pending"
+    again = [(f"n{n}", f"n{n}", f"198.51.{n % 11}.7") for n in range(110)]
+    await asyncio.gather(*(code(*each) for each in again))
+    waiting = await authority.registry.requests(now=NOW)
+    assert "honest-1" in {r.device_id for r in waiting}
+    assert len(waiting) == limits.per_model_max
+    # Strangers who do not ask again are gone in a day; who does stays.
+    authority.now += timedelta(hours=20)
+    assert await code("honest-1", "h1", "203.0.113.5") == "approval-pending"
+    authority.now += timedelta(hours=20)
+    assert [r.device_id for r in await authority.registry.requests(now=authority.now)] == ["honest-1"]
+
+
+async def test_an_announced_key_waits_however_many_others_do(authority: ApprovalHarness) -> None:
+    """At a model that admits by approval alone, a listed key gets in no sooner, and always has room."""
+    for n in range(3):
+        assert await authority.code(f"d{n}", f"k{n}", peer=Peer(address=f"192.0.{n}.1")) == "approval-pending"
+    assert await authority.code("cam-9", "k9", peer=Peer(address="192.0.2.1")) == "too-many-requests"
+    device = Device(DeviceId("cam-9"), "open", DeviceState.REGISTERED, NOW)
+    entry = ManifestEntry(DeviceId("cam-9"), "open", "", request_for("cam-9", "k9").key_sha256, bytes(32))
+    await authority.write(ImportDevices((ListedDevice(device, entry),)))
+    assert await authority.code("cam-9", "k9", peer=Peer(address="192.0.2.1")) == "approval-pending"
+    assert await authority.code("cam-9", "other", peer=Peer(address="192.0.2.1")) == "not-your-key"
 
 
 async def test_one_subscriber_of_ipv6_is_one_address(authority: ApprovalHarness) -> None:

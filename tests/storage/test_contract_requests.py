@@ -8,10 +8,19 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.domain.approval import ApprovalRequest, RequestFilter, RequestState, WaitingLimits, request_id
-from fleet.domain.device import DeviceId, Model
+from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict
+from fleet.domain.manifest import ListedDevice, ManifestEntry
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddModel, AddRequest, CollectRequest, DecideRequest, DropRequests, TouchRequest
+from fleet.domain.writes import (
+    AddModel,
+    AddRequest,
+    CollectRequest,
+    DecideRequest,
+    DropRequests,
+    ImportDevices,
+    TouchRequest,
+)
 from tests.storage.samples import NOW, change
 from tests.storage.test_contract import refused
 
@@ -78,6 +87,72 @@ async def test_no_more_wait_than_there_is_room_for(registry: Registry) -> None:
     assert await registry.count_pending(NOW + 7 * DAY, "cam2", "n2") == (0, 0, 0)
     await registry.commit(change(decide(waiting("d4"), DENIED)))  # whoever was decided makes room
     await add(registry, waiting("d5", model="b", network="n3"))
+
+
+def from_block(device: str, block: int, address: int = 1, minutes: int = 0, model: str = "cam2") -> ApprovalRequest:
+    """Of an IPv4 /24, first seen `minutes` after NOW."""
+    at = NOW + timedelta(minutes=minutes)
+    asked = waiting(device, key=device, model=model, network=f"10.0.{block}.{address}")
+    return replace(asked, block=f"10.0.{block}.0/24", first_seen=at, last_seen=at)
+
+
+async def in_queue(registry: Registry) -> set[str]:
+    return {r.device_id for r in await registry.requests(now=NOW)}
+
+
+async def test_the_block_that_has_most_gives_way(registry: Registry) -> None:
+    """Its oldest that was not seen since, of its network that has most; and what is left is as even as it can be."""
+    await add(registry, *(from_block(f"a{n}", 1, 1 + n // 2, minutes=n) for n in range(3)), from_block("b0", 2))
+
+    async def come(request: ApprovalRequest) -> None:
+        await registry.commit(change(AddRequest(request, LIMITS, makes_room=True)))
+
+    await registry.commit(change(TouchRequest(from_block("a0", 1).id, 1, NOW + timedelta(minutes=9), "10.0.1.1")))
+    await come(from_block("c0", 3, minutes=10))
+    assert await in_queue(registry) == {"a0", "a2", "b0", "c0"}
+    # One each, but for a: who has one already takes nobody's place.
+    assert await refused(registry, AddRequest(from_block("b1", 2), LIMITS, makes_room=True)) == "request-not-added"
+    await come(from_block("d0", 4, minutes=10))
+    assert await in_queue(registry) == {"a0", "b0", "c0", "d0"}
+    assert await refused(registry, AddRequest(from_block("e0", 5), LIMITS, makes_room=True)) == "request-not-added"
+    # Nobody has two, but b0 has not asked for more than an hour.
+    await come(from_block("e0", 5, minutes=61))
+    assert await in_queue(registry) == {"a0", "c0", "d0", "e0"}
+    # Beside its model's limit there is the one of all.
+    await registry.commit(change(AddModel(Model("b"))))
+    await come(from_block("f0", 6, minutes=61, model="b"))
+    assert await refused(registry, AddRequest(from_block("f1", 6, 2, model="b"), LIMITS, makes_room=True)) == (
+        "request-not-added"
+    )
+
+
+async def test_a_key_that_the_manifest_lists_is_never_crowded_out(registry: Registry) -> None:
+    mine = from_block("a0", 1)
+    device = Device(DeviceId("a0"), "cam2", DeviceState.REGISTERED, NOW)
+    entry = ManifestEntry(DeviceId("a0"), "cam2", "", mine.key_sha256, bytes(32))
+    await registry.commit(change(ImportDevices((ListedDevice(device, entry),))))
+    await add(registry, *(from_block(f"a{n}", 1, 1 + n // 2, minutes=n) for n in range(1, 5)))
+    await registry.commit(change(AddRequest(mine, LIMITS, is_announced=True)))
+    for number in range(2):
+        late = from_block(f"z{number}", 8 + number, minutes=120)
+        await registry.commit(change(AddRequest(late, LIMITS, makes_room=True)))
+    assert await in_queue(registry) == {"a0", "a3", "a4", "z0", "z1"}
+    assert await registry.count_pending(NOW, "cam2", "10.0.1.1") == (5, 4, 0)
+
+
+async def test_who_asks_again_is_kept_longer(registry: Registry) -> None:
+    await add(registry, waiting(days=1))
+    await registry.commit(change(TouchRequest(waiting().id, 1, NOW, "", NOW + 2 * DAY)))
+    assert await state_of(registry, waiting()) == "pending"
+    found = await registry.request(waiting().id)
+    assert found is not None
+    assert found.expires_at == NOW + 2 * DAY
+    await registry.commit(change(TouchRequest(waiting().id, 1, NOW, "", NOW + DAY)))
+    await registry.commit(change(decide(waiting(), DENIED)))
+    await registry.commit(change(TouchRequest(waiting().id, 1, NOW, "", NOW + 99 * DAY)))
+    found = await registry.request(waiting().id)
+    assert found is not None
+    assert found.expires_at == decide(waiting(), DENIED).expires_at
 
 
 async def test_of_many_at_once_no_more_than_there_is_room_for(registry: Registry) -> None:

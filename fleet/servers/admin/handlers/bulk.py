@@ -20,14 +20,14 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import msgspec
-from msgspec import UNSET, UnsetType, structs
+from msgspec import UNSET, structs
 
 from fleet.config.timestamps import rfc3339
 from fleet.domain.access import NotPermitted, Permission, demand_model
 from fleet.domain.changes import AuditEntry
 from fleet.domain.device import DeviceFilter, Place
 from fleet.domain.device_filter import parse_filter
-from fleet.domain.errors import Conflict, Invalid
+from fleet.domain.errors import Invalid
 from fleet.domain.tags import Retag
 from fleet.servers.admin.auth import audit_partial_refusal, must_be_in_service
 from fleet.servers.admin.context import Call, Context
@@ -36,7 +36,7 @@ from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import post
-from fleet.services.bulk import DONE, Move, Outcome, StepPlace, Tagging, new_bulk_id, one_step
+from fleet.services.bulk import DONE, Move, Outcome, StepPlace, Tagging, must_be_confirmed, new_bulk_id, one_step
 
 STEP_SECONDS_MAX = 10.0  # nothing new is begun then: clients and balancers give up after 30
 OPERATION_LASTS = timedelta(hours=6)  # a million devices take less than one
@@ -82,7 +82,7 @@ async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
         operation = _operation(context, call, body, progress.bulk)
         if body.dry_run:
             return _shown(progress, (), None)
-        _must_be_confirmed(body.expected, matched)
+        must_be_confirmed(body.expected, matched)
     else:
         operation = _operation(context, call, body, progress.bulk)
     stop = asyncio.Event()
@@ -129,14 +129,6 @@ def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move |
         tuple(body.leave or ()),
     )
     return Tagging(retag, act.actor, body.reason, bulk, context.clock, act.address, permitted)
-
-
-def _must_be_confirmed(expected: int | UnsetType, matched: int) -> None:
-    if expected is UNSET:
-        advice = "Ask for it with dry_run, and give it as expected."
-        raise Invalid("count-needed", "An operation on many devices is confirmed by their number.", advice)
-    if expected != matched:
-        raise Conflict("count-differs", f"{matched} match, not {expected}; nothing was changed.")
 
 
 def _shown(progress: Progress, outcomes: tuple[Outcome, ...], following: str | None) -> BulkStep:

@@ -1,21 +1,29 @@
 """Requests for a first certificate that wait for an operator's decision."""
 
+import asyncio
+
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from fleet.domain.access import Permission
 from fleet.domain.approval import ApprovalRequest, RequestFilter
-from fleet.domain.changes import Change
-from fleet.domain.errors import no_such
+from fleet.domain.changes import Change, made_by
+from fleet.domain.errors import Conflict, NotFound, no_such
+from fleet.domain.request_filter import parse_request_filter
 from fleet.domain.writes import DecideRequest
+from fleet.servers.admin.auth import must_be_in_service
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, position
 from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.records.base import NO_REASON, Page, Reason
-from fleet.servers.admin.records.credentials import Request, RequestQuery
+from fleet.servers.admin.records.credentials import DeniedRequests, DenyRequests, Request, RequestQuery
 from fleet.servers.admin.result import Result
+from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import Condition, Route, get, post
 from fleet.services import approvals
+from fleet.services.bulk import STEP_DEVICES_MAX as STEP_MAX
+from fleet.services.bulk import WINDOW, must_be_confirmed
 
 
 @get("/v1/requests", Permission.REQUEST_READ, "Requests for a first certificate, by id.")
@@ -64,6 +72,51 @@ approve_request = _deciding("approve", approvals.approve, "Approve a certificate
 deny_request = _deciding(
     "deny", approvals.deny, "Deny a certificate for this key; revokes an approval that was not used yet."
 )
+
+
+@post(
+    "/v1/requests/deny",
+    Permission.REQUEST_DECIDE,
+    "Deny every request of a filter: a dry run, then at most 500 at a time, confirmed by their number.",
+)
+async def deny_requests(context: Context, call: Call, body: DenyRequests) -> Result[DeniedRequests]:
+    at = call.now if body.at is UNSET else instant(body.at) or call.now
+    selection = parse_request_filter(body.filter, at)
+    found = await approvals.selected(context.registry, selection, call.models(selection.where.model), call.now, at)
+    if body.dry_run:
+        return Result(DeniedRequests(at=at, matched=len(found), done=0, failed=[], left=len(found)))
+    must_be_confirmed(body.expected, len(found))
+    done, failed = 0, []
+    for start in range(0, min(len(found), STEP_MAX), WINDOW):
+        await must_be_in_service(context, call)
+        some = found[start : min(start + WINDOW, STEP_MAX)]
+        outcomes = await asyncio.gather(*(_deny(context, call, body, request) for request in some))
+        failed += [request.id for request, is_done in zip(some, outcomes, strict=True) if not is_done]
+        done += sum(outcomes)
+    left = max(0, len(found) - STEP_MAX)
+    result: Result[DeniedRequests] = Result(
+        DeniedRequests(at=at, matched=len(found), done=done, failed=failed, left=left)
+    )
+    if call.once is not None:
+        entry = made_by(call.act, "request.deny-many", f"requests {body.filter[:200]}", done=str(done))
+        await call.once.keep(context.registry, result, entry)
+    return result
+
+
+async def _deny(context: Context, call: Call, body: DenyRequests, request: ApprovalRequest) -> bool:
+    """As it was seen; False when somebody else has decided meanwhile."""
+    try:
+        await approvals.deny(
+            context.registry,
+            request.id,
+            act=call.act,
+            reason=body.reason,
+            revision=request.revision,
+            limits=context.waiting(),
+        )
+    except (Conflict, NotFound):
+        return False
+    return True
 
 
 async def _found(context: Context, call: Call) -> ApprovalRequest:

@@ -8,7 +8,9 @@ from msgspec import UNSET, Meta, UnsetType
 from fleet.domain import approval, claim, credential, idevid
 from fleet.domain.approval import RequestState
 from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.device_filter import FILTER_MAX
 from fleet.servers.admin.records.base import (
+    SEQUENCE_MAX,
     CertificateSha256,
     Count,
     Csr,
@@ -17,13 +19,16 @@ from fleet.servers.admin.records.base import (
     Name,
     Names,
     Paging,
+    ReasonText,
     Record,
     RequestId,
     Serial,
     Time,
+    TimeText,
     TokenId,
     about,
     at_most,
+    check_times,
     pattern,
     seconds,
 )
@@ -119,6 +124,33 @@ class Request(Record):
     @classmethod
     def shown(cls, r: approval.ApprovalRequest) -> Self:
         return cls.of(r, device=r.device_id, key_sha256=r.key_sha256.hex())
+
+
+class DenyRequests(Record):
+    """Requests to deny: those of a filter, confirmed by their number."""
+
+    filter: Annotated[str, at_most(FILTER_MAX, "model=cam2 and address=192.0.2.0/24; without state, those that wait")]
+    reason: ReasonText = ""
+    dry_run: Annotated[bool, about("Count the requests, and change nothing.")] = False
+    expected: (
+        Annotated[int, Meta(ge=0, le=SEQUENCE_MAX, description="How many must match; required unless it is a dry run.")]
+        | UnsetType
+    ) = UNSET
+    at: Annotated[TimeText | UnsetType, about("The dry run's: requests that came later are left alone.")] = UNSET
+
+    def __post_init__(self) -> None:
+        if self.at is not UNSET:
+            check_times(self, "at")
+
+
+class DeniedRequests(Record):
+    """What became of them. Those left over are denied by the same request with `left` as expected."""
+
+    at: Time
+    matched: Count
+    done: Count
+    failed: Annotated[list[RequestId], about("Others decided on these meanwhile.")]
+    left: Count
 
 
 class RequestQuery(Paging):
