@@ -125,6 +125,7 @@ BODIES: dict[str, object] = {
     "create_anchor": {"name": "acme", "models": ["cam"], "certificate": MAKER},
     "import_devices": {"rows": [{"device_id": "m-1", "model": "cam", "hardware_serial": "SN-1"}]},
     "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
+    "deny_requests": {"filter": "model=cam", "dry_run": True},
     "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }
 OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
