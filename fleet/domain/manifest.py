@@ -35,7 +35,7 @@ class ManifestEntry(Struct, frozen=True):
     device_id: DeviceId
     model: str
     hardware_serial: str
-    """"" for none; unique among the entries of a model."""
+    """"" for none; unique among the devices of a model that are not revoked or retired."""
     key_sha256: bytes | None
     """None for none; unique in the registry."""
     row_sha256: bytes

@@ -199,6 +199,11 @@ class Registry(AuditReader, CrlStore, Protocol):
     ) -> ManifestFacts:
         """Records with these device ids, (model, hardware serial) pairs and SHA-256 key hashes."""
 
+    async def serial_holders(self, serials: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+        """(model, hardware serial, device id) of each device with one of these (model, hardware serial) pairs, on the
+        manifest or not, that is not revoked or retired.
+        """
+
     async def idevid_bindings(self, key_sha256: bytes, device_id: str) -> list[IdevidBinding]:
         """Bindings of this key and of this device."""
 

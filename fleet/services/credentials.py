@@ -153,7 +153,11 @@ async def by_idevid(presented: Presented) -> Grant | None:
 
 async def _entries(registry: Registry, models: Sequence[str], certificate: IdevidCertificate) -> list[ManifestEntry]:
     serials = [(model, serial) for model in models for serial in certificate.serials]
-    return list((await registry.manifest_facts((), serials, ())).entries)
+    entries = (await registry.manifest_facts((), serials, ())).entries
+    if len(entries) > 1:  # a board may be registered again once its device is revoked or retired
+        held = {device_id for _, _, device_id in await registry.serial_holders(serials)}
+        entries = tuple(each for each in entries if each.device_id in held) or entries[-1:]
+    return list(entries)
 
 
 async def _idevid_of(

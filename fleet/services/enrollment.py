@@ -137,7 +137,9 @@ class Attempt:
             context = await read_facts(submission)
             try:
                 return await self._settle(context, key_generator)
-            except Conflict:
+            except Conflict as conflict:
+                if conflict.code == "serial-taken":
+                    raise  # the board's, given by its station: reading again changes nothing
                 continue  # a token was spent, a device suspended: the next reading shows which
         raise Unavailable("busy", "Others keep changing this device or token; nothing was done.", "Try again.")
 

@@ -120,10 +120,11 @@ class Importer:
     async def _judged(self, chunk: Sequence[Numbered]) -> tuple[list[Numbered], int, list[RowRefused]]:
         facts = await self.registry.manifest_facts(
             [each.row.device_id for each in chunk],
-            [(each.row.model, each.row.hardware_serial) for each in chunk if each.row.hardware_serial],
+            (),
             [each.row.key_sha256 for each in chunk if each.row.key_sha256 is not None],
         )
-        known = _Known(facts, self.sees)
+        serials = [(each.row.model, each.row.hardware_serial) for each in chunk if each.row.hardware_serial]
+        known = _Known(facts, await self.registry.serial_holders(serials), self.sees)
         new: list[Numbered] = []
         refused: list[RowRefused] = []
         for each in chunk:
@@ -171,9 +172,11 @@ class Importer:
 class _Known:
     """What is registered, with the rows of a chunk as they are judged."""
 
-    def __init__(self, facts: ManifestFacts, sees: Callable[[str], bool]) -> None:
+    def __init__(
+        self, facts: ManifestFacts, holders: Sequence[tuple[str, str, str]], sees: Callable[[str], bool]
+    ) -> None:
         self._digests = {entry.device_id: entry.row_sha256 for entry in facts.entries}
-        self._serials = {(e.model, e.hardware_serial): e.device_id for e in facts.entries if e.hardware_serial}
+        self._serials = {(model, serial): device_id for model, serial, device_id in holders}
         self._keys: dict[bytes, str] = {
             e.key_sha256: e.device_id if sees(e.model) else "another device"
             for e in facts.entries

@@ -178,8 +178,8 @@ async def add_device(
     """Register a device, so that it can enroll.
 
     Raises: Invalid: `bad-device-id`, `bad-hardware-serial`, and what `checked_tags` and `checked_groups` raise.
-    NotFound (`no-such-model`). Conflict (`device-exists`): in whatever state it is, a device is never registered
-    anew, so this cannot bring a revoked one back.
+    NotFound (`no-such-model`). Conflict: `device-exists`: in whatever state it is, a device is never registered
+    anew, so this cannot bring a revoked one back; `serial-taken`: by one of the model that is not revoked or retired.
     """
     id_, tags, groups = device_id(id_text), checked_tags(labels.tags), checked_groups(labels.groups)
     device = Device(id_, model, DeviceState.REGISTERED, act.now, hardware_serial, tags=tags, groups=groups)

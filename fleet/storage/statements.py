@@ -105,6 +105,15 @@ SET_MODEL = Statement(
 )
 
 ADD_DEVICE = Statement(DEVICE.insert(), "device-exists", "Device {0} exists already.")
+SERIAL_IS_FREE = Statement(
+    """
+    SELECT 1 WHERE NOT EXISTS (
+        SELECT 1 FROM device WHERE hardware_serial = $1::text AND model = $2::text AND id <> $3::text
+        AND hardware_serial <> '' AND state NOT IN ('revoked', 'retired'))""",
+    "serial-taken",
+    "The hardware serial {0} is that of another device of the model {1}.",
+    "Revoke or retire that one first.",
+)
 HAS_DEVICE = Statement(
     "SELECT 1 FROM device WHERE id = $1::text",
     "no-such-device",

@@ -49,6 +49,8 @@ def _device_steps(write: w.DeviceWrite) -> Iterator[Step]:
             yield sql.SET_MODEL, mapping.MODEL.row(model)
         case w.AddDevice(device=device):
             yield sql.ADD_DEVICE, mapping.DEVICE.row(device)
+            if device.hardware_serial:
+                yield sql.SERIAL_IS_FREE, (device.hardware_serial, device.model, device.id)
             yield from ((sql.ADD_TAG, row) for row in mapping.tag_rows(device))
         case w.MoveDevice(device_id=id_, to=to, revision=revision):
             states = filled(write.allowed, sql.DEVICE_STATES)

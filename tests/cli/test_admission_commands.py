@@ -261,7 +261,7 @@ class TestImport:
         assert self.counts(self.run(home, tmp_path, text + "cam-new,default,SNX,,,\n")) == (1, 2500, 0)
 
     def test_each_bad_row_by_its_line(self, home: Path, tmp_path: Path) -> None:
-        assert run_fleet(home, "device", "add", "by-hand", "--model", "default").exit_code == 0
+        assert run_fleet(home, "device", "add", "by-hand", "--model", "default", "--serial", "SN20").exit_code == 0
         first = HEADER + f"cam-1,default,SN1,{KEY_1},lot=L7,\n"
         self.run(home, tmp_path, first)
         bad = {
@@ -269,6 +269,7 @@ class TestImport:
             "device-exists": "by-hand,default,SN3,,,",
             "serial-taken": "cam-4,default,SN1,,,",
             "key-taken": f"cam-5,default,SN5,{KEY_1},,",
+            "serial-taken ": "cam-15,default,SN20,,,",
             "no-such-model": "cam-6,nonesuch,SN6,,,",
             "bad-device-id": "cam 7,default,SN7,,,",
             "bad-hardware-serial": "cam-8,default,SN_8,,,",
@@ -284,7 +285,9 @@ class TestImport:
         assert self.counts(value) == (2, 0, len(bad))
         with Path(value["errors_file"]).open(newline="") as file:
             found = list(csv.DictReader(file))
-        assert [(row["line"], row["code"]) for row in found] == [(str(n), code) for n, code in enumerate(bad, 3)]
+        assert [(row["line"], row["code"]) for row in found] == [
+            (str(n), code.strip()) for n, code in enumerate(bad, 3)
+        ]
         assert all(row["message"].endswith((".", "?", "'()+,-./:=?", "sha256")) for row in found)
         assert done(run_fleet(home, "device", "show", "cam-1", "-o", "json"))["hardware_serial"] == "SN1"
         self.run(home, tmp_path, HEADER + "good-1,default,G1,,,\n")

@@ -185,6 +185,18 @@ async def test_not_on_the_manifest(yard: Yard) -> None:
     assert ("idevid acme " + _hash(shown)[:16], "device.enroll", "not-on-manifest") in await yard.outcomes()
 
 
+async def test_a_board_whose_device_is_revoked_is_registered_anew(yard: Yard) -> None:
+    """Under another id, as the page advises: with a serial that is free again, and taken once more."""
+    await yard.expect("cam-1", "SN1")
+    await revocation.revoke(yard.est.registry, "cam-1", act=Act("test", yard.est.clock()))
+    assert await yard.verdict("cam-1", yard.device("SN1")) == (403, "device-revoked")
+    await yard.expect("cam-7", "SN1")
+    assert await yard.verdict("cam-7", yard.device("SN1")) == (200, "")
+    with pytest.raises(Conflict) as caught:
+        await yard.est.device("cam-8", serial="SN1")
+    assert caught.value.code == "serial-taken"
+
+
 async def test_a_certificate_without_a_serial_or_with_two(yard: Yard) -> None:
     await yard.expect("cam-1", "SN1")
     await yard.expect("cam-2", "SN2")

@@ -12,10 +12,12 @@ from msgspec.structs import replace
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.device import DeviceId
+from fleet.domain.issuance_context import COMMON_NAME, SERIAL_NUMBER
 from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, AdmissionRules, ProfileRules
 from fleet.services import inventory, revocation
 from fleet.services.importing import Importer, Numbered
+from fleet.wire.csr import build_csr
 from tests.servers.est_fixtures import EstHarness, Key, basic, csr_for, open_est, renewal_csr
 
 CAM_1 = DeviceId("cam-1")
@@ -142,6 +144,22 @@ async def test_a_token_for_a_listed_device(est: EstHarness) -> None:
     await listed(est, ManifestRow(CAM_1, "cam", "SN1"))
     answer = await est.enroll(csr_for("cam-1"), basic(await est.token("cam-1")))
     assert answer.status == 200
+
+
+async def test_a_station_gives_no_serial_that_another_device_has(est: EstHarness) -> None:
+    station = await est.station("line-1", ("cam",))
+    await est.device("cam-1", serial="SN1")
+
+    async def provisioned(name: str, serial: str) -> tuple[int, str]:
+        csr = build_csr(generate_key(), ((COMMON_NAME, name), (SERIAL_NUMBER, serial)), ())
+        answer = await est.enroll(csr, identity=station)
+        return answer.status, answer.code if answer.status != 200 else ""
+
+    assert await provisioned("cam-9", "SN1") == (409, "serial-taken")
+    assert await est.registry.device("cam-9") is None
+    assert ("station line-1", "device cam-9", "serial-taken") in await rows(est)
+    await revocation.revoke(est.registry, "cam-1", act=Act("test", est.clock()))
+    assert await provisioned("cam-9", "SN1") == (200, "")
 
 
 class TestStationQuota:

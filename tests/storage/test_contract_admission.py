@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fleet.domain.claim import Claim
 from fleet.domain.credential import CredentialKind
-from fleet.domain.device import DeviceFilter, DeviceId, Model
+from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts
@@ -25,6 +25,7 @@ from fleet.domain.writes import (
     CountTakeover,
     DropAnchor,
     ImportDevices,
+    MoveDevice,
     QuarantineClaim,
     ReleaseClaim,
     RevokeClaim,
@@ -92,6 +93,38 @@ class TestManifest:
             assert await registry.devices(DeviceFilter(tags=(("lot", f"L{number}"),))) == [tagged.device]
             facts = await registry.manifest_facts([tagged.device.id], [], [])
             assert facts.entries == (tagged.entry,)
+
+    async def test_a_serial_is_one_devices_of_its_model_however_it_came(self, registry: Registry) -> None:
+        await registry.commit(change(AddModel(Model("b"))))
+
+        def added(id_: str, model: str = "cam2") -> AddDevice:
+            return AddDevice(replace(device(id_), model=model, hardware_serial="SN1"))
+
+        await registry.commit(change(added("a"), added("b1", "b")))
+        assert await refused(registry, added("c")) == "serial-taken"
+        assert await refused(registry, ImportDevices((listed("d", serial="SN1"),))) == "listed-already"
+        assert await refused(registry, ImportDevices((listed("d", serial="SN2"), listed("e", serial="SN2")))) == (
+            "listed-already"
+        )
+        assert await registry.serial_holders((("cam2", "SN1"), ("cam2", "SN9"), ("cam2", ""))) == [("cam2", "SN1", "a")]
+        states = frozenset(DeviceState)
+        await registry.commit(change(MoveDevice(DeviceId("a"), states, DeviceState.RETIRED)))
+        await registry.commit(change(ImportDevices((listed("d", serial="SN1"),))))
+        assert await refused(registry, added("c")) == "serial-taken"
+        await registry.commit(change(MoveDevice(DeviceId("d"), states, DeviceState.REVOKED)))
+        await registry.commit(change(ImportDevices((listed("e", serial="SN1"),))))
+        facts = await registry.manifest_facts((), (("cam2", "SN1"),), ())
+        assert [entry.device_id for entry in facts.entries] == ["d", "e"]
+        assert await registry.serial_holders((("cam2", "SN1"),)) == [("cam2", "SN1", "e")]
+
+    async def test_of_many_at_once_one_gets_the_serial(self, registry: Registry) -> None:
+        writes = [AddDevice(replace(device(f"d{n}"), hardware_serial="SN1")) for n in range(8)]
+        imports = [ImportDevices((listed(f"m{n}", serial="SN1"),)) for n in range(8)]
+        outcomes = await asyncio.gather(
+            *(registry.commit(change(each)) for pair in zip(writes, imports, strict=True) for each in pair),
+            return_exceptions=True,
+        )
+        assert [type(each) for each in outcomes].count(Conflict) == 15
 
     async def test_no_model_no_device(self, registry: Registry) -> None:
         assert await refused(registry, ImportDevices((listed("a", "S1", model="nonesuch"),))) == "no-such-model"

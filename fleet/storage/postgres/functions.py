@@ -39,6 +39,13 @@ LIST_DEVICES = Statement(_insert_all(DEVICE))
 DEVICES_INSERTED = Statement(
     _all_inserted("device d ON d.id = r->>0 AND d.model = r->>1 AND d.created_at = (r->>3)::bigint"), *LISTED_ALREADY
 )
+SERIALS_ARE_FREE = Statement(
+    f"""
+    SELECT 1 WHERE NOT EXISTS (
+        SELECT 1 FROM {_ROWS} JOIN device d ON d.hardware_serial = r->>4 AND d.model = r->>1 AND d.id <> r->>0
+        WHERE d.hardware_serial <> '' AND d.state NOT IN ('revoked', 'retired'))""",
+    *LISTED_ALREADY,
+)
 LIST_ENTRIES = Statement(_insert_all(MANIFEST))
 ENTRIES_INSERTED = Statement(
     _all_inserted("manifest m ON m.device_id = r->>0 AND m.row_sha256 = decode(r->>4, 'hex')"), *LISTED_ALREADY

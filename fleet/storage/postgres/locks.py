@@ -4,10 +4,14 @@ Row locks settle the rest. Taken for a whole batch at once and in one order, the
 deadlocking.
 """
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import assert_never
 
 from fleet.domain import writes as w
+from fleet.domain.device import Device
+
+SERIAL_LOCKS = 64
 
 
 def locks_of(write: w.Write) -> list[int]:
@@ -29,11 +33,11 @@ def names_of(write: w.Write) -> tuple[str, ...]:
         case w.AddModel(model=model) | w.SetModel(model=model):
             return (f"model {model.name}",)
         case w.AddDevice(device=device):
-            return (f"device {device.id}",)
+            return (f"device {device.id}", *_serial_names((device,)))
         case w.MoveDevice(device_id=device_id) | w.TagDevice(device_id=device_id):
             return (f"device {device_id}",)
-        case w.ImportDevices():
-            return ("the manifest",)
+        case w.ImportDevices(devices=devices):
+            return ("the manifest", *_serial_names(each.device for each in devices))
         case w.AddCredential(credential=credential):
             return f"{credential.kind.value} {credential.holder}", f"key {credential.key_sha256.hex()}"
         case w.EndUnused(kind=kind, holder=holder, newest=newest):
@@ -68,3 +72,9 @@ def names_of(write: w.Write) -> tuple[str, ...]:
             return (f"lease {lease.name}",)
         case _:
             assert_never(write)
+
+
+def _serial_names(devices: Iterable[Device]) -> set[str]:
+    """Of the hardware serials that must not be given twice: a few names for all, since an import has a thousand."""
+    serials = (f"{each.model} {each.hardware_serial}".encode() for each in devices if each.hardware_serial)
+    return {f"serials {blake2b(serial, digest_size=1).digest()[0] % SERIAL_LOCKS}" for serial in serials}

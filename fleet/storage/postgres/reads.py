@@ -97,4 +97,11 @@ ENTRIES = Query(
     ORDER BY device_id""",
     mapping.MANIFEST.of,
 )
+SERIAL_HOLDERS: Query[tuple[str, str, str]] = Query(
+    """
+    SELECT d.model, d.hardware_serial, d.id FROM device d JOIN unnest($1::text[], $2::text[]) AS s (model, serial)
+        ON d.model = s.model AND d.hardware_serial = s.serial
+    WHERE d.hardware_serial <> '' AND d.state NOT IN ('revoked', 'retired')""",
+    lambda row: (row[0], row[1], row[2]),
+)
 KNOWN_DEVICES: Query[str] = Query("SELECT id FROM device WHERE id = ANY ($1::text[])", lambda row: row[0])

@@ -158,6 +158,10 @@ class PostgresRegistry(SqlRegistry):
         entries = await self._read(reads.ENTRIES, device_ids, models, numbers, keys)
         return ManifestFacts(tuple(entries), frozenset(await self._read(reads.KNOWN_DEVICES, device_ids)))
 
+    async def serial_holders(self, serials: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+        models, numbers = [model for model, _ in serials], [serial for _, serial in serials]
+        return await self._read(reads.SERIAL_HOLDERS, models, numbers)
+
     async def enrollment_facts(
         self,
         device_id: str,

@@ -31,6 +31,7 @@ def _list_devices(write: ImportDevices) -> Iterator[Step]:
     yield sql.DEVICES_ARE_NEW, devices
     yield sql.LIST_DEVICES, devices
     yield sql.DEVICES_INSERTED, devices
+    yield sql.SERIALS_ARE_FREE, devices
     yield sql.LIST_ENTRIES, entries
     yield sql.ENTRIES_INSERTED, entries
     if tags:

@@ -46,6 +46,9 @@ _CREDENTIAL_END = len(mapping.CREDENTIAL.columns)
 ENTRY_OF_DEVICE = mapping.MANIFEST.select("WHERE device_id = ?")
 ENTRY_OF_SERIAL = mapping.MANIFEST.select("WHERE model = ? AND hardware_serial = ? AND hardware_serial <> ''")
 ENTRY_OF_KEY = mapping.MANIFEST.select("WHERE key_sha256 = ?")
+HOLDER_OF_SERIAL = """
+    SELECT model, hardware_serial, id FROM device
+    WHERE model = ? AND hardware_serial = ? AND hardware_serial <> '' AND state NOT IN ('revoked', 'retired')"""
 HAS_DEVICE = "SELECT 1 FROM device WHERE id = ?"
 
 
@@ -125,8 +128,7 @@ def manifest_facts(
     found: dict[str, ManifestEntry] = {}
 
     def look(statement: str, parameters: Sequence[object]) -> None:
-        row = db.execute(statement, parameters).fetchone()
-        if row:
+        for row in db.execute(statement, parameters):
             found[row[0]] = mapping.MANIFEST.of(row)
 
     for id_ in device_ids:
@@ -137,6 +139,10 @@ def manifest_facts(
         look(ENTRY_OF_KEY, (key,))
     known = frozenset(id_ for id_ in device_ids if id_ in found or db.execute(HAS_DEVICE, (id_,)).fetchone())
     return ManifestFacts(tuple(found[id_] for id_ in sorted(found)), known)
+
+
+def serial_holders(db: sqlite3.Connection, serials: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    return [row for serial in serials for row in db.execute(HOLDER_OF_SERIAL, serial)]
 
 
 def data_version(db: sqlite3.Connection) -> int:

@@ -165,6 +165,9 @@ class SqliteRegistry(SqlRegistry):
         # An import asks for hundreds: enrollments don't wait for that.
         return await (self._ask(look) if len(device_ids) <= 1 else self._ask_scan(look))
 
+    async def serial_holders(self, serials: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+        return await self._ask_scan(lambda db: reads.serial_holders(db, serials))
+
     async def enrollment_facts(
         self,
         device_id: str,

@@ -51,6 +51,10 @@ def _list_devices(db: sqlite3.Connection, write: ImportDevices) -> None:
         if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             raise Conflict(*statements.NO_SUCH_MODEL) from error
         raise
+    for device in (each.device for each in write.devices if each.device.hardware_serial):
+        parameters = (device.hardware_serial, device.model, device.id)
+        if not db.execute(statements.SERIAL_IS_FREE.sqlite, parameters).fetchone():
+            raise Conflict(*statements.LISTED_ALREADY)
 
 
 def run_steps(db: sqlite3.Connection, steps: Sequence[Step]) -> None:
