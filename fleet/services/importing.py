@@ -197,7 +197,7 @@ class _Known:
         if row.device_id in self._devices:
             raise Conflict("device-exists", f"Device {row.device_id} is registered already, and not by an import.")
         holder = self._serials.get((row.model, row.hardware_serial))
-        if holder is not None:
+        if holder is not None and holder != row.device_id:  # itself: taken meanwhile, which the next look shows
             raise Conflict("serial-taken", f"The hardware serial is that of {holder}, of the same model.")
         keeper = self._keys.get(row.key_sha256) if row.key_sha256 is not None else None
         if keeper is not None:
