@@ -5,6 +5,7 @@ from hw_bench.scenarios.contract import Scenario
 from hw_bench.scenarios.crash import Crash
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.fanin import FanIn
+from hw_bench.scenarios.forward_auth import ForwardAuth
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.idle import Idle
 from hw_bench.scenarios.large_registry import LargeRegistry
@@ -28,6 +29,7 @@ _ALL: tuple[Scenario, ...] = (
     Starve(),
     Soak(),
     Revocation(),
+    ForwardAuth(),
     LargeRegistry(),
     Crash(),
     BrokerCrash(),

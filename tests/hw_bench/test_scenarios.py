@@ -20,6 +20,7 @@ from hw_bench.scenarios.catalog import SCENARIOS
 from hw_bench.scenarios.contract import Scenario, file_system
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.fanin import FanIn
+from hw_bench.scenarios.forward_auth import ForwardAuth
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.idle import Idle
 from hw_bench.scenarios.large_registry import LargeRegistry, filled
@@ -220,6 +221,15 @@ def test_revocation(database: str, where: str) -> None:
     assert [figure.at_most for figure in times] == [None, 10, None]
 
 
+def test_forward_auth() -> None:
+    report = ForwardAuth(devices=3).run(TINY, lambda text: None)
+    answers, rate, *times = report.figures
+    assert f"({answers.value:,.0f})" in report.checks[0]
+    assert rate.value > 0
+    assert [(figure.name, figure.at_most) for figure in times] == [("p50", 1.0), ("p99", None), ("max", None)]
+    assert 0 < times[0].value <= times[1].value <= times[2].value
+
+
 def test_registry() -> None:
     scenario = LargeRegistry(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
     holds_for_a_registry(scenario.run(replace(TINY, devices=2000), lambda text: None), "sqlite", 2000)
@@ -308,6 +318,7 @@ def test_each_scenario_goes_by_its_name() -> None:
         "starve",
         "soak",
         "revocation",
+        "forward-auth",
         "registry",
         "crash",
         "broker-crash",
