@@ -18,10 +18,10 @@ from fleet.config.settings import Settings
 from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.model_rules import ModelRules
+from fleet.home.authorities import new_tenant, tenant_names
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, certificate_in, open_registry
 from fleet.home.pki import load_issuer, load_operators_issuer
-from fleet.home.tenants import new_tenant, tenant_names
 from fleet.runtime.worker import Worker, WorkerSlot, run_worker
 from fleet.services import inventory
 from fleet.storage.sqlite.registry import SqliteRegistry

@@ -91,10 +91,10 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 
     Once the last certificate of the former CA has expired: fleet ca forget SHA256
     """
+    from fleet.home.authorities import authority_of, new_issuing_key
     from fleet.home.ca_store import Authority, fingerprint
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
-    from fleet.home.tenants import authority_of, new_issuing_key
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_rollover
 
@@ -145,9 +145,9 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
     before (`fleet ca export`). `device-agent` gets it with its renewal; others, such as curl or a bridge, do not.
     """
     from fleet.domain.errors import Refused
+    from fleet.home.authorities import forget_former, former_of, issuers_below
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
-    from fleet.home.tenants import forget_former, former_of, issuers_below
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_forgetting, end_what_is_in_use, still_in_use
 

@@ -41,9 +41,9 @@ def add(home: Path, name: str, own_root: bool, output: str) -> None:
       fleet model add acme-cam --tenant acme
       fleet ca export --tenant acme acme.pem
     """
+    from fleet.home.authorities import new_tenant
     from fleet.home.ca_store import fingerprint
     from fleet.home.layout import opened
-    from fleet.home.tenants import new_tenant
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_tenant
 
@@ -103,8 +103,8 @@ def _broken_tenants(client: Client) -> dict[str, str]:
     """Tenants whose CA cannot be read, each with the reason: known at the home; a server has them in its log."""
     if client.home is None:
         return {}
+    from fleet.home.authorities import read_authorities
     from fleet.home.layout import open_home
-    from fleet.home.tenants import read_authorities
 
     return dict(read_authorities(open_home(client.home)).broken)
 

@@ -78,7 +78,7 @@ def _context(home: Home, registry: Engine, now: datetime) -> Context:
         return policy_of(settings_of(home))
 
     def tenants() -> list[str]:
-        from fleet.home.tenants import tenant_names
+        from fleet.home.authorities import tenant_names
 
         return list(tenant_names(home))
 

@@ -8,9 +8,9 @@ from cryptography import x509
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.view import CaCertificate
 from fleet.domain.errors import Unavailable
+from fleet.home.authorities import read_authorities
 from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer, load_operators_issuer, operators_authority
-from fleet.home.tenants import read_authorities
 from fleet.servers.admin.authorities import Authorities
 from fleet.services.forecast import OwnCertificate
 

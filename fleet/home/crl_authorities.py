@@ -8,9 +8,9 @@ from cryptography import x509
 from fleet.ca.crl import LocalCrlSigner, key_identifier_of
 from fleet.ca.keys import load_key
 from fleet.domain.ports import CrlSigner
+from fleet.home.authorities import read_authorities
 from fleet.home.ca_store import FORMER, Authority, fingerprint
 from fleet.home.layout import Home, certificate_in
-from fleet.home.tenants import read_authorities
 from fleet.services.crl_publishing import CrlCa
 
 

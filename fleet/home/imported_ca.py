@@ -26,9 +26,7 @@ from fleet.ca.chain import checked_chain, has_signed
 from fleet.ca.keys import load_key, load_or_make_key
 from fleet.config.durable_files import sync, write_file
 from fleet.domain.errors import Invalid, NotFound, Refused
-from fleet.home.ca_store import Authority, locked, next_number, roll_over
-from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of
-from fleet.home.tenants import (
+from fleet.home.authorities import (
     authority_of,
     must_be_called_otherwise,
     next_generation,
@@ -36,6 +34,8 @@ from fleet.home.tenants import (
     signed_by_former,
     touch_watched_folders,
 )
+from fleet.home.ca_store import Authority, locked, next_number, roll_over
+from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of
 from fleet.tls.verification import why_unverified
 from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
+from fleet.home.authorities import Authorities
 from fleet.home.reloading_ca import LiveAuthorities
-from fleet.home.tenants import Authorities
 
 REMEMBERED_MAX = 4096  # certificates: a device shows the same one at each request
 

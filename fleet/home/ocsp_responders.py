@@ -18,9 +18,9 @@ from fleet.ca.ocsp import IssuerId, Responder, issuer_ids
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
+from fleet.home.authorities import Authorities
 from fleet.home.ca_store import FORMER, fingerprint
 from fleet.home.layout import Home, certificate_in
-from fleet.home.tenants import Authorities
 from fleet.wire.ocsp import SHA1, CertId, cert_id
 
 log = logging.getLogger("fleet")

@@ -24,11 +24,11 @@ from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.config.durable_files import write_file
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid, Refused
+from fleet.home.authorities import authority_of
 from fleet.home.ca_store import Authority, locked
 from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
 from fleet.home.publication import publication_of, publication_of_operators
 from fleet.home.served_chain import served_chain
-from fleet.home.tenants import authority_of
 from fleet.tls.contexts import ServerIdentity
 from fleet.webhook.signing import Signer
 from fleet.wire.key_package import Sealer

@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.domain.distribution import ca_name, ca_path
 from fleet.domain.published_file import CA_CERTIFICATE, PublishedFile
+from fleet.home.authorities import Authorities
 from fleet.home.layout import Home, certificate_in
 from fleet.home.reloading_ca import LiveAuthorities
-from fleet.home.tenants import Authorities
 
 FRESH = timedelta(days=1)  # a CA's certificate changes when it is signed anew
 

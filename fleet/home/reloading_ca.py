@@ -21,10 +21,10 @@ from fleet.config.settings import Settings
 from fleet.domain.credential import Credential
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import FleetError, Unavailable
+from fleet.home.authorities import Authorities, read_authorities
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority
 from fleet.home.layout import Home, settings_of
 from fleet.home.publication import publication_of
-from fleet.home.tenants import Authorities, read_authorities
 
 log = logging.getLogger("fleet")
 

@@ -7,10 +7,10 @@ from cryptography import x509
 from fleet.ca.authority import names_of_server
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid
+from fleet.home.authorities import authority_of
 from fleet.home.ca_store import Authority
 from fleet.home.layout import Home
 from fleet.home.pki import canonical_host, is_our_own, server_identity
-from fleet.home.tenants import authority_of
 from fleet.tls.contexts import ServerIdentity
 from fleet.tls.verification import why_unverified
 

@@ -11,7 +11,7 @@ from fleet.config.addresses import BrokerKind
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Unavailable
-from fleet.tls.places import Places
+from fleet.tls.descriptor_budget import DescriptorBudget
 
 log = logging.getLogger("fleet")
 
@@ -73,10 +73,10 @@ def fitted(settings: Settings, limit: int, workers: int) -> Settings:
     return replace(settings, sessions_max=allowed)
 
 
-def places_of(settings: Settings, limit: int) -> Places:
+def descriptor_budget(settings: Settings, limit: int) -> DescriptorBudget:
     """Those of the listeners of one worker; that they are full is logged once a minute."""
     total = connections_max(limit, settings)
-    return Places(total, _tell_when_full(limit, total))
+    return DescriptorBudget(total, _tell_when_full(limit, total))
 
 
 def _tell_when_full(limit: int, total: int) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Unavailable
 from fleet.domain.peer import network_of
-from fleet.runtime.descriptors import SESSION, places_of, raise_limit
+from fleet.runtime.descriptors import SESSION, descriptor_budget, raise_limit
 from fleet.runtime.local_listener import LocalListener
 from fleet.servers.http import HttpServer
 from fleet.servers.line_limit import LineLimit
@@ -91,7 +91,7 @@ class Listeners:
 
     def __init__(self, settings: Settings, *, shared: bool) -> None:
         self._limit = raise_limit()
-        self._places = places_of(settings, self._limit)
+        self._budget = descriptor_budget(settings, self._limit)
         self._settings = settings
         self._shared = shared
         self._by_name: dict[str, Listener] = {}
@@ -137,7 +137,7 @@ class Listeners:
             connected_max=settings.sessions_max * 2 if is_mqtt else settings.http_connections_max,
             per_address_per_second=settings.connections_per_address_per_second,
             connected_per_address_max=None if is_mqtt else settings.http_connections_per_address_max,
-            places=self._places,
+            descriptor_budget=self._budget,
             descriptors_each=SESSION if is_mqtt else 1,
         )
 
@@ -160,8 +160,8 @@ class Listeners:
 
     def descriptors(self) -> dict[str, int]:
         """For `GET /v1/status`: the limit of open files, what connections may take of it and take, and what follows."""
-        places, sessions_max = self._places, self._settings.sessions_max
-        return {"limit": self._limit, "max": places.total, "taken": places.taken, "sessions_max": sessions_max}
+        budget, sessions_max = self._budget, self._settings.sessions_max
+        return {"limit": self._limit, "max": budget.total, "taken": budget.taken, "sessions_max": sessions_max}
 
     def status(self) -> dict[str, object]:
         """For `GET /v1/status`."""

@@ -9,7 +9,6 @@ The time allowed is the same for all, so the oldest is always due next and one t
 """
 
 import asyncio
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Protocol
 
@@ -17,41 +16,10 @@ from fleet.domain.peer import network_of
 from fleet.domain.rates import Buckets
 from fleet.tls.errors import Refusal
 from fleet.tls.known_blocks import KNOWN_WEIGHT, KnownBlocks, Ranking
-from fleet.tls.places import Places
+from fleet.tls.limits import ListenerLimits
 
 SILENT_SECONDS = 1.0
 """For a client's first octets: within its own address block, only who is silent for longer gives way."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerLimits:
-    """Resources that clients of a listener may use, above all before they are authenticated."""
-
-    total_max: int = 10_000
-    """Connections without a complete handshake. One that is silent or waits takes a few kilobytes, and `Turns` limits
-    how many have an engine."""
-    per_address_max: int = 10_000
-    """From one IP address: a factory or fleet behind one NAT reconnects all at once after an outage."""
-    deadline_s: float = 10.0
-    """From accept to Finished, without the wait for its turn: three round trips over a poor mobile link."""
-    connected_max: int | None = None
-    """Established connections; None for no cap."""
-    connected_per_address_max: int | None = None
-    per_address_per_second: float = 0.0
-    """New connections from one address, whatever their outcome; 0 for no limit. A full handshake costs half a
-    millisecond of a core. KNOWN_WEIGHT times as many from address blocks with admitted clients."""
-    close_deadline_s: float = 10.0
-    """For a peer to read what a closing connection still sends."""
-    places: Places | None = None
-    """Descriptors shared with other listeners of the process."""
-    descriptors_each: int = 1
-    """That a connection takes of them."""
-    backlog: int = 1024
-    """Pending connections in the kernel during a burst, which caps it at somaxconn."""
-
-    def __post_init__(self) -> None:
-        if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0 or self.per_address_per_second < 0:
-            raise ValueError("A listener's limits must be positive.")
 
 
 class Expiring(Protocol):
@@ -116,8 +84,8 @@ class HalfOpen:
             return Refusal.ADDRESS_CAP
         if len(self) >= self._limits.total_max and not self.make_room(block):
             return Refusal.TOTAL_CAP
-        places = self._limits.places
-        if places is not None and not places.make_room(block, self._limits.descriptors_each):
+        budget = self._limits.descriptor_budget
+        if budget is not None and not budget.make_room(block, self._limits.descriptors_each):
             return Refusal.NO_DESCRIPTOR
         arrivals = self._known_arrivals if block in self.known else self._arrivals
         if arrivals.take(block, self._loop.time()):

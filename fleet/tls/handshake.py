@@ -7,11 +7,11 @@ from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.half_open import HalfOpen
+from fleet.tls.handshake_queue import HandshakeQueue
 from fleet.tls.plain import plain_address
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.session import TlsSession
 from fleet.tls.transport import TlsTransport, Wire
-from fleet.tls.turns import Turns
 
 WAITING_SIZE_MAX = 4096  # of a client that waits for its turn: a ClientHello with a post-quantum key has 1,800 octets
 
@@ -22,7 +22,7 @@ class HandshakeOwner(Protocol):
     loop: asyncio.AbstractEventLoop
     scratch: Scratch
     half_open: HalfOpen
-    turns: Turns
+    queue: HandshakeQueue
     silent: QuickAcks
     close_deadline_s: float
 
@@ -61,7 +61,7 @@ class Handshake(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         reception = self._reception
-        if self._session is None and reception.turns.waiting:
+        if self._session is None and reception.queue.waiting:
             return reception.scratch.received_view[:WAITING_SIZE_MAX]
         return reception.scratch.received_view
 
@@ -74,7 +74,7 @@ class Handshake(asyncio.BufferedProtocol):
         reception = self._reception
         if not self._held:
             reception.half_open.heard(self)
-            if reception.turns.take(self):
+            if reception.queue.take(self):
                 self._advance(self._start(), nbytes)
                 return
             reception.half_open.waits(self)
@@ -152,7 +152,7 @@ class Handshake(asyncio.BufferedProtocol):
 
     def _leave(self) -> None:
         self._reception.half_open.leave(self)
-        self._reception.turns.leave(self)
+        self._reception.queue.leave(self)
 
     def expire(self) -> None:
         """The deadline has passed."""

@@ -15,13 +15,14 @@ from fleet.tls.acceptor import Acceptor
 from fleet.tls.contexts import ContextSource
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import Refusal
-from fleet.tls.half_open import HalfOpen, ListenerLimits
+from fleet.tls.half_open import HalfOpen
 from fleet.tls.handshake import Handshake
+from fleet.tls.handshake_queue import HandshakeQueue
 from fleet.tls.known_blocks import Ranking
+from fleet.tls.limits import ListenerLimits
 from fleet.tls.plain import Established, PlainConnection
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
-from fleet.tls.turns import Turns
 
 __all__ = ["Listener", "ListenerLimits", "ListenerStats", "listen"]
 
@@ -66,9 +67,9 @@ class Listener:
         self.scratch = Scratch()
         self.close_deadline_s = limits.close_deadline_s
         self.half_open = HalfOpen(self.loop, limits)
-        if limits.places is not None:
-            limits.places.join(self)
-        self.turns = Turns(self.loop, self.half_open.known)
+        if limits.descriptor_budget is not None:
+            limits.descriptor_budget.join(self)
+        self.queue = HandshakeQueue(self.loop, self.half_open.known)
         self.silent = QuickAcks(self.loop)
         self._protocol_factory = protocol_factory
         self._on_refused = on_refused
@@ -130,7 +131,7 @@ class Listener:
             self._acceptor.close()
             self._acceptor = None
         self.half_open.close()
-        self.turns.close()
+        self.queue.close()
         self.silent.close()
 
     def abort_connections(self) -> None:

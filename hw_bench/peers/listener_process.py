@@ -17,7 +17,7 @@ from cryptography import x509
 
 from fleet.ca.keys import load_key
 from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, TlsContext, server_context
-from fleet.tls.half_open import ListenerLimits
+from fleet.tls.limits import ListenerLimits
 from fleet.tls.listener import listen
 
 

@@ -22,11 +22,11 @@ from fleet.domain.enrollment import IssuePermit
 from fleet.domain.ports import Registry
 from fleet.domain.published_file import PublishedFile
 from fleet.domain.writes import AddCredential, AddDevice
+from fleet.home.authorities import read_authorities
 from fleet.home.crl_authorities import crl_authorities
 from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer
 from fleet.home.published_certificates import certificate_files
-from fleet.home.tenants import read_authorities
 from fleet.services import revocation
 from fleet.services.crl_publishing import CrlPolicy, CrlPublisher
 from fleet.services.published_crls import PublishedCrls

@@ -25,9 +25,9 @@ from fleet.domain.distribution import (
     shard_of,
 )
 from fleet.domain.writes import DropCredentials, MarkUsed
+from fleet.home.authorities import new_issuing_key, new_tenant
 from fleet.home.creation import create_home
 from fleet.home.layout import certificate_in, open_registry
-from fleet.home.tenants import new_issuing_key, new_tenant
 from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy
 from tests.home.crl_fleet import NOW, URL, CrlFleet, number_of, openssl_verify, serial
 from tests.storage.samples import change

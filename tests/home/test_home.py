@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from fleet.ca.authority import SERVER_LIFETIME, names_of_server
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.home.authorities import read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_home, open_registry, settings_of
 from fleet.home.pki import (
@@ -21,7 +22,6 @@ from fleet.home.pki import (
     renew_server_certificate,
     server_identity,
 )
-from fleet.home.tenants import read_authorities
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(name="acme")

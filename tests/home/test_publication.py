@@ -12,11 +12,11 @@ from fleet.ca.authority import identifier_of
 from fleet.config.settings import Settings
 from fleet.config.template import render
 from fleet.domain.credential import CredentialKind
+from fleet.home.authorities import new_issuing_key, new_tenant
 from fleet.home.creation import create_home
 from fleet.home.layout import Home
 from fleet.home.pki import load_issuer, load_operators_issuer, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities
-from fleet.home.tenants import new_issuing_key, new_tenant
 from tests.ca.certificate_kinds import permit_for
 from tests.ca.test_distribution_points import named
 

@@ -12,10 +12,10 @@ from fleet.ca.authority import create_issuing, create_root, identifier_of, issue
 from fleet.ca.keys import load_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid
+from fleet.home.authorities import authority_of
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, certificates_in
 from fleet.home.pki import renew_server_certificate, server_identity
-from fleet.home.tenants import authority_of
 from fleet.runtime.jobs.server_certificate import Contexts, renew_if_due
 from fleet.tls.verification import why_unverified
 from tests.home.corporate import CorporateCa, below, corporate_root, install

@@ -12,12 +12,12 @@ from cryptography.x509 import ocsp
 from fleet.ca.authority import RESPONDER_LIFETIME
 from fleet.ca.ocsp import RENEW_BEFORE
 from fleet.config.settings import Settings
+from fleet.home.authorities import new_issuing_key, read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home
 from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import server_identity
 from fleet.home.server_staple import ANEW_AFTER, ServerStaple
-from fleet.home.tenants import new_issuing_key, read_authorities
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.tls.listener import listen
 

@@ -19,12 +19,7 @@ from fleet.ca.keys import load_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from fleet.est_client.certificate_checks import find_chain
-from fleet.home.ca_store import FORMER_MAX, Authority, fingerprint, locked
-from fleet.home.creation import create_home
-from fleet.home.layout import Home, fleet_fingerprint, open_home
-from fleet.home.pki import load_issuer, operators_authority, renew_server_certificate, server_identity
-from fleet.home.reloading_ca import LiveAuthorities, client_anchors
-from fleet.home.tenants import (
+from fleet.home.authorities import (
     authority_of,
     forget_former,
     former_of,
@@ -34,6 +29,11 @@ from fleet.home.tenants import (
     read_authorities,
     tenant_names,
 )
+from fleet.home.ca_store import FORMER_MAX, Authority, fingerprint, locked
+from fleet.home.creation import create_home
+from fleet.home.layout import Home, fleet_fingerprint, open_home
+from fleet.home.pki import load_issuer, operators_authority, renew_server_certificate, server_identity
+from fleet.home.reloading_ca import LiveAuthorities, client_anchors
 from tests.servers.est_fixtures import run
 from tests.tenant_fixtures import pem
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fleet.ca import authority
+from fleet.home.authorities import authority_of, new_issuing_key
 from fleet.home.ca_store import cross_file
 from fleet.home.layout import Home
-from fleet.home.tenants import authority_of, new_issuing_key
 from tests.serving import Served, run_fleet
 from tests.tenant_fixtures import pem
 

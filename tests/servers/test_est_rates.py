@@ -12,7 +12,7 @@ from fleet.domain.rates import RateLimits, Rates
 from fleet.services import revocation
 from fleet.services.refusal_rows import write_due
 from fleet.tls.errors import Refusal
-from fleet.tls.half_open import ListenerLimits
+from fleet.tls.limits import ListenerLimits
 from fleet.tls.listener import listen
 from tests.servers.est_fixtures import EstHarness, basic, csr_for, open_est, renewal_csr
 

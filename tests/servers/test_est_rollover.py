@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.access import Act
+from fleet.home.authorities import authority_of, forget_former, new_issuing_key
 from fleet.home.ca_store import fingerprint
-from fleet.home.tenants import authority_of, forget_former, new_issuing_key
 from fleet.services import revocation
 from fleet.services.tenancy import still_in_use
 from tests.servers.est_fixtures import Identity, renewal_csr, run

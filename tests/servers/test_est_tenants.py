@@ -23,8 +23,8 @@ from fleet.domain.errors import Conflict, Invalid, Refused
 from fleet.domain.labels import OPERATIONS
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.writes import AddCredential, AddStation, Write
+from fleet.home.authorities import authority_of
 from fleet.home.reloading_ca import LOOK_EVERY_NS
-from fleet.home.tenants import authority_of
 from fleet.services import approvals, inventory
 from fleet.wire import est
 from fleet.wire.est import decode_body

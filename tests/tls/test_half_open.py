@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 
 from fleet.tls.errors import Refusal
-from fleet.tls.half_open import HalfOpen, ListenerLimits
+from fleet.tls.half_open import HalfOpen
+from fleet.tls.limits import ListenerLimits
 
 DEADLINE_S = 10.0
 

@@ -12,11 +12,11 @@ from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import FleetError
+from fleet.home.authorities import Authorities, complete_cross_certificates, read_authorities
 from fleet.home.layout import Home
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
 from fleet.home.server_check import must_verify, server_warning
-from fleet.home.tenants import Authorities, complete_cross_certificates, read_authorities
 from fleet.tls.contexts import ClientTrust, ContextSource, server_context
 
 log = logging.getLogger("fleet")

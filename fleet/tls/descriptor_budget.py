@@ -19,7 +19,7 @@ class Sharing(Protocol):
         """End a connection for one from the address block `newcomer`; False when none may be ended for it."""
 
 
-class Places:
+class DescriptorBudget:
     """A number of descriptors. When all are taken, the listener that has most of those it may end, ends one."""
 
     def __init__(self, total: int, on_full: Callable[[], None]) -> None:

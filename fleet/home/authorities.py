@@ -1,4 +1,6 @@
-"""Tenants of a home: each a folder with an issuing CA of its own, complete or absent.
+"""The CAs of a home: the fleet's own and each tenant's. Creation of a tenant's, rollover and removal of former ones.
+
+A tenant is a folder with an issuing CA of its own, complete or absent.
 
 ca/tenants/NAME/    as described in fleet/home/ca_store.py
 """

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from fleet.tls.descriptor_budget import DescriptorBudget
 from fleet.tls.errors import Refusal
-from fleet.tls.places import Places
 from tests.tls.test_handshake import Accepting
 from tests.tls.test_listener_counts import Waiting, connect, leave
 
@@ -13,12 +13,12 @@ from tests.tls.test_listener_counts import Waiting, connect, leave
 class Sharers:
     def __init__(self, total: int) -> None:
         self.full = 0
-        self.places = Places(total, self._count)
+        self.descriptor_budget = DescriptorBudget(total, self._count)
         self.mqtt, self.http = self._listener(2), self._listener(1)
         self.http.listener._protocol_factory = Waiting
 
     def _listener(self, each: int, **limits: Any) -> Accepting:
-        return Accepting(places=self.places, descriptors_each=each, **limits)
+        return Accepting(descriptor_budget=self.descriptor_budget, descriptors_each=each, **limits)
 
     def _count(self) -> None:
         self.full += 1
@@ -29,20 +29,20 @@ async def test_each_listener_counts_what_its_connections_take() -> None:
     sharers.mqtt.accept()
     raw = connect(sharers.mqtt)
     connect(sharers.http)
-    assert (sharers.places.taken, sharers.full) == (5, 0)
+    assert (sharers.descriptor_budget.taken, sharers.full) == (5, 0)
     leave(raw)
-    assert sharers.places.taken == 3
+    assert sharers.descriptor_budget.taken == 3
 
 
 async def test_a_newcomer_gets_the_place_of_strangers_at_another_listener() -> None:
     sharers = Sharers(10)
     session = connect(sharers.mqtt, "192.0.2.1")
     strangers = [sharers.http.accept((f"203.0.113.{number % 4}", 1))[1] for number in range(8)]
-    assert sharers.places.taken == 10
+    assert sharers.descriptor_budget.taken == 10
     newcomer = connect(sharers.mqtt, "192.0.2.2")
     assert (newcomer.ends, session.ends) == ([], [])
     assert [raw.ends for raw in strangers[:3]] == [["abort"], ["abort"], []]
-    assert (sharers.places.taken, sharers.full) == (10, 2)
+    assert (sharers.descriptor_budget.taken, sharers.full) == (10, 2)
 
 
 async def test_a_stranger_whose_address_holds_most_is_refused_and_takes_nobodys_place() -> None:
@@ -72,4 +72,4 @@ async def test_idle_connections_give_way_and_sessions_do_not() -> None:
 async def test_where_there_is_no_place_at_all_everybody_is_refused(total: int) -> None:
     sharers = Sharers(total)
     assert sharers.mqtt.accept()[1].ends == ["abort"]
-    assert sharers.places.taken == 0
+    assert sharers.descriptor_budget.taken == 0

@@ -1,4 +1,4 @@
-"""Turns: which of the handshakes whose ClientHello has arrived is begun next.
+"""Handshake queue: which of the handshakes whose ClientHello has arrived is begun next.
 
 The first flight costs a key exchange and a signature, and an engine of 50 KB until the end. So few are under way at
 once, few begin in one turn of the event loop, and when more want to, the next one is taken from each address block in
@@ -72,7 +72,7 @@ class _Ring:
         return block, entry
 
 
-class Turns:
+class HandshakeQueue:
     """The handshakes of one listener that wait or are under way. Each must `leave`, however it ends."""
 
     __slots__ = ("_begun", "_by_block", "_in_a_row", "_known", "_loop", "_of_known", "_of_strangers", "_scheduled",

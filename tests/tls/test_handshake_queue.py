@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from fleet.tls import turns
+from fleet.tls import handshake_queue
+from fleet.tls.handshake_queue import HandshakeQueue
 from fleet.tls.known_blocks import KnownBlocks
-from fleet.tls.turns import Turns
 from tests.tls.stage import Bell
 from tests.tls.test_half_open import Clock
 from tests.tls.test_handshake import Accepting, good_client, receive
@@ -23,7 +23,7 @@ class Call:
 
 
 class Loop(Clock):
-    """What Turns uses of an event loop."""
+    """What HandshakeQueue uses of an event loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,22 +52,22 @@ class Entry:
 
 
 class Door:
-    """Turns, and who has begun, in that order."""
+    """HandshakeQueue, and who has begun, in that order."""
 
     def __init__(self) -> None:
         self.loop, self.known = Loop(), KnownBlocks()
-        self.turns = Turns(cast(Any, self.loop), self.known)
+        self.queue = HandshakeQueue(cast(Any, self.loop), self.known)
         self.begun: list[Entry] = []
 
     def come(self, address: str = "192.0.2.1") -> Entry:
         entry = Entry(self.begun, address)
-        if self.turns.take(entry):
+        if self.queue.take(entry):
             self.begun.append(entry)
         return entry
 
     def finish(self, count: int) -> None:
         for entry in self.begun[:count]:
-            self.turns.leave(entry)
+            self.queue.leave(entry)
 
     @property
     def addresses(self) -> list[str]:
@@ -80,12 +80,12 @@ def door() -> Door:
 
 
 def test_alone_one_begins_at_once(door: Door) -> None:
-    for _ in range(3 * turns.UNDER_WAY_MAX):
+    for _ in range(3 * handshake_queue.UNDER_WAY_MAX):
         entry = door.come()
         assert door.begun[-1] is entry
-        door.turns.leave(entry)
+        door.queue.leave(entry)
         door.loop.turn()
-    assert (door.turns.waiting, door.turns._under_way, +door.turns._by_block) == (0, {}, {})
+    assert (door.queue.waiting, door.queue._under_way, +door.queue._by_block) == (0, {}, {})
     door.loop.turn()
     assert not door.loop.turn()
 
@@ -94,12 +94,12 @@ def test_in_one_turn_of_the_loop_few_begin(door: Door) -> None:
     door.known.add("192.0.2.1")
     for _ in range(100):
         door.come()
-    assert len(door.begun) == turns.AT_ONCE_MAX
+    assert len(door.begun) == handshake_queue.AT_ONCE_MAX
     door.loop.turn()
-    assert len(door.begun) == turns.AT_ONCE_MAX + turns.FROM_QUEUE_MAX
+    assert len(door.begun) == handshake_queue.AT_ONCE_MAX + handshake_queue.FROM_QUEUE_MAX
     while door.loop.turn():
         pass
-    assert (len(door.begun), door.turns.waiting) == (100, 0)
+    assert (len(door.begun), door.queue.waiting) == (100, 0)
 
 
 def test_each_address_has_its_turn(door: Door) -> None:
@@ -114,7 +114,7 @@ def test_each_address_has_its_turn(door: Door) -> None:
 
 def test_known_addresses_come_first_and_others_come_too(door: Door) -> None:
     door.known.add("192.0.2.1")
-    for _ in range(turns.AT_ONCE_MAX):
+    for _ in range(handshake_queue.AT_ONCE_MAX):
         door.come("198.51.100.7")
     strangers = [door.come(f"203.0.113.{number}") for number in range(40)]
     for _ in range(80):
@@ -133,30 +133,30 @@ def test_one_address_does_not_take_all_places_and_a_known_one_takes_more(door: D
             door.come(address)
     while door.loop.turn():
         pass
-    assert door.addresses.count("203.0.113.1") == turns.OF_STRANGERS_MAX
-    assert door.addresses.count("192.0.2.1") == turns.OF_KNOWN_MAX
+    assert door.addresses.count("203.0.113.1") == handshake_queue.OF_STRANGERS_MAX
+    assert door.addresses.count("192.0.2.1") == handshake_queue.OF_KNOWN_MAX
     newcomer = door.come("198.51.100.1")
     door.loop.turn()
     assert newcomer in door.begun
     door.finish(1)
     door.loop.turn()
-    assert door.addresses.count("203.0.113.1") == turns.OF_STRANGERS_MAX + 1
+    assert door.addresses.count("203.0.113.1") == handshake_queue.OF_STRANGERS_MAX + 1
 
 
 def test_all_come_to_their_turn(door: Door) -> None:
     door.known.add("192.0.2.1")
     for _ in range(10_000):
         door.come()
-    while door.turns.waiting:
+    while door.queue.waiting:
         assert door.loop.turn()
-        assert len(door.turns._under_way) <= turns.OF_KNOWN_MAX
-        for entry in list(door.turns._under_way)[:5]:
-            door.turns.leave(entry)
+        assert len(door.queue._under_way) <= handshake_queue.OF_KNOWN_MAX
+        for entry in list(door.queue._under_way)[:5]:
+            door.queue.leave(entry)
     assert len({id(entry) for entry in door.begun}) == 10_000
 
 
 def test_who_begins_and_says_nothing_more_keeps_others_waiting_for_a_second(door: Door) -> None:
-    for number in range(turns.UNDER_WAY_MAX):
+    for number in range(handshake_queue.UNDER_WAY_MAX):
         door.come(f"203.0.113.{number}")
     while door.loop.turn():
         pass
@@ -170,13 +170,13 @@ def test_who_begins_and_says_nothing_more_keeps_others_waiting_for_a_second(door
 
 def test_who_leaves_while_it_waits_does_not_begin(door: Door) -> None:
     door.known.add("192.0.2.1")
-    for _ in range(turns.AT_ONCE_MAX):
+    for _ in range(handshake_queue.AT_ONCE_MAX):
         door.come()
     first, second = door.come(), door.come()
-    door.turns.leave(first)
-    door.turns.leave(first)  # a second time does no harm
+    door.queue.leave(first)
+    door.queue.leave(first)  # a second time does no harm
     door.loop.turn()
-    assert (first in door.begun, second in door.begun, door.turns.waiting) == (False, True, 0)
+    assert (first in door.begun, second in door.begun, door.queue.waiting) == (False, True, 0)
 
 
 def test_an_address_that_becomes_known_while_it_waits(door: Door) -> None:
@@ -184,18 +184,18 @@ def test_an_address_that_becomes_known_while_it_waits(door: Door) -> None:
         door.come()
     while door.loop.turn():
         pass
-    assert len(door.begun) == turns.OF_STRANGERS_MAX
+    assert len(door.begun) == handshake_queue.OF_STRANGERS_MAX
     door.known.add("192.0.2.1")
     door.come()
     door.finish(1)
     while door.loop.turn():
         pass
-    assert len(door.begun) == turns.OF_KNOWN_MAX + 1
+    assert len(door.begun) == handshake_queue.OF_KNOWN_MAX + 1
 
 
 def test_a_handshake_that_fails_in_an_unexpected_way_does_not_stop_the_others(door: Door) -> None:
     door.known.add("192.0.2.1")
-    for _ in range(turns.AT_ONCE_MAX):
+    for _ in range(handshake_queue.AT_ONCE_MAX):
         door.come()
     broken, next_one = door.come(), door.come()
 
@@ -213,7 +213,7 @@ def test_after_close_nobody_begins(door: Door) -> None:
     for _ in range(100):
         door.come()
     begun = len(door.begun)
-    door.turns.close()
+    door.queue.close()
     while door.loop.turn():
         pass
     door.loop.advance(5.0)
@@ -221,7 +221,7 @@ def test_after_close_nobody_begins(door: Door) -> None:
 
 
 async def test_a_handshake_that_waits_is_complete_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "AT_ONCE_MAX", 0)
+    monkeypatch.setattr(handshake_queue, "AT_ONCE_MAX", 0)
     accepting = Accepting(deadline_s=0.5)
     handshake, raw = accepting.accept()
     client = good_client()
@@ -244,7 +244,7 @@ async def test_a_handshake_that_waits_is_complete_all_the_same(monkeypatch: pyte
 
 
 async def test_who_waits_is_held_to_a_size_and_not_read_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "AT_ONCE_MAX", 0)
+    monkeypatch.setattr(handshake_queue, "AT_ONCE_MAX", 0)
     accepting = Accepting()
     (first, _), (second, raw) = accepting.accept(), accepting.accept(("192.0.2.8", 4712))
     paused: list[bool] = []
