@@ -49,6 +49,19 @@ class Unlisted(Struct, frozen=True):
     """The certificate; None: it is not in the registry any more."""
 
 
+class CertificateFacts(Struct, frozen=True):
+    """What is known of a certificate by its serial number."""
+
+    kind: str
+    """Of its holder; "": it is not in the registry any more."""
+    holder: str
+    der: bytes | None
+    """None: it is not in the registry any more."""
+    issuer: bytes | None
+    """Key identifier of the CA of one that was revoked; None: it stands in `der`."""
+    revocation: Revocation | None
+
+
 class Listed(Struct, frozen=True):
     """The CRL entry made for a revocation."""
 

@@ -12,7 +12,7 @@ from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
-from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
+from fleet.domain.crl import CertificateFacts, Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
@@ -80,6 +80,9 @@ class CrlStore(Protocol):
 
     async def revocation(self, serial: str) -> Revocation | None:
         """By serial number, lower-case hex: the certificate is revoked or on hold, or was on hold."""
+
+    async def certificate_facts(self, serial: str) -> CertificateFacts | None:
+        """By serial number, lower-case hex, in one look-up; None: no certificate of this number is known."""
 
     async def unlisted(self, limit: int) -> list[Unlisted]:
         """Revocations whose CRL entry is still to be made, at most `limit`."""

@@ -55,6 +55,10 @@ class RevokedCache:
             return "device-revoked"
         return "certificate-revoked" if held.credential.fingerprint in self._fingerprints else ""
 
+    def has_device(self, device_id: str) -> bool:
+        """Whether the device was revoked or retired."""
+        return device_id in self._devices
+
     def must_be_usable(self, held: Held) -> None:
         """Raises: Refused: `device-revoked`, `certificate-revoked`."""
         if code := self.refusal_code(held):

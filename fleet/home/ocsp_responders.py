@@ -35,6 +35,7 @@ class OcspResponders:
         self._places: dict[IssuerId, tuple[x509.Certificate, Path]] = {}
         self._made: dict[x509.Certificate, Responder] = {}
         self._failed: dict[x509.Certificate, str] = {}
+        self._server: x509.Certificate | None = None
 
     def find(self, issuer: IssuerId) -> Responder | None:
         """The responder of the CA that a request names so; None: it is no CA of ours, or its key is not here."""
@@ -46,6 +47,14 @@ class OcspResponders:
         """That of the fleet's own issuing CA: it says that a certificate of a foreign CA is unknown."""
         own = self._authorities().own
         return self._of(own.issuing, own.key_file)
+
+    def is_server(self, issuer: IssuerId, serial: int) -> bool:
+        """Whether so the server's own certificate is named, which is in no registry."""
+        self._look()
+        server, place = self._server, self._places.get(issuer)
+        return (
+            server is not None and server.serial_number == serial and place is not None and has_signed(place[0], server)
+        )
 
     def about(self, certificate: x509.Certificate) -> tuple[Responder, CertId] | None:
         """The responder for `certificate`, and its id; None: no CA here has issued it."""
@@ -63,6 +72,7 @@ class OcspResponders:
         self._read, self._failed = current, {}
         places = list(_places(self._home, current))
         self._places = {issuer: place for place in reversed(places) for issuer in issuer_ids(place[0])}
+        self._server = certificate_in(self._home.server_chain) if self._home.server_chain.exists() else None
         self._made = {ca: made for ca, made in self._made.items() if any(ca == place[0] for place in places)}
 
     def _of(self, ca: x509.Certificate, key_file: Path) -> Responder | None:

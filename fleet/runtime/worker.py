@@ -20,27 +20,23 @@ from msgspec import structs
 from fleet.config.clock import Clock
 from fleet.config.settings import Settings
 from fleet.domain.ports import Registry
-from fleet.domain.published_file import PublishedFile
 from fleet.domain.rates import RateLimits, Rates
 from fleet.domain.revoked_cache import ENTRIES_MAX
 from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.layout import Home, waiting_limits
 from fleet.home.leaf_issuers import LeafIssuers
-from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
 from fleet.home.proxy_secrets import proxy_secrets
-from fleet.home.published_certificates import PublishedCertificates
 from fleet.home.reloading_ca import LiveAuthorities
-from fleet.home.server_staple import ServerStaple
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
-from fleet.runtime.jobs.crls import crl_policy
 from fleet.runtime.jobs.refusal_counts import counting_refusals
 from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
 from fleet.runtime.listeners import Listeners, addresses
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
+from fleet.runtime.publishing import Publishing
 from fleet.runtime.signals import Signals
 from fleet.runtime.stop_deadline import BROKER_SECONDS_MIN, StopDeadline
 from fleet.servers.admin.app import AdminApp
@@ -56,9 +52,7 @@ from fleet.servers.gateway.gateway import Gateway, GatewayOptions
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.session.holders import HeldElsewhere
 from fleet.servers.http import HttpServer
-from fleet.servers.publish import build_publish_server
 from fleet.services.enrollment import RegistrationAuthority
-from fleet.services.published_crls import PublishedCrls
 from fleet.storage.journals.revocations import endings
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
@@ -134,9 +128,9 @@ async def run_worker(
     async with AsyncExitStack() as parts:
         registry.revoked.on_events(await asyncio.to_thread(list, endings(home.revocations, ENTRIES_MAX)))
         authorities = LiveAuthorities(home)
-        responders = OcspResponders(home, lambda: authorities.current, clock)
-        stapler = partial(ServerStaple, responders=responders, clock=clock) if settings.publish is not None else None
-        contexts = Contexts.of(home, clock, manufacturers=await trust_anchors(registry), stapler=stapler)
+        publishing = Publishing.of(home, settings, authorities, clock)
+        makers = await trust_anchors(registry)
+        contexts = Contexts.of(home, clock, manufacturers=makers, stapler=publishing.stapler())
         contexts.follow(authorities, home)
         await parts.enter_async_context(counting_refusals(registry, clock=clock))
         live, broker_status = await _watched(upstream, parts, clock=clock)
@@ -169,7 +163,8 @@ async def run_worker(
                 "upstream": {**broker_status(), "answers": live.answers()},
             }
 
-        admin, publish, forward = servers.admin(status, live.answers), servers.publish(), servers.forward_auth(gateway)
+        admin, forward = servers.admin(status, live.answers), servers.forward_auth(gateway)
+        publish = await publishing.server(registry, rates_of(settings), parts)
 
         parts.push_async_callback(_drain, gateway, slot.deadline, est, admin, publish, forward)
         parts.callback(listeners.close)
@@ -221,16 +216,6 @@ class _HttpServers:
             clock=self.clock,
             rates=rates_of(self.settings),
         )
-
-    def publish(self) -> HttpServer:
-        certificates = PublishedCertificates(self.home, self.authorities)
-        crls = PublishedCrls(self.registry, fresh_for=crl_policy(self.settings).max_delay)
-
-        async def find(path: str) -> PublishedFile | None:
-            return await certificates.find(path) or await crls.find(path)
-
-        # By address alone: relying parties show no credential.
-        return build_publish_server(find, clock=self.clock, rates=rates_of(self.settings))
 
     def admin(self, status: Callable[[], dict[str, object]], broker_answers: Callable[[], bool]) -> HttpServer:
         own = replace(authorities_for_admin(self.home, self.clock()), issuer=lambda: self.authorities)

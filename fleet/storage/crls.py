@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
 
-from fleet.domain.crl import Crl, CrlHead, Listed, Revocation, Unlisted
+from fleet.domain.crl import CertificateFacts, Crl, CrlHead, Listed, Revocation, Unlisted
 from fleet.domain.lease import Lease
 from fleet.storage import mapping
 from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, serial_octets
@@ -33,6 +33,14 @@ def _unlisted(row: Row) -> Unlisted:
     return Unlisted(REVOKED.of(tuple(row[:_REVOKED_END])), *row[_REVOKED_END:])
 
 
+def _certificate_facts(row: Row) -> CertificateFacts | None:
+    issuer, kind, holder, der = row[_REVOKED_END:]
+    revocation = REVOKED.of(tuple(row[:_REVOKED_END])) if row[0] is not None else None
+    if revocation is None and der is None:
+        return None
+    return CertificateFacts(kind or "", holder or "", der, issuer, revocation)
+
+
 def _crl(row: Row) -> Crl:
     *head, der = row
     return Crl(HEAD.of(tuple(head)), der)
@@ -53,6 +61,12 @@ def _number(row: Row) -> int:
 
 
 REVOCATION = Query(REVOKED.select("WHERE serial = $1"), REVOKED.of)
+CERTIFICATE = Query(
+    f"""
+    SELECT {REVOKED.listed("r")}, r.issuer, c.kind, c.holder, c.der FROM (SELECT 1 AS one) AS here
+    LEFT JOIN revoked r ON r.serial = $1 LEFT JOIN credential c ON c.serial = $1""",
+    _certificate_facts,
+)
 UNLISTED = Query(
     f"""
     SELECT {REVOKED.listed("r")}, r.issuer, c.der FROM revoked r LEFT JOIN credential c ON c.serial = r.serial
@@ -122,6 +136,13 @@ class SqlCrlStore(SqlAuditReader):
         except ValueError:
             return None  # no certificate has such a serial
         return await self._one(REVOCATION, octets)
+
+    async def certificate_facts(self, serial: str) -> CertificateFacts | None:
+        try:
+            octets = serial_octets(serial)
+        except ValueError:
+            return None
+        return await self._one(CERTIFICATE, octets)
 
     async def unlisted(self, limit: int) -> list[Unlisted]:
         return await self._scan(UNLISTED, limit)

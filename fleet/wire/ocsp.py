@@ -135,12 +135,14 @@ def _read_single(request: Element) -> CertId:
     for each in extensions:
         _read_extensions(each)
     algorithm, name_hash, key_hash, serial = _parts(certificate, (SEQUENCE, OCTET_STRING, OCTET_STRING, INTEGER))
-    oid = next(children(algorithm), algorithm)
-    if oid.tag != OBJECT_IDENTIFIER or max(len(name_hash.content), len(key_hash.content)) > HASH_SIZE_MAX:
+    oid, *parameters = _parts(algorithm, (OBJECT_IDENTIFIER,), (OBJECT_IDENTIFIER, _NULL[0]))
+    if any(each.content for each in parameters) or max(len(name_hash.content), len(key_hash.content)) > HASH_SIZE_MAX:
         raise Malformed("A certificate's id is badly formed.")
-    if not 1 <= len(serial.content) <= SERIAL_SIZE_MAX:
-        raise Malformed("A serial number is longer than any certificate's, or empty.")
     number = int.from_bytes(serial.content, signed=True)
+    # X.690, 8.3.2: as few octets as can be. The size of a negative one is that of its complement.
+    size = (number if number >= 0 else ~number).bit_length() // 8 + 1
+    if len(serial.content) != size or size > SERIAL_SIZE_MAX:
+        raise Malformed("A serial number is longer than any certificate's, or badly formed.")
     return CertId(dotted_oid(oid.content), name_hash.content, key_hash.content, number, certificate.whole)
 
 

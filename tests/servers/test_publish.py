@@ -1,78 +1,28 @@
 """The publish listener: CRLs and CA certificates over plain HTTP, with validators, and nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from fleet.domain.published_file import CA_CERTIFICATE, CRL, PublishedFile
-from fleet.servers.http_connection import PART_SIZE, HttpLimits
-from fleet.servers.publish import build_publish_server
+from fleet.servers.http_connection import PART_SIZE
 from fleet.tls.errors import Refusal
-from fleet.tls.listener import Listener, ListenerLimits, listen
+from fleet.tls.listener import Listener, ListenerLimits
+from tests.servers.publish_fixtures import DEADLINE_SECONDS, connected, serving
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 CA = PublishedFile(b"\x30\x03abc", CA_CERTIFICATE, NOW - timedelta(days=3, microseconds=5), timedelta(days=1))
 LARGE = PublishedFile(bytes(range(256)) * 16_384, CRL, NOW, timedelta(seconds=5), NOW + timedelta(seconds=3))
 FILES = {"/ca/ab.cer": CA, "/crl/ab.crl": LARGE}
-DEADLINE_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Client:
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def ask(self, method: str, path: str, *headers: str, body: bytes = b"") -> Answer:
-        size = (f"Content-Length: {len(body)}",) if body else ()
-        head = "\r\n".join((f"{method} {path} HTTP/1.1", "Host: h", *headers, *size, "", ""))
-        self.writer.write(head.encode() + body)
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            found = dict(line.split(": ", 1) for line in lines[1:-2])
-            length = 0 if method == "HEAD" else int(found.get("Content-Length", 0))
-            return Answer(int(lines[0].split()[1]), found, await self.reader.readexactly(length))
-
-    async def is_closed(self) -> bool:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            try:
-                return await self.reader.read(1) == b""
-            except ConnectionError:
-                return True
-
-
-@asynccontextmanager
-async def served(limits: ListenerLimits | None = None) -> AsyncIterator[Listener]:
+def served(limits: ListenerLimits | None = None) -> AbstractAsyncContextManager[Listener]:
     async def find(path: str) -> PublishedFile | None:
         return FILES.get(path)
 
-    server = build_publish_server(find, clock=lambda: NOW, limits=HttpLimits())
-    listener = await listen(server, ("127.0.0.1", 0), contexts=None, limits=limits)
-    try:
-        yield listener
-    finally:
-        listener.close()
-        await server.shutdown(1.0)
-        listener.abort_connections()
-
-
-@asynccontextmanager
-async def connected(listener: Listener) -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-    try:
-        yield Client(reader, writer)
-    finally:
-        writer.close()
+    return serving(find, NOW, limits=limits)
 
 
 async def test_a_file_with_its_type_and_validators() -> None:

@@ -187,3 +187,24 @@ async def test_what_has_expired_by_then_and_others_of_the_name_are_not_listed(re
     assert await registry.unlisted(9) == []
     await registry.commit(change(RevokeCredentials("station", "cam-7")))
     assert [(e.revocation.serial, e.revocation.revoked_at) for e in await registry.unlisted(9)] == [("a2", NOW)]
+
+
+async def test_a_certificate_is_known_by_its_serial_number_with_what_ended_it(registry: Registry) -> None:
+    await enrolled(registry, "a1")
+    found = await registry.certificate_facts("a1")
+    assert found is not None
+    assert (found.kind, found.holder, found.revocation) == ("device", "cam-7", None)
+    [held] = await registry.credentials("cam-7")
+    assert found.der == held.der
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW, CrlReason.KEY_COMPROMISE)))
+    found = await registry.certificate_facts("a1")
+    assert found is not None
+    assert found.revocation == await registry.revocation("a1")
+    await make_entries(registry)
+    long_after = NOW + timedelta(days=4000)
+    await registry.commit(change(DropCredentials((held.fingerprint,), long_after)))
+    found = await registry.certificate_facts("a1")
+    assert found is not None, "a revocation is known when the certificate has been archived"
+    assert (found.kind, found.der, found.issuer) == ("", None, CA)
+    for unknown in ("a2", "", "0", "xyz", "f" * 41):
+        assert await registry.certificate_facts(unknown) is None

@@ -67,6 +67,12 @@ def test_a_request_of_the_library() -> None:
     assert asked.issuer == (SHA256, b"n" * 32, b"k" * 32)
 
 
+def test_a_hash_with_and_without_its_null() -> None:
+    for parameters in (b"", b"\x05\x00"):
+        encoded = cert_id(parameters=parameters)
+        assert read_request(request(encoded)).certificates[0].encoded == encoded
+
+
 def test_several_certificates_and_fields_that_are_left_unread() -> None:
     version = encode_element(0xA0, encode_element(INTEGER, b"\0"))
     name = encode_element(0xA1, encode_element(0x82, b"a.example"))
@@ -117,7 +123,11 @@ def test_nonces_that_are_refused(size: int) -> None:
         request(cert_id() + cert_id()),
         sequence(sequence(sequence(encode_element(0x31, cert_id())))),
         request(b""),
+        request(cert_id(parameters=b"\x04\x00")),
+        request(cert_id(parameters=encode_element(5, b"x" * 999))),
         request(cert_id(serial=b"")),
+        request(cert_id(serial=b"\x00\x01")),
+        request(cert_id(serial=b"\xff\x80")),
         request(cert_id(serial=b"x" * 22)),
         request(sequence(sequence(), encode_element(4, b"n"), encode_element(4, b"k"), encode_element(INTEGER, b"\1"))),
         request(

@@ -3,9 +3,10 @@
 from collections.abc import Awaitable, Callable, Mapping
 
 from fleet.config.clock import Clock
+from fleet.domain.distribution import OCSP_PATH
 from fleet.domain.published_file import PublishedFile
 from fleet.domain.rates import Rates
-from fleet.servers.http import Exchange, HttpServer
+from fleet.servers.http import Exchange, Handle, HttpServer
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.publish.conditional import answer_file
 from fleet.servers.refusals import HttpRefused
@@ -17,13 +18,18 @@ Find = Callable[[str], Awaitable[PublishedFile | None]]
 
 
 def build_publish_server(
-    find: Find, *, clock: Clock, limits: HttpLimits | None = None, rates: Rates | None = None
+    find: Find, ocsp: Handle, *, clock: Clock, limits: HttpLimits | None = None, rates: Rates | None = None
 ) -> HttpServer:
-    """An HTTP server, the protocol factory of `fleet.tls.listener.listen`. Its clients show no certificate."""
+    """An HTTP server, the protocol factory of `fleet.tls.listener.listen`. Its clients show no certificate. `ocsp`
+    answers what is at or below OCSP_PATH.
+    """
 
     async def handle(exchange: Exchange) -> Response:
         exchange.is_open = True
         path = exchange.request.url.raw_path_qs
+        if path == OCSP_PATH or path.startswith(f"{OCSP_PATH}/"):
+            exchange.event = "publish.ocsp"
+            return await ocsp(exchange)
         exchange.event = f"publish.{path.split('/')[1]}" if path.startswith(("/ca/", "/crl/")) else "publish"
         file = await find(path)
         if file is None:

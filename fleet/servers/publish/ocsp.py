@@ -1,0 +1,185 @@
+"""OCSP over HTTP (RFC 6960, A): requests are answered from the registry's state, kept answers where there is no nonce.
+
+What is not an OCSP request is answered as OCSP has it, with malformedRequest; only its size and its media type are
+HTTP's.
+"""
+
+import base64
+import binascii
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
+
+from fleet.ca.ocsp import IssuerId, Responder
+from fleet.config.clock import Clock
+from fleet.config.logs import log_event
+from fleet.domain.distribution import OCSP_PATH
+from fleet.domain.errors import Unavailable
+from fleet.domain.ports import Registry
+from fleet.domain.published_file import PublishedFile
+from fleet.servers.http import Exchange
+from fleet.servers.http_connection import Response
+from fleet.servers.publish.conditional import answer_file
+from fleet.servers.refusals import HttpRefused
+from fleet.services.ocsp import CertificateState, KeptAnswers, certificate_state
+from fleet.wire.errors import WireError
+from fleet.wire.ocsp import (
+    REQUEST_SIZE_MAX,
+    REQUEST_TYPE,
+    RESPONSE_TYPE,
+    CertId,
+    Failure,
+    OcspRequest,
+    Revoked,
+    SingleResponse,
+    Unrevoked,
+    encode_failure,
+    read_request,
+)
+
+log = logging.getLogger("fleet.servers.publish")
+
+VALIDITY = timedelta(hours=1)
+"""From an answer to its nextUpdate: what a relying party that caches may miss of a revocation."""
+BACKDATED = timedelta(minutes=5)
+"""thisUpdate of what is not revoked is so long ago: clients' clocks differ, and some (GnuTLS) tolerate no second."""
+KEPT_FOR = timedelta(minutes=15)
+"""A kept answer is signed anew after that: a client that gets it may use it for most of its validity."""
+FRESH = timedelta(seconds=60)
+"""For a proxy to give an answer without asking again."""
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class OcspAnswer:
+    """A response with what its transport and its log line say of it."""
+
+    der: bytes
+    code: str = "ok"
+    serial: str = "-"
+    this_update: datetime | None = None
+    """Set where caches may keep it."""
+
+
+class Responders(Protocol):
+    """The responders of a home."""
+
+    def find(self, issuer: IssuerId) -> Responder | None:
+        """The responder of the CA that a request names so; None: it is no CA of ours, or its key is not here."""
+
+    def own(self) -> Responder | None:
+        """That of the fleet's own issuing CA: it says that a certificate of a foreign CA is unknown."""
+
+    def is_server(self, issuer: IssuerId, serial: int) -> bool:
+        """Whether so the server's own certificate is named, which is in no registry."""
+
+
+@dataclass(slots=True)
+class OcspHandler:
+    """Answers OCSP requests."""
+
+    registry: Registry
+    responders: Responders
+    clock: Clock
+    reliable: Callable[[], bool] = lambda: False
+    """Whether `kept` hears of events in time; else nothing is kept."""
+    kept: KeptAnswers[OcspAnswer] = field(default_factory=KeptAnswers)
+
+    async def handle(self, exchange: Exchange) -> Response:
+        """The response to a request below OCSP_PATH. Raises: HttpRefused."""
+        answer = await self.answer(await _request_in(exchange))
+        exchange.code, exchange.serial = answer.code, answer.serial
+        now = self.clock()
+        if answer.this_update is None:
+            return Response(200, answer.der, {"Content-Type": RESPONSE_TYPE, "Cache-Control": "no-store"})
+        fresh = PublishedFile(answer.der, RESPONSE_TYPE, answer.this_update, FRESH, answer.this_update + VALIDITY)
+        return answer_file(fresh, exchange.request.headers, now)
+
+    async def answer(self, data: bytes) -> OcspAnswer:
+        """The response to `data`, which may be anything."""
+        try:
+            request = read_request(data)
+        except WireError:
+            return _failure(Failure.MALFORMED_REQUEST)
+        now = self.clock()
+        first, is_single = request.certificates[0], len(request.certificates) == 1 and request.nonce is None
+        if is_single and self.reliable() and (kept := self.kept.find(first.encoded, now)) is not None:
+            return kept
+        try:
+            return await self._signed(request, now, keep=is_single)
+        except Unavailable as error:
+            log_event(log, logging.ERROR, "publish.ocsp", code=error.code, reason=error.message)
+            return _failure(Failure.TRY_LATER)
+
+    async def _signed(self, request: OcspRequest, now: datetime, *, keep: bool) -> OcspAnswer:
+        by_issuer = {asked.issuer: self.responders.find(asked.issuer) for asked in request.certificates}
+        found = {responder for responder in by_issuer.values() if responder is not None}
+        # RFC 6960, 4.2.2.2: a delegated responder answers for the CA that has issued its certificate, and no other.
+        responder = next(iter(found), None) or self.responders.own()
+        if responder is None or len(found) > 1:
+            return _failure(Failure.UNAUTHORIZED)
+        generation = self.kept.generation
+        states = [
+            await self._state(asked, responder, now) if by_issuer[asked.issuer] is not None else None
+            for asked in request.certificates
+        ]
+        singles = [_single(asked, state, now) for asked, state in zip(request.certificates, states, strict=True)]
+        der = responder.sign(singles, now, request.nonce)
+        first, state = request.certificates[0], states[0]
+        answer = OcspAnswer(der, serial=f"{abs(first.serial):x}")
+        if not keep or state is None:
+            return answer
+        answer = replace(answer, this_update=singles[0].this_update)
+        if state.holder and self.reliable():
+            self.kept.keep(first.encoded, answer, state.holder, now + KEPT_FOR, generation)
+        return answer
+
+    async def _state(self, asked: CertId, responder: Responder, now: datetime) -> CertificateState | None:
+        if self.responders.is_server(asked.issuer, asked.serial):
+            return CertificateState("")
+        issuer, has_issued = responder.key_identifier, responder.has_issued
+        return await certificate_state(self.registry, asked.serial, issuer, has_issued, now)
+
+
+def _single(asked: CertId, state: CertificateState | None, now: datetime) -> SingleResponse:
+    this_update, status = now - BACKDATED, Unrevoked.UNKNOWN if state is None else Unrevoked.GOOD
+    if state is None or state.revoked_at is None:
+        return SingleResponse(asked, status, this_update, this_update + VALIDITY)
+    this_update = max(this_update, min(state.revoked_at, now))
+    return SingleResponse(asked, Revoked(state.revoked_at, state.reason), this_update, this_update + VALIDITY)
+
+
+def _failure(failure: Failure) -> OcspAnswer:
+    return OcspAnswer(encode_failure(failure), failure.name.lower().replace("_", "-"))
+
+
+async def _request_in(exchange: Exchange) -> bytes:
+    """The request in a body, or in the path of a GET; nothing where that is no base64."""
+    method, path = exchange.request.method, exchange.request.url.raw_path_qs
+    if method == "POST" and path == OCSP_PATH:
+        media_type = exchange.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if media_type != REQUEST_TYPE:
+            raise HttpRefused(415, "bad-content-type", f"An OCSP request is of the type {REQUEST_TYPE}.")
+        return await exchange.body(REQUEST_SIZE_MAX)
+    if method in ("GET", "HEAD") and path != OCSP_PATH:
+        return _decoded(path.removeprefix(OCSP_PATH))
+    allowed = "POST" if path == OCSP_PATH else "GET, HEAD"
+    raise HttpRefused(405, "bad-method", f"This path takes {allowed} only.", {"Allow": allowed})
+
+
+def _decoded(path: str) -> bytes:
+    """RFC 6960, A.1: the request in base64, percent-encoded or not. A slash may stand before it twice: the one of a URL
+    that ends with a slash, and the client's own.
+    """
+    text = unquote_to_bytes(path).lstrip(b"/")
+    if not _BASE64.fullmatch(text):
+        return b""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return b""
