@@ -37,11 +37,12 @@ def certificate(
     begins: bytes = b"20250101000000Z",
     algorithm: bytes = ECDSA_SHA256,
     issuer: bytes | None = None,
+    serial: int = 7,
 ) -> bytes:
     """DER, truly signed by `key` over its own public key."""
     tbs = sequence(
         encode_element(der.CONTEXT_0, b"\x02\x01\x02"),
-        b"\x02\x01\x07",
+        encode_element(0x02, serial.to_bytes(1, signed=True)),
         algorithm,
         issuer or subject,
         sequence(encode_element(0x18, begins), encode_element(0x18, b"20550101000000Z")),

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from fleet.cli.cert import cert
 from fleet.wire.encodings import Bundle, Form, write
+from tests.odd_certificates import certificate as odd_certificate
 from tests.wire.encodings.material import (
     ALT_NAMES,
     BUNDLE,
@@ -185,6 +186,14 @@ def test_a_damaged_name_is_a_problem_and_not_a_crash() -> None:
     assert certificate["issuer"] == "?"
     assert certificate["problems"]
     assert "problems:" in inspect("-", data=damaged).stdout
+
+
+def test_a_serial_number_that_is_not_positive_is_a_problem() -> None:
+    data = odd_certificate(ec.generate_private_key(ec.SECP256R1()), serial=-5)
+    (certificate,) = facts("-", data=data)["certificates"]
+    assert certificate["serial"] == "-5"
+    assert certificate["problems"] == ["The serial number is not positive, which RFC 5280 forbids."]
+    assert "Parsed a serial" not in inspect("-", data=data).output
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x30\x82\x01\x00", CHAIN_PEM[:300]])

@@ -35,6 +35,7 @@ from fleet.wire.est import (
 )
 from fleet.wire.pkcs7 import join_signed_data, split_signed_data
 from tests.certs_only import encode_certs_only
+from tests.odd_certificates import certificate as odd_certificate
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -188,7 +189,6 @@ def test_cut_at_every_byte() -> None:
         decode_certs_only(MESSAGE + b"\0")
 
 
-@pytest.mark.filterwarnings("ignore:Parsed a serial")
 def test_a_flipped_byte_is_no_crash() -> None:
     for at in range(len(MESSAGE)):
         damaged = bytearray(MESSAGE)
@@ -197,6 +197,14 @@ def test_a_flipped_byte_is_no_crash() -> None:
             decode_certs_only(bytes(damaged))
         except WireError:
             continue
+
+
+@pytest.mark.parametrize("serial", [0, -5])
+def test_a_certificate_whose_serial_number_is_not_positive_is_read(serial: int) -> None:
+    """RFC 5280, 4.1.2.2: users of certificates should be prepared to handle them gracefully."""
+    odd = odd_certificate(ec.generate_private_key(ec.SECP256R1()), serial=serial)
+    [found] = decode_certs_only(join_signed_data([odd]))
+    assert found.serial_number == serial
 
 
 @given(st.binary(max_size=200))

@@ -313,7 +313,6 @@ def test_pkcs12_cut_at_every_byte() -> None:
             read(data[:at])
 
 
-@pytest.mark.filterwarnings("ignore:Parsed a serial")
 @given(st.sampled_from(sorted(FILES)), st.integers(0, 10_000), st.binary(min_size=1, max_size=3))
 def test_damage_anywhere_is_no_crash(name: str, at: int, junk: bytes) -> None:
     data = FILES[name]
