@@ -15,6 +15,15 @@ def silent_worker(unanswered: Mapping[int, int]) -> int | None:
     """The worker to replace, of those that listen: number -> pings in a row without an answer."""
     if not unanswered:
         return None
-    others_answer = any(count < UNANSWERED_MAX for count in unanswered.values())
     number = max(unanswered, key=unanswered.__getitem__)
-    return number if unanswered[number] >= (UNANSWERED_MAX if others_answer else ALL_UNANSWERED_MAX) else None
+    most = ALL_UNANSWERED_MAX if _none_answers(unanswered) else UNANSWERED_MAX
+    return number if unanswered[number] >= most else None
+
+
+def counted(before: Mapping[int, int], now: Mapping[int, int]) -> Mapping[int, int]:
+    """`now`, or zeros where a worker answers again after none did: the others may be about to."""
+    return dict.fromkeys(now, 0) if before and _none_answers(before) and not _none_answers(now) else now
+
+
+def _none_answers(unanswered: Mapping[int, int]) -> bool:
+    return min(unanswered.values(), default=0) >= UNANSWERED_MAX

@@ -24,7 +24,7 @@ from fleet.config.timestamps import rfc3339
 from fleet.domain.changes import Event
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.registry_events import decode_event
-from fleet.runtime.heartbeat import PING_SECONDS, silent_worker
+from fleet.runtime.heartbeat import PING_SECONDS, counted, silent_worker
 from fleet.runtime.host import Endpoints, Host
 from fleet.runtime.ipc import Channel, Message, WorkerConfig
 from fleet.runtime.listeners import reserved
@@ -311,10 +311,14 @@ class Supervisor:
 
     async def _replace_silent(self) -> None:
         """Kill the worker that no longer answers: its restarter starts the next."""
+        before: Mapping[int, int] = {}
         while True:
             await asyncio.sleep(PING_SECONDS)
             listening = {number: worker for number, worker in self._workers.items() if worker.listens}
-            number = silent_worker({number: worker.unanswered for number, worker in listening.items()})
+            before = counted(before, {number: worker.unanswered for number, worker in listening.items()})
+            for each, worker in listening.items():
+                worker.unanswered = before[each]
+            number = silent_worker(before)
             if number is not None:
                 silent = listening.pop(number)
                 silent.signal(signal.SIGKILL)
