@@ -119,7 +119,7 @@ def test_bytes_that_are_not_utf8_and_files_too_large_or_missing(tmp_path: Path) 
 
 def test_a_file_cut_anywhere_is_refused_or_holds_no_half_value(tmp_path: Path, tier: Tier) -> None:
     whole = render(Settings(est=Address("0.0.0.0", 18443), half_open_max=2000))
-    for end in range(0, len(whole), tier.times(1, all=1, quick=11)):
+    for end in range(0, len(whole), tier.times(3, all=1, quick=11)):
         try:
             settings = read_settings(written(tmp_path, whole[:end]))
         except SettingsError:

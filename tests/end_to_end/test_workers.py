@@ -177,18 +177,18 @@ def test_status_tells_which_worker_answers(shared: Served, tmp_path: Path) -> No
     assert seen == worker_pids(shared)
 
 
-def test_sighup_reaches_every_worker(pair: Served) -> None:
-    before = server_serial(pair)
-    home = Home(pair.home)
+def test_sighup_reaches_every_worker(shared: Served) -> None:
+    before = server_serial(shared)
+    home = Home(shared.home)
     settings = replace(settings_of(home), hosts=("localhost", "127.0.0.1"))
     assert renew_server_certificate(home, settings, datetime.now(UTC))
-    pair.process.send_signal(signal.SIGHUP)
+    shared.process.send_signal(signal.SIGHUP)
     for number in ("1", "2"):
-        pair.wait_for_line(f"worker={number} event=reload outcome=ok")
-    assert server_serial(pair) != before
+        shared.wait_for_line(f"worker={number} event=reload outcome=ok")
+    assert server_serial(shared) != before
 
 
-def test_a_worker_that_dies_is_replaced(pair: Served) -> None:
+def test_a_worker_that_dies_or_is_told_to_end_is_replaced(pair: Served) -> None:
     before = worker_pids(pair)
     tell(pair, "1", signal.SIGKILL)
     pair.wait_for_line("event=worker.restarted worker=1")
@@ -196,6 +196,9 @@ def test_a_worker_that_dies_is_replaced(pair: Served) -> None:
     assert after["2"] == before["2"]
     assert after["1"] != before["1"]
     assert healthz(pair)[0] == 200
+    tell(pair, "2", signal.SIGTERM)
+    pair.wait_for_line("event=worker.restarted worker=2")
+    assert 'cause="exit code 0"' in pair.log
     assert pair.stop() == 0
 
 
@@ -231,48 +234,42 @@ def wait_for_workers(served: Served, folder: Path, restarts: int) -> dict[str, A
 
 
 @needs_mosquitto
-def test_a_broker_that_hangs_is_seen_and_restarted(pair: Served) -> None:
-    tree = process_tree((pair.process.pid,))
+def test_a_broker_that_hangs_is_seen_and_restarted(shared: Served) -> None:
+    tree = process_tree((shared.process.pid,))
     (broker,) = [pid for pid in tree if Path(f"/proc/{pid}/comm").read_text() == "mosquitto\n"]
     stopped = time.monotonic()
     os.kill(broker, signal.SIGSTOP)
     for number in ("1", "2"):
-        pair.wait_for_line(f"worker={number} event=broker.silent")
+        shared.wait_for_line(f"worker={number} event=broker.silent")
     seen = time.monotonic() - stopped
     with pytest.raises(urllib.error.HTTPError) as caught:
-        healthz(pair)
+        healthz(shared)
     with caught.value as answer:
         assert (answer.status, json.load(answer)["code"]) == (503, "broker-silent")
-    pair.wait_for_line("event=broker.restarted")
+    shared.wait_for_line("event=broker.restarted")
     for number in ("1", "2"):
-        pair.wait_for_line(f"worker={number} event=broker.answers-again")
-    assert healthz(pair)[0] == 200
+        shared.wait_for_line(f"worker={number} event=broker.answers-again")
+    assert healthz(shared)[0] == 200
     assert seen < 20  # 4 on an idle machine
 
 
-def test_workers_that_hang_all_at_once_are_left_alone_for_longer(pair: Served) -> None:
-    before = worker_pids(pair)
+def test_workers_that_hang_all_at_once_are_left_alone_for_longer(shared: Served) -> None:
+    before = worker_pids(shared)
     for worker in before:
-        tell(pair, worker, signal.SIGSTOP)
+        tell(shared, worker, signal.SIGSTOP)
     with pytest.raises(OSError, match="timed out"):  # as when the machine is suspended
-        healthz_within(pair, 2 * UNANSWERED_MAX * PING_SECONDS)
+        healthz_within(shared, 2 * UNANSWERED_MAX * PING_SECONDS)
     for worker in before:
-        tell(pair, worker, signal.SIGCONT)
-    assert healthz(pair)[0] == 200
-    assert worker_pids(pair) == before
-    assert "worker.silent" not in pair.log
+        tell(shared, worker, signal.SIGCONT)
+    assert healthz(shared)[0] == 200
+    assert worker_pids(shared) == before
+    assert "worker.silent" not in shared.log
 
 
 def healthz_within(served: Served, seconds: float) -> None:
     trust = ssl.create_default_context(cafile=served.ca_file)
     with urllib.request.urlopen(f"{served.endpoints['http']}/healthz", context=trust, timeout=seconds):
         pass
-
-
-def test_a_worker_told_to_end_drains_and_is_replaced(pair: Served) -> None:
-    tell(pair, "2", signal.SIGTERM)
-    pair.wait_for_line("event=worker.restarted worker=2")
-    assert 'cause="exit code 0"' in pair.log
 
 
 def test_nothing_outlives_a_supervisor_that_is_killed(pair: Served) -> None:

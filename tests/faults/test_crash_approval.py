@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,9 +31,8 @@ from hw_bench.peers.engine import Engine, engine_of
 from hw_bench.peers.home import MODEL, FleetHome
 from hw_bench.peers.killable_server import KillableServer
 from hw_bench.processes import pick_cores
+from tests.tiers import Tier
 
-DEVICES = 24
-KILLS = 10
 SECONDS_MAX = 120.0
 SEED = 20261127
 ENGINE_SHARE = 0.3  # of the kills, where the registry has processes of its own
@@ -90,11 +90,11 @@ async def approve_some(home: FleetHome, count: int) -> None:
         await registry.close()
 
 
-async def held(home: FleetHome) -> tuple[list[Credential], dict[str, RequestState], list[str]]:
+async def held(home: FleetHome, count: int) -> tuple[list[Credential], dict[str, RequestState], list[str]]:
     """Certificates, requests by id, and the fingerprints that the events tell of."""
     registry = await open_registry(home.files)
     try:
-        found = [c for n in range(DEVICES) for c in await registry.credentials(f"new-{n}")]
+        found = [c for n in range(count) for c in await registry.credentials(f"new-{n}")]
         requests = {r.id: r.state for r in await registry.requests(now=datetime.now(UTC))}
         told = [e.detail for e in await registry.events() if e.kind == "credential.issued"]
         return found, requests, told
@@ -118,29 +118,36 @@ def kill_one(engine: Engine, serve: KillableServer, chance: random.Random) -> bo
         ),
     ],
 )
-def test_what_is_approved_is_issued_once(tmp_path: Path, database: str) -> None:
+def test_what_is_approved_is_issued_once(tmp_path: Path, database: str, tier: Tier) -> None:
     chance = random.Random(SEED)
     with contextlib.ExitStack() as stack:
         engine = engine_of(database)
         stack.callback(engine.stop)
         engine.start()
-        _hold(engine, engine.home(tmp_path / "home"), tmp_path, chance)
+        load = Load(devices=tier.times(12, all=24), kills=tier.times(5, all=10))
+        _hold(engine, engine.home(tmp_path / "home"), tmp_path, chance, load)
 
 
-def _hold(engine: Engine, home: FleetHome, folder: Path, chance: random.Random) -> None:
+@dataclass(frozen=True)
+class Load:
+    devices: int
+    kills: int
+
+
+def _hold(engine: Engine, home: FleetHome, folder: Path, chance: random.Random, load: Load) -> None:
     home.fleet("model", "set", MODEL, "--admit", "approval")
     devices: list[Asking] = []
     with KillableServer(home, folder, 2, pick_cores().all) as serve:
         try:
-            devices += [Asking(f"new-{n}", serve.est[1], home.files.root_certificate) for n in range(DEVICES)]
+            devices += [Asking(f"new-{n}", serve.est[1], home.files.root_certificate) for n in range(load.devices)]
             deadline, kills, certified = time.monotonic() + SECONDS_MAX, 0, 0
-            while kills < KILLS or certified < DEVICES:
+            while kills < load.kills or certified < load.devices:
                 assert time.monotonic() < deadline, (kills, [(d.name, d.answers) for d in devices])
                 # A database that is killed while it recovers does not come back by itself.
                 is_there = approved_some(home, chance.randint(0, 3))
                 certified = sum(device.certificate is not None for device in devices)
                 time.sleep(chance.uniform(0, 0.05))
-                if kills < KILLS and is_there and kill_one(engine, serve, chance):
+                if kills < load.kills and is_there and kill_one(engine, serve, chance):
                     kills += 1
         finally:
             for device in devices:
@@ -148,8 +155,8 @@ def _hold(engine: Engine, home: FleetHome, folder: Path, chance: random.Random) 
             for device in devices:
                 device.thread.join()
         assert serve.stop() == 0
-    issued, requests, told = asyncio.run(held(home))
-    assert Counter(requests.values()) == {RequestState.ISSUED: DEVICES}
+    issued, requests, told = asyncio.run(held(home, load.devices))
+    assert Counter(requests.values()) == {RequestState.ISSUED: load.devices}
     assert Counter(c.grant for c in issued) == Counter(f"request {id_}" for id_ in requests)  # one each
     assert sorted(told) == sorted(c.fingerprint.hex() for c in issued)
     by_name = {c.holder: c for c in issued}
@@ -159,5 +166,5 @@ def _hold(engine: Engine, home: FleetHome, folder: Path, chance: random.Random) 
         spki = device.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         assert device.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki
         assert set(device.answers) <= {0, 200, 202, 503}
-    assert sum(device.answers[202] for device in devices) >= DEVICES
+    assert sum(device.answers[202] for device in devices) >= load.devices
     home.fleet("audit", "verify")

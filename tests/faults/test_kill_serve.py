@@ -51,7 +51,7 @@ class Enrolling:
                 certificate = est.simpleenroll(csr)
             except EstError:
                 self.kept_out += 1
-                self.stopping.wait(0.01)  # the server is being restarted; the number is tried once only
+                self.stopping.wait(0.1)  # the server is being restarted; the number is tried once only
             else:
                 with self._progress:
                     self.received.append((device, certificate.public_bytes(Encoding.DER)))
@@ -98,7 +98,7 @@ def test_every_certificate_that_was_received_is_in_the_registry(served: Served, 
     token = run_fleet(served.home, "token", "create", "--model", "default", "--uses", "10000").strip()
     clients = Enrolling(served, token)
     try:
-        for _ in range(tier.times(6, all=60)):
+        for _ in range(tier.times(3, all=60)):
             clients.wait_for(len(clients.received) + RECEIVED_BEFORE_A_KILL)
             served.kill()
             served.start()

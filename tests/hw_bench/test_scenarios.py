@@ -15,6 +15,8 @@ from hw_bench.drivers.fill import FilledFleet
 from hw_bench.peers.engine import SqliteEngine
 from hw_bench.processes import BenchError
 from hw_bench.report import MEASURES, Figure, Report, Turn, lines
+from hw_bench.scenarios import soak as soak_module
+from hw_bench.scenarios import workers as workers_module
 from hw_bench.scenarios.broker_crash import BrokerCrash
 from hw_bench.scenarios.catalog import SCENARIOS
 from hw_bench.scenarios.contract import Scenario, file_system
@@ -64,8 +66,13 @@ def test_handshakes() -> None:
     assert len(value["verdicts"]) == 2 - len(value["missing"])
 
 
-def test_enroll() -> None:
-    value = measured(Enroll(drivers=1, at_once=4))
+@pytest.fixture(scope="module")
+def enrollments() -> dict[str, Any]:
+    return measured(Enroll(drivers=1, at_once=4))
+
+
+def test_enroll(enrollments: dict[str, Any]) -> None:
+    value = enrollments
     assert [summary["name"] for summary in value["summaries"]][:2] == ["token", "station"]
     assert {summary["name"] for summary in value["summaries"]} | set(value["missing"]) == {
         "token",
@@ -76,8 +83,8 @@ def test_enroll() -> None:
 
 
 @NEEDS_STEP_CA
-def test_enroll_beside_step_ca() -> None:
-    value = measured(Enroll(drivers=1, at_once=4))
+def test_enroll_beside_step_ca(enrollments: dict[str, Any]) -> None:
+    value = enrollments
     assert value["summaries"][2]["version"].startswith("step-ca ")
     assert {(ratio["subject"], ratio["peer"]) for ratio in value["ratios"]} == {
         ("token", "step-ca"),
@@ -112,9 +119,10 @@ def test_latency() -> None:
 
 
 @NEEDS_MOSQUITTO
-def test_soak() -> None:
+def test_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak_module, "SETTLED_LOOKS", 2)
     lines: list[str] = []
-    soak = Soak(devices=5, cycles=200)
+    soak = Soak(devices=3, cycles=60)
     report = soak.run(TINY, lines.append)
     assert report.checks == tuple(line for line in lines if "cycles: " in line)
     assert len(report.checks) == 20
@@ -123,6 +131,7 @@ def test_soak() -> None:
         for name in ("supervisor", "mosquitto", "worker 1", "worker 2")
         for what in ("resident memory", "descriptors")
     ]
+    monkeypatch.setattr(soak_module, "SAMPLES", 4)
     with pytest.raises(BenchError, match="worker 1: growth of resident memory"):
         replace(soak, growth_max=-(2**30)).run(TINY, lines.append)
 
@@ -174,7 +183,9 @@ def test_broker_crash() -> None:
     assert report.checks[0] == "2 kills each; seed 1"
 
 
-def test_workers() -> None:
+def test_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(workers_module, "REST_SECONDS", 1.5)
     report = Workers(enroll=Enroll(drivers=1, at_once=4)).run(TINY, lambda text: None)
     assert [summary.name for summary in report.summaries] == ["one-worker", "two-workers", "two-servers"]
     assert all(summary.operations > 0 and not summary.failed for summary in report.summaries)
@@ -230,6 +241,7 @@ def test_forward_auth() -> None:
     assert 0 < times[0].value <= times[1].value <= times[2].value
 
 
+@pytest.mark.long  # a kept registry is the same run, twice
 def test_registry() -> None:
     scenario = LargeRegistry(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
     holds_for_a_registry(scenario.run(replace(TINY, devices=2000), lambda text: None), "sqlite", 2000)

@@ -278,14 +278,14 @@ class KeptAlive:
     """A client that sends request after request on one connection, and opens another when the server closes it."""
 
     def __init__(self, est: EstHarness, identity: Identity | None, server: str = "est") -> None:
-        self._house, self._identity, self._server = est, identity, server
+        self._est, self._context, self._server = est, est.client_context(identity), server
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if self._streams is None:
-            self._streams = await self._house.connect(self._identity, self._server)
+            self._streams = await self._est.connect(None, self._server, self._context)
         reader, writer = self._streams
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         async with asyncio.timeout(DEADLINE_SECONDS):

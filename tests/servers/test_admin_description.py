@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,14 @@ async def admin(api: AdminHarness) -> Client:
     return await api.operator("bob")
 
 
+@cache
+def components() -> Any:
+    return description(ROUTES)["components"]
+
+
 def validator(schema: dict[str, Any]) -> Any:
     """A judge that is not ours, with the formats held to as well."""
-    whole = {**schema, "components": description(ROUTES)["components"]}
-    return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+    return jsonschema_rs.Draft202012Validator({**schema, "components": components()}, validate_formats=True)
 
 
 def ref(name: str) -> dict[str, Any]:
