@@ -6,10 +6,11 @@ Each key costs one number, and at most KEYS_MAX keys are kept: the least recentl
 with a full bucket again. That is the price of bounded memory; connections from one address are capped separately.
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable
 
 from msgspec import Struct
+
+from fleet.domain.recent import Recent
 
 KEYS_MAX = 100_000  # about 15 MB
 BURST_SECONDS = 10.0  # burst allowed after an idle time, in seconds of the rate
@@ -31,13 +32,12 @@ class RateLimits(Struct, frozen=True):
 class Buckets:
     """One bucket for each key (GCRA)."""
 
-    __slots__ = ("_burst_s", "_full_at", "_interval_s", "_keys_max")
+    __slots__ = ("_burst_s", "_full_at", "_interval_s")
 
     def __init__(self, per_second: float, keys_max: int = KEYS_MAX) -> None:
         self._interval_s = 1 / per_second if per_second else 0.0
         self._burst_s = max(BURST_SECONDS, self._interval_s)
-        self._keys_max = keys_max
-        self._full_at: OrderedDict[Hashable, float] = OrderedDict()
+        self._full_at: Recent[Hashable, float] = Recent(keys_max)
 
     def take(self, key: Hashable, now: float) -> float:
         """0.0 if one was taken; otherwise the seconds until one is available."""
@@ -47,21 +47,18 @@ class Buckets:
         too_early = full_at - now - self._burst_s
         if too_early > 0:
             return too_early
-        self._full_at[key] = full_at
-        self._full_at.move_to_end(key)
-        if len(self._full_at) > self._keys_max:
-            self._full_at.popitem(last=False)
+        self._full_at.put(key, full_at)
         return 0.0
 
 
 class Backoff:
     """Exponential backoff of keys with consecutive failures."""
 
-    __slots__ = ("_failed", "_failures_max", "_keys_max", "_seconds_max")
+    __slots__ = ("_failed", "_failures_max", "_seconds_max")
 
     def __init__(self, failures_max: int, seconds_max: float, keys_max: int = KEYS_MAX) -> None:
-        self._failures_max, self._seconds_max, self._keys_max = failures_max, seconds_max, keys_max
-        self._failed: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
+        self._failures_max, self._seconds_max = failures_max, seconds_max
+        self._failed: Recent[Hashable, tuple[int, float]] = Recent(keys_max)
 
     def wait_s(self, key: Hashable, now: float) -> float:
         """Seconds that `key` must still wait; 0.0 for none."""
@@ -73,10 +70,7 @@ class Backoff:
             return
         count = self._failed.get(key, (0, 0.0))[0] + 1
         over = min(count - self._failures_max, 30)  # 2**30 s is longer than any cap
-        self._failed[key] = count, now + min(self._seconds_max, 2.0**over) if over >= 0 else 0.0
-        self._failed.move_to_end(key)
-        if len(self._failed) > self._keys_max:
-            self._failed.popitem(last=False)
+        self._failed.put(key, (count, now + min(self._seconds_max, 2.0**over) if over >= 0 else 0.0))
 
     def succeeded(self, key: Hashable) -> None:
         self._failed.pop(key, None)

@@ -6,7 +6,7 @@ readmit a revoked device.
 """
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -14,11 +14,10 @@ from fleet.domain.changes import Event
 from fleet.domain.credential import Credential
 from fleet.domain.device import OUT_OF_SERVICE, Device, DeviceState
 from fleet.domain.errors import Refused
+from fleet.domain.recent import Recent
 from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, decode_event
 
 ENTRIES_MAX = 100_000  # of devices and of certificates each, about 15 MB; the oldest are evicted first
-
-K = TypeVar("K")
 
 
 class Held(Protocol):
@@ -34,16 +33,15 @@ class RevokedCache:
     """Devices that were revoked or retired, and certificates that were revoked or superseded."""
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
-        self._max = entries_max
-        self._devices: dict[str, None] = {}
-        self._fingerprints: dict[bytes, None] = {}
+        self._devices: Recent[str, None] = Recent(entries_max)
+        self._fingerprints: Recent[bytes, None] = Recent(entries_max)
 
     def on_event(self, event: Event) -> None:
         match decode_event(event):
             case DeviceStateChanged(device_id, is_out_of_service=True):
-                _add(self._devices, device_id, self._max)
+                self._devices.put(device_id, None)
             case CredentialEnded(_, bytes() as fingerprint):
-                _add(self._fingerprints, fingerprint, self._max)
+                self._fingerprints.put(fingerprint, None)
 
     def on_events(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -75,9 +73,3 @@ class RevokedCache:
         if device is None:
             raise Refused("device-revoked", f"Device {device_id} was revoked, and never enrolls again.")
         return device if device.state in OUT_OF_SERVICE else replace(device, state=DeviceState.REVOKED)
-
-
-def _add(entries: dict[K, None], key: K, entries_max: int) -> None:
-    entries[key] = None
-    if len(entries) > entries_max:
-        del entries[next(iter(entries))]

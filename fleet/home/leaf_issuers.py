@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
+from fleet.domain.recent import Recent
 from fleet.home.authorities import Authorities
 from fleet.home.reloading_ca import LiveAuthorities
 
@@ -21,7 +22,7 @@ class LeafIssuers:
         self._live = authorities
         self._of: Authorities | None = None
         self._issuers: Sequence[tuple[x509.Certificate, str]] = ()
-        self._tenants: dict[bytes, str | None] = {}
+        self._tenants: Recent[bytes, str | None] = Recent(REMEMBERED_MAX)
 
     def tenant_of(self, der: bytes) -> str | None:
         """The tenant of the CA that signed the certificate in `der`, "" for the fleet's own; None: none of ours did."""
@@ -32,9 +33,7 @@ class LeafIssuers:
             self._of = current
             self._tenants.clear()
         if der not in self._tenants:
-            if len(self._tenants) >= REMEMBERED_MAX:
-                del self._tenants[next(iter(self._tenants))]
-            self._tenants[der] = self._verified(der)
+            self._tenants.put(der, self._verified(der))
         return self._tenants[der]
 
     def _verified(self, der: bytes) -> str | None:

@@ -2,28 +2,22 @@
 
 from collections import OrderedDict
 
+from fleet.domain.recent import Recent
+
 KNOWN_MAX = 10_000
 """Address blocks remembered."""
 KNOWN_WEIGHT = 8
 """A known block may hold so many times more than another, and arrive as much faster."""
 
 
-class KnownBlocks:
+class KnownBlocks(Recent[str, None]):
     """Address blocks of admitted clients; the least recent one is forgotten first."""
 
-    __slots__ = ("_blocks",)
-
     def __init__(self) -> None:
-        self._blocks: OrderedDict[str, None] = OrderedDict()
-
-    def __contains__(self, block: str) -> bool:
-        return block in self._blocks
+        super().__init__(KNOWN_MAX)
 
     def add(self, block: str) -> None:
-        self._blocks[block] = None
-        self._blocks.move_to_end(block)
-        if len(self._blocks) > KNOWN_MAX:
-            self._blocks.popitem(last=False)
+        self.put(block, None)
 
 
 class _ByCount:

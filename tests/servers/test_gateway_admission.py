@@ -108,7 +108,7 @@ def test_the_revoked_cache() -> None:
     others = [Event(EventKind.CREDENTIAL_ENDED, "x", credential("x").fingerprint.hex()) for _ in range(2)]
     assert cached(mine, others[0], entries_max=2).refusal_code(ADMISSION) == "certificate-revoked"
     assert cached(mine, *others, entries_max=2).refusal_code(ADMISSION) == ""
-    assert RevokedCache()._max == 100_000
+    assert RevokedCache()._devices.entries_max == 100_000
 
 
 DELAY, KIND = (Property.WILL_DELAY_INTERVAL, 30), (Property.CONTENT_TYPE, "a")

@@ -15,6 +15,7 @@ from fleet.domain.device import DeviceState
 from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import HolderFacts
+from fleet.domain.recent import SWEEP_SECONDS_MIN
 from fleet.domain.registry_events import decode_event
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
@@ -23,7 +24,7 @@ from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.wills.cancellation import WillCancellation
-from fleet.servers.gateway.wills.waiting import LATE_SECONDS, SWEEP_SECONDS_MIN, WaitingWill, WaitingWills, waiting_will
+from fleet.servers.gateway.wills.waiting import LATE_SECONDS, WaitingWill, WaitingWills, waiting_will
 from fleet.services.admission import Admission
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

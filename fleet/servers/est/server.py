@@ -18,6 +18,7 @@ from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Tenants
 from fleet.domain.rates import Rates
+from fleet.domain.recent import Recent
 from fleet.servers.est.idevid_certificate import idevid_certificate
 from fleet.servers.est.keygen import ServerKeyGenerator, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
@@ -80,7 +81,8 @@ class _Handlers:
     ) -> None:
         self._authority, self._tenants, self._sealer, self._clock = authority, tenants, sealer, clock
         self._registry = authority.registry
-        self._actors: dict[bytes, tuple[str, dict[str, str]]] = {}  # by certificate, of clients that asked too often
+        # By certificate, of clients that asked too often
+        self._actors: Recent[bytes, tuple[str, dict[str, str]]] = Recent(ACTORS_MAX)
         self._open: dict[str, Callable[[Exchange, Route], Awaitable[Response]]] = {
             "cacerts": self.cacerts,
             "csrattrs": self.csrattrs,
@@ -173,9 +175,7 @@ class _Handlers:
             return known
         found = await audit_actor_of(self._registry, peer)
         if peer.fingerprint:
-            self._actors[peer.fingerprint] = found
-            if len(self._actors) > ACTORS_MAX:
-                del self._actors[next(iter(self._actors))]
+            self._actors.put(peer.fingerprint, found)
         return found
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> Response:

@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from fleet.config.logs import log_event
 from fleet.domain.model_rules import MqttRules
+from fleet.domain.recent import Recent
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits, lowered
 
 log = logging.getLogger("fleet.gateway")
@@ -252,7 +252,7 @@ class KeptFilters:
         self._limits = limits
         self._directory = directory
         self._errors = DiskErrors()
-        self._devices: OrderedDict[str, FilterSet] = OrderedDict()
+        self._devices: Recent[str, FilterSet] = Recent(DEVICES_MAX)
         if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -261,10 +261,8 @@ class KeptFilters:
         if self._directory is not None:
             file = FilterFile(self._directory / device_id, self._errors)
             return FilterSet(self._limits, file, outlives_connection=outlives_connection)
-        found = self._devices.setdefault(device_id, FilterSet(self._limits))
-        self._devices.move_to_end(device_id)
-        if len(self._devices) > DEVICES_MAX:
-            self._devices.popitem(last=False)
+        found = self._devices.get(device_id) or FilterSet(self._limits)
+        self._devices.put(device_id, found)
         return found
 
     def session_purged(self, device_id: str) -> None:

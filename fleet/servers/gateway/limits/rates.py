@@ -15,6 +15,7 @@ from math import ceil
 from typing import Protocol
 
 from fleet.domain.model_rules import MqttRules
+from fleet.domain.recent import Swept
 from fleet.servers.gateway.close_reasons import BYTE_RATE, MESSAGE_RATE, CloseReason
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause
 from fleet.servers.gateway.limits.in_flight import InFlight, InFlightTotal
@@ -22,7 +23,6 @@ from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
 OVER_SECONDS_MAX = 30.0
 LEASE_SIZE = 4_096  # bytes read before the clock is asked, where the model's burst is far more than that
-SWEEP_SECONDS_MIN = 1.0
 
 
 class _Bucket:
@@ -101,9 +101,8 @@ class Budgets:
         self, devices_max: int, limits: Limits = DEFAULT_LIMITS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._devices_max = devices_max
-        self._budgets: dict[str, Budget] = {}
+        self._budgets: Swept[str, Budget] = Swept(lambda budget, now: not budget.users and budget.is_full(now))
         self._in_flight = InFlightTotal(limits, clock)
-        self._swept_at = float("-inf")
 
     def __len__(self) -> int:
         return len(self._budgets)
@@ -114,7 +113,8 @@ class Budgets:
         if budget is None:
             budget = Budget(self._in_flight)
             if len(self._budgets) >= self._devices_max:
-                self._sweep(now)
+                self._in_flight.expire()
+                self._budgets.sweep(now)
             if len(self._budgets) < self._devices_max:
                 self._budgets[device_id] = budget
         budget.set_rules(rules, now)
@@ -124,15 +124,6 @@ class Budgets:
         """The broker's session of the device is purged, and what it holds for the device with it."""
         if (budget := self._budgets.get(device_id)) is not None:
             budget.in_flight.clear()
-
-    def _sweep(self, now: float) -> None:
-        if now - self._swept_at < SWEEP_SECONDS_MIN:
-            return
-        self._swept_at = now
-        self._in_flight.expire()
-        self._budgets = {
-            device_id: budget for device_id, budget in self._budgets.items() if budget.users or not budget.is_full(now)
-        }
 
 
 class _Counted(Protocol):

@@ -7,6 +7,7 @@ session ends well: by the client's own DISCONNECT, or after more than the longes
 
 from dataclasses import dataclass
 
+from fleet.domain.recent import Recent
 from fleet.servers.gateway import close_reasons
 
 SECONDS_MIN = 1.0  # after the second close; doubled with each further one
@@ -42,7 +43,7 @@ class ReturnDelays:
 
     def __init__(self, seconds_max: float) -> None:
         self._seconds_max = seconds_max
-        self._closes: dict[bytes, _Closes] = {}  # in order of the last close
+        self._closes: Recent[bytes, _Closes] = Recent(ENTRIES_MAX)
 
     def on_close(self, fingerprint: bytes | None, code: str, now: float, *, lived: float | None = None) -> None:
         """A session with this certificate was closed, or its CONNECT refused, for the reason of this code.
@@ -55,19 +56,17 @@ class ReturnDelays:
             self._closes.pop(fingerprint, None)
         if code not in CAUSES:
             return
-        before = self._closes.pop(fingerprint, None)
+        before = self._closes.get(fingerprint)
         repeated = before is not None and before.code == code and now - before.last < FORGOTTEN_SECONDS
-        self._closes[fingerprint] = _Closes(code, before.count + 1 if before and repeated else 1, now)
-        if len(self._closes) > ENTRIES_MAX:
-            del self._closes[next(iter(self._closes))]
+        self._closes.put(fingerprint, _Closes(code, before.count + 1 if before and repeated else 1, now))
 
-    def seconds_before(self, code: str, fingerprint: bytes | None, now: float) -> float:
-        """How long the answer to a CONNECT waits that is refused before its admission, for the reason of this code."""
-        return self.seconds(fingerprint, now) if code in CAUSES else 0.0
-
-    def seconds(self, fingerprint: bytes | None, now: float) -> float:
-        """How long a CONNECT with this certificate waits before it is admitted."""
+    def seconds(self, fingerprint: bytes | None, now: float, refused_for: str | None = None) -> float:
+        """How long a CONNECT with this certificate waits for its admission or, with the code of what it is refused for
+        before that, for its answer.
+        """
         closes = self._closes.get(fingerprint) if fingerprint is not None else None
+        if refused_for is not None and refused_for not in CAUSES:
+            return 0.0
         if closes is None or closes.count < 2 or now - closes.last >= FORGOTTEN_SECONDS:
             return 0.0
         doublings = min(closes.count - 2, 32)

@@ -24,6 +24,7 @@ class Phase(enum.Enum):
 
 class Timer(enum.Enum):
     DEADLINE = enum.auto()  # of the phase
+    RETURN = enum.auto()  # of a CONNECT that waits
     EXPIRY = enum.auto()  # of the certificate
     STUCK = enum.auto()  # of a device that does not read
     KEEP_ALIVE = enum.auto()  # of a device that sends nothing

@@ -206,31 +206,28 @@ class Session(asyncio.Protocol):
         self._enter(Phase.ADMITTING)
         self._device.pause(Pause.AWAITING_CONNACK)
         try:
-            self._begin_admission(connect_in(*found))
+            self.connect = connect = connect_in(*found)
+            self._context.open_sessions.claim(self, connect.client_id)
+            must_be_servable(connect, speaks_v5=self._context.broker.speaks_v5, feed_is_up=self._context.feed_is_up())
         except CloseSession as closing:
-            delays, reason = self._context.return_delays, closing.reason
-            seconds = delays.seconds_before(reason.code, self.peer.fingerprint, self._heard_at)
-            if not seconds:
-                return reason
-            self._log.delayed(seconds)
-            self._timers.start(Timer.DEADLINE, seconds, self.close, reason)
+            self._delay(closing.reason.code, partial(self.close, closing.reason))
+        else:
+            self._delay(None, lambda: self._context.spawn(self._open(connect)))
         return None
 
-    def _begin_admission(self, connect: Connect) -> None:
-        self.connect = connect
-        self._context.open_sessions.claim(self, connect.client_id)
-        must_be_servable(connect, speaks_v5=self._context.broker.speaks_v5, feed_is_up=self._context.feed_is_up())
-        self._context.spawn(self._open(connect))
+    def _delay(self, refused_for: str | None, act: Callable[[], None]) -> None:
+        """Do it now, or later when sessions with this certificate were closed again and again for one cause."""
+        seconds = self._context.return_delays.seconds(self.peer.fingerprint, self._heard_at, refused_for)
+        if seconds:
+            self._log.delayed(seconds)
+            self._timers.start(Timer.RETURN, seconds, act)
+        else:
+            act()
 
     # Actions of ADMITTING and CONNECTING: after each await the session may be closed
 
     async def _open(self, connect: Connect) -> None:
         try:
-            if seconds := self._context.return_delays.seconds(self.peer.fingerprint, self._loop.time()):
-                self._log.delayed(seconds)
-                await asyncio.sleep(seconds)
-                if self.phase is Phase.CLOSED:
-                    return
             admission = await self._admit(connect)
             if self.phase is Phase.CLOSED:
                 return

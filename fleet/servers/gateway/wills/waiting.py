@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fleet.domain.device import Device, Model
+from fleet.domain.recent import Swept
 from fleet.domain.topic_policy import policy_of
 from fleet.services.admission import Admission, Will, will_refusal
 from fleet.wire.mqtt.acks import disconnect_expiry
@@ -19,7 +20,6 @@ from fleet.wire.mqtt.connect import Connack, Connect
 from fleet.wire.mqtt.properties import NEVER, Property, expiry_seconds, value_of
 
 LATE_SECONDS = 2.0  # mosquitto looks once a second which wills are due
-SWEEP_SECONDS_MIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,7 @@ class WaitingWills:
 
     def __init__(self, wills_max: int) -> None:
         self._max = wills_max
-        self._wills: dict[str, WaitingWill] = {}
-        self._swept_at = -math.inf
+        self._wills: Swept[str, WaitingWill] = Swept(lambda will, now: now >= will.waits_until)
 
     def __len__(self) -> int:
         return len(self._wills)
@@ -119,19 +118,13 @@ class WaitingWills:
     def has_room(self, now: float) -> bool:
         """Whether the will of one more session may be delayed."""
         if len(self._wills) >= self._max:
-            self._sweep(now)
+            self._wills.sweep(now)
         return len(self._wills) < self._max
 
     def add(self, will: WaitingWill, now: float) -> None:
-        self._sweep(now)
+        self._wills.sweep(now)
         self._wills[will.device.id] = will
 
     def drop(self, device_id: str) -> None:
         """The device has returned, or its will is cancelled. Does nothing when none waits."""
         self._wills.pop(device_id, None)
-
-    def _sweep(self, now: float) -> None:
-        if now - self._swept_at < SWEEP_SECONDS_MIN:
-            return
-        self._swept_at = now
-        self._wills = {device_id: will for device_id, will in self._wills.items() if now < will.waits_until}
