@@ -110,6 +110,7 @@ path-not-open | 403 | The model does not allow this way of enrolling. | See the 
 repeated-header | 403 | A header that the reverse proxy sets is there twice: one may be the client's own. | Let the proxy replace it.
 request-denied | 403 409 | An operator denied the request. | Ask the operator; a new key makes a new request.
 request-used-up | 403 | The approved request's certificate has been issued, and cannot be given again. | Renew it with simplereenroll, or use a token for this device to enroll a new key.
+key-too-short | 400 | libest cannot read a generated key other than an RSA one. | Send a CSR with an RSA key.
 sealing-impossible | 400 | The generated key cannot be encrypted as requested. | See the message for the algorithms supported.
 station-quota | 429 | The station has used its certificates of the day (UTC). | Retry tomorrow, or raise the quota.
 token-expired | 403 | The token has expired. | Create a new one: fleet token create.

@@ -30,6 +30,8 @@ class Peer(Struct, frozen=True):
     """"tls-exporter" on TLS 1.3 (RFC 9266), "tls-unique" on TLS 1.2 (RFC 5929)."""
     read_channel_binding: Callable[[], bytes] = bytes
     """Computed on demand: few requests carry a binding."""
+    read_exporter: Callable[[], bytes] = bytes
+    """"tls-exporter" on TLS 1.2 with an extended master secret (RFC 9266, 2); b"" on any other connection."""
 
     @property
     def source(self) -> str:

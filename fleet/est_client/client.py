@@ -30,6 +30,7 @@ from fleet.wire.csrattrs import CsrAttributes, decode_csrattrs
 from fleet.wire.errors import WireError
 
 REASON_SIZE_MAX = 300  # characters of the server's sentence that are repeated
+USER_AGENT = "fleet-est"  # a server may send no texts to clients without one
 RETRY_AFTER_DEFAULT_SECONDS = 5.0  # for a 202, 429 or 503 without Retry-After
 RETRY_AFTER_MIN_SECONDS = 1.0  # even for Retry-After: 0, so that no server is polled in a tight loop
 RETRY_AFTER_MAX_SECONDS = 86400.0  # no answer postpones a retry without end
@@ -185,7 +186,7 @@ class EstClient:
             self._pause(wait_seconds)
 
     def _ask_once(self, method: str, path: str, csr: bytes | BoundCsr | None) -> Answer:
-        headers = {"Accept": "*/*", "Connection": "close"}
+        headers = {"Accept": "*/*", "Connection": "close", "User-Agent": USER_AGENT}
         if csr is not None:
             headers |= {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64"}
         if self._basic is not None and not path.endswith("/cacerts"):

@@ -137,6 +137,8 @@ class HttpServer:
     credential_of: CredentialOf = certificate_shown
     on_throttled: OnThrottled | None = None
     """Called for each request over its rate limit, before it is answered."""
+    adapted: Callable[[Exchange, Response], Response] | None = None
+    """What a refusal becomes for the client that sent this request."""
     on_admitted: Callable[[str], None] | None = None
     """Called with the address of each client whose request that needs credentials was granted."""
     counters: Counter[str] = field(default_factory=Counter)
@@ -225,7 +227,8 @@ class HttpServer:
         exchange.code = refusal.code
         if refusal.is_internal and self._allows_line(f"{exchange.event}.failure", exchange.peer):
             log_event(self._log, logging.ERROR, exchange.event, code="internal", exc_info=error)
-        return self.render(refusal.status, refusal.code, refusal.message, refusal.headers)
+        response = self.render(refusal.status, refusal.code, refusal.message, refusal.headers)
+        return response if self.adapted is None else self.adapted(exchange, response)
 
     def _note(self, outcome: Outcome, status: int, peer: Peer, started: float) -> None:
         self.counters[str(status) if outcome.code == "ok" else f"{status} {outcome.code}"] += 1

@@ -7,6 +7,7 @@ its authenticator here or in a module of its own.
 
 import hashlib
 import hmac
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -51,6 +52,8 @@ class Submission:
     """
     current_names: Names | None = None
     """Subject and SAN of the certificate that the client presented, if it did."""
+    waits_for_challenge: bool = False
+    """Whether the client may have credentials that it sends only once it is asked for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +212,13 @@ async def by_approval(presented: Presented) -> Grant | None:
     if model is None or AdmissionPath.APPROVAL not in model.rules.admission.paths:
         return None
     request, address = submission.request, presented.peer.address
+    has_tokens = AdmissionPath.TOKEN in model.rules.admission.paths
     id_ = request_id(request.device_id, request.key_sha256)
     known = await registry.request(id_)
     if known is not None and known.expires_at > now:
         return ApprovalGrant(known, listed=await _listed(presented))
+    if has_tokens and submission.waits_for_challenge and not _was_asked(registry, id_, now):
+        raise no_credentials()
     new = ApprovalRequest(
         id=id_,
         device_id=request.device_id,
@@ -228,6 +234,21 @@ async def by_approval(presented: Presented) -> Grant | None:
         expires_at=now,  # extended when it is queued
     )
     return ApprovalGrant(new, is_new=True, listed=await _listed(presented))
+
+
+_ASKED: WeakKeyDictionary[Registry, OrderedDict[str, datetime]] = WeakKeyDictionary()
+ASKED_MAX = 4096
+ASKED_LASTS = timedelta(hours=1)
+
+
+def _was_asked(registry: Registry, id_: str, now: datetime) -> bool:
+    """Whether the client of this request has been asked for credentials; it has been from now on, in this process."""
+    asked = _ASKED.setdefault(registry, OrderedDict())
+    at = asked.pop(id_, None)
+    asked[id_] = now
+    if len(asked) > ASKED_MAX:
+        asked.popitem(last=False)
+    return at is not None and abs(now - at) < ASKED_LASTS
 
 
 AUTHENTICATORS: tuple[Authenticator, ...] = (by_token, by_station, by_claim, by_idevid, by_manifest, by_approval)

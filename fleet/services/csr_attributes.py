@@ -17,15 +17,16 @@ async def model_to_ask_for(
     """The model that `label` names; without a label, or under a tenant's, the token's model, or that of the device
     whose certificate `peer` presented; None when none of them names one.
 
-    No client is refused: RFC 7030, 4.5 has this answered before a client can authenticate.
+    Nobody needs credentials: RFC 7030, 4.5 has this answered before a client can authenticate.
 
-    Raises: Unavailable.
+    Raises: Unauthenticated (`bad-token`). Unavailable.
     """
+    of_token = await _of_token(registry, credentials) if credentials is not None else None
     named = await registry.model(label) if label is not None else None
     if named is not None:
         return named
     try:
-        shown = await _shown(registry, peer, credentials, now)
+        shown = of_token if credentials is not None else await _of_certificate(registry, peer, now)
     except Unavailable:
         raise
     except FleetError:
@@ -35,9 +36,7 @@ async def model_to_ask_for(
     return shown
 
 
-async def _shown(registry: Registry, peer: Peer, credentials: BasicCredentials | None, now: datetime) -> Model | None:
-    if credentials is not None:
-        return await _of_token(registry, credentials)
+async def _of_certificate(registry: Registry, peer: Peer, now: datetime) -> Model | None:
     if peer.fingerprint is None:
         return None
     facts = await identify(registry, peer, now, opens_to_claims=True)

@@ -14,7 +14,8 @@ from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import mapping
 from fleet.storage.mapping import Row, Table, micros
-from fleet.storage.statements import NOT_LISTED, for_sqlite
+from fleet.storage.statements import for_sqlite
+from fleet.storage.waiting_requests import NOT_LISTED
 
 T = TypeVar("T")
 

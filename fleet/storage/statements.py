@@ -30,6 +30,7 @@ from fleet.storage.mapping import (
     TOKEN,
     Row,
 )
+from fleet.storage.waiting_requests import CROWD, make_room
 
 _TOKEN = re.compile(
     r"""(?P<quoted>'(?:[^']|'')*'|"[^"]*")|\$(?P<parameter>\d+)(?:::(?:text|bigint|bytea))?| FOR (?:UPDATE|SHARE)\b"""
@@ -246,34 +247,9 @@ SPEND_STATION = Statement(
     "Station {0} has had its certificates of the day.",
 )
 
-NOT_LISTED = """NOT EXISTS (
-        SELECT 1 FROM manifest
-        WHERE manifest.key_sha256 = approval_request.key_sha256 AND manifest.device_id = approval_request.device_id)"""
-_CROWD = f"approval_request WHERE state = 'pending' AND {NOT_LISTED}"
-
-
-def _make_room(pool: str) -> Statement:
-    """Of the requests in `pool`, when they are as many as $4: see `AddRequest`."""
-    return Statement(f"""
-    DELETE FROM approval_request WHERE id = (
-        SELECT id FROM (
-            SELECT id, block, last_seen, count(*) OVER () AS of_pool,
-                count(*) OVER (PARTITION BY block) AS of_block,
-                count(*) OVER (PARTITION BY network) AS of_network,
-                count(*) FILTER (WHERE block = $2::text) OVER () AS own_block,
-                count(*) FILTER (WHERE network = $3::text) OVER () AS own_network
-            FROM {_CROWD}{pool}) AS held
-        WHERE of_pool >= $4::bigint AND (
-            of_block > own_block + 1 OR (of_block > own_block AND last_seen <= $5::bigint)
-            OR (block = $2::text AND (
-                of_network > own_network + 1 OR (of_network > own_network AND last_seen <= $5::bigint))))
-        ORDER BY of_block DESC, of_network DESC, last_seen, id LIMIT 1)
-    AND NOT EXISTS (SELECT 1 FROM approval_request WHERE id = $1::text)""")
-
-
-MAKE_ROOM_IN_MODEL = _make_room(" AND model = $6::text")
-MAKE_ROOM = _make_room("")
-_PENDING = f"(SELECT count(*) FROM {_CROWD}"
+MAKE_ROOM_IN_MODEL = Statement(make_room(" AND model = $6::text"))
+MAKE_ROOM = Statement(make_room(""))
+_PENDING = f"(SELECT count(*) FROM {CROWD}"
 ADD_REQUEST = Statement(  # requests are added one batch at a time: the counts are exact
     f"""
     INSERT INTO approval_request ({REQUEST.listed()}) SELECT {REQUEST.marks()}

@@ -204,6 +204,13 @@ def agreed_on(connection: SSL.Connection) -> tuple[str, str, str]:
     )
 
 
+def has_extended_master_secret(connection: SSL.Connection) -> bool:
+    """RFC 7627. False where the engine does not say."""
+    if not lib.Cryptography_HAS_GET_EXTMS_SUPPORT:
+        return False
+    return bool(lib.SSL_get_extms_support(ssl_of(connection)) == 1)
+
+
 def _text(name: Any) -> str:
     return "" if name == ffi.NULL else sys.intern(bytes(ffi.string(name)).decode())
 

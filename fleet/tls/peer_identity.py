@@ -33,6 +33,7 @@ def peer_of(
         channel_binding_type=binding_type,
         # A weak reference: a Peer that is kept must not keep the engine's 30 KB.
         read_channel_binding=partial(_while_it_lives, binding, ref(connection)),
+        read_exporter=partial(_while_it_lives, _late_exporter, ref(connection)) if version == "TLSv1.2" else bytes,
     )
 
 
@@ -51,6 +52,11 @@ def _while_it_lives(binding: Callable[[SSL.Connection], bytes], connection: ref[
 def _tls_exporter(connection: SSL.Connection) -> bytes:
     # RFC 9266, 4.2: zero-length context. On TLS 1.3 it equals no context (RFC 8446, 7.5).
     return connection.export_keying_material(EXPORTER_LABEL, EXPORTER_SIZE, b"")
+
+
+def _late_exporter(connection: SSL.Connection) -> bytes:
+    # RFC 9266, 2: on TLS 1.2, an exporter identifies its connection only with an extended master secret.
+    return _tls_exporter(connection) if engine.has_extended_master_secret(connection) else b""
 
 
 def _tls_unique(connection: SSL.Connection) -> bytes:

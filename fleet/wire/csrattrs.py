@@ -17,6 +17,7 @@ SIZE_MAX = 16 * 1024
 ATTRIBUTES_MAX = 64
 
 CHALLENGE_PASSWORD = "1.2.840.113549.1.9.7"  # noqa: S105  an identifier
+SHA256 = "2.16.840.1.101.3.4.2.1"
 EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 EXTENSION_REQUEST_TEMPLATE = "1.2.840.113549.1.9.16.2.62"
@@ -41,14 +42,31 @@ class CsrAttributes:
     """Whether the challenge password must bind the request to its TLS connection (RFC 7030, 3.5)."""
 
 
-def encode_csrattrs(wanted: CsrAttributes) -> bytes:
-    """DER of `wanted`: each attribute by itself, and all together as one template (RFC 9908, 3.4)."""
+def encode_csrattrs(wanted: CsrAttributes, *, ends_in_oid: bool = False) -> bytes:
+    """DER of `wanted`: each attribute by itself, and all together as one template (RFC 9908, 3.4).
+
+    With `ends_in_oid`, without the template, attributes before identifiers, of which there is one at least: libest's
+    example client reads attributes without end that are not followed by an identifier.
+    """
+    if ends_in_oid:
+        return _for_libest(wanted)
     parts = [der.encode_oid(CHALLENGE_PASSWORD)] if wanted.binding else []
     parts += [_key_attribute(key_type) for key_type in wanted.key_types]
     if wanted.extended_key_usages:
         parts.append(_attribute(EXTENSION_REQUEST, _usage_extensions(wanted.extended_key_usages)))
     parts.append(_attribute(TEMPLATE, _template(wanted)))
     return der.sequence(*parts)
+
+
+def _for_libest(wanted: CsrAttributes) -> bytes:
+    keys = [_key_attribute(key_type) for key_type in wanted.key_types]
+    attributes = [each for each in keys if each[0] == der.SEQUENCE]
+    if wanted.extended_key_usages:
+        attributes.insert(0, _attribute(EXTENSION_REQUEST, _usage_extensions(wanted.extended_key_usages)))
+    oids = [each for each in keys if each[0] == der.OBJECT_IDENTIFIER]
+    if wanted.binding:
+        oids.append(der.encode_oid(CHALLENGE_PASSWORD))
+    return der.sequence(*attributes, *(oids or [der.encode_oid(SHA256)]))
 
 
 def _attribute(oid: str, *values: bytes) -> bytes:

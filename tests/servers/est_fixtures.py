@@ -225,7 +225,7 @@ class EstHarness:
     ) -> Answer:
         """One request on a connection of its own."""
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close"]
-        given = headers or {}
+        given = {"User-Agent": "tests", **(headers or {})}
         if body and "Transfer-Encoding" not in given and "Content-Length" not in given:
             given = {**given, "Content-Length": str(len(body))}
         lines += [f"{name}: {value}" for name, value in given.items()]

@@ -1,6 +1,7 @@
 """A device that shows nothing, over EST: 202 with Retry-After (RFC 7030, 4.2.3) until an operator has decided."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from msgspec.structs import replace
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.approval import ApprovalRequest, WaitingLimits
+from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
+from fleet.domain.writes import DropRequests
 from fleet.services import approvals, inventory
-from tests.servers.est_fixtures import EstHarness, basic, csr_for, open_est
+from fleet.wire.est import encode_body
+from tests.servers.est_fixtures import Answer, EstHarness, basic, csr_for, open_est
 
 LIMITS = WaitingLimits(requests_max=2)
 
@@ -90,3 +94,53 @@ async def test_what_is_no_csr_waits_for_nobody(est: EstHarness, body: bytes, sta
     answer = await est.enroll(body, label="cam")
     assert (answer.status, answer.code) == (status, code)
     assert await est.registry.requests(now=est.clock()) == []
+
+
+# Clients that send their token only once they are asked for it; BouncyCastle's sends no User-Agent, and reads no text
+
+
+async def bare(est: EstHarness, csr: bytes, agent: str = "", **headers: str) -> Answer:
+    body = encode_body(csr)
+    lines = ["POST /.well-known/est/cam/simpleenroll HTTP/1.1", "Host: localhost", "Connection: close"]
+    lines += ["Content-Type: application/pkcs10", f"Content-Length: {len(body)}"]
+    lines += [f"User-Agent: {agent}"] if agent else []
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return Answer(await est.exchange("\r\n".join([*lines, "", ""]).encode() + body))
+
+
+async def test_a_client_that_waits_for_a_challenge_is_asked_once(est: EstHarness) -> None:
+    for agent in ("", "libest 3.2"):
+        csr = csr_for(f"new-{len(agent)}", generate_key())
+        answer = await bare(est, csr, agent)
+        assert (answer.status, answer.header("X-Error-Code")) == (401, "no-credentials")
+        assert answer.header("WWW-Authenticate") == 'Basic realm="estrealm"'
+        assert (answer.header("Content-Length") == "0") is (agent == "")
+        answer = await bare(est, csr, agent)
+        assert (answer.status, answer.header("X-Error-Code")) == (202, "approval-pending")
+        assert (answer.header("Content-Length") == "0") is (agent == "")
+        assert int(answer.header("Retry-After") or "") > 0
+        assert (await bare(est, csr, agent)).status == 202
+        (found,) = await est.registry.requests(now=est.clock())
+        await approvals.deny(est.registry, found.id, act=Act("test", est.clock()))
+        assert (await bare(est, csr, agent)).header("X-Error-Code") == "request-denied"
+        await est.registry.commit(
+            Change(AuditEntry(est.clock(), "test", "x", "x", "ok"), (DropRequests(est.clock() + timedelta(days=99)),))
+        )
+
+
+async def test_asked_it_sends_its_token_and_waits_for_nobody(est: EstHarness) -> None:
+    csr = csr_for("new-1", generate_key())
+    assert (await bare(est, csr)).status == 401
+    answer = await bare(est, csr, **basic(await est.token(model="cam")))
+    assert answer.status == 200
+    assert await est.registry.requests(now=est.clock()) == []
+    wrong = await bare(est, csr_for("new-2"), **basic("0123456789ab.wrong"))
+    assert (wrong.status, wrong.code, wrong.header("X-Error-Code")) == (401, "bad-token", "bad-token")
+
+
+async def test_where_no_token_helps_nobody_is_asked(est: EstHarness) -> None:
+    cam = await est.registry.model("cam")
+    assert cam is not None
+    only = replace(cam, rules=replace(cam.rules, admission=AdmissionRules((AdmissionPath.APPROVAL,))))
+    await inventory.set_model(est.registry, only, act=Act("test", est.clock()))
+    assert (await bare(est, csr_for("new-1"))).status == 202

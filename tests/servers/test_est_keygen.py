@@ -260,16 +260,32 @@ async def test_csrattrs_are_those_of_the_model(est: EstHarness) -> None:
 
 
 async def test_who_says_nothing_is_told_nothing(est: EstHarness) -> None:
-    for path, headers in (
-        ("csrattrs", {}),
-        ("nonesuch/csrattrs", {}),
-        ("csrattrs", basic("0123456789ab.wrong")),
-        ("csrattrs", {"Authorization": "Bearer x"}),
-    ):
-        answer = await est.send("GET", f"/.well-known/est/{path}", headers=headers)
+    for path in ("csrattrs", "nonesuch/csrattrs"):
+        answer = await est.send("GET", f"/.well-known/est/{path}")
         assert (answer.status, answer.body) == (204, b"")
+    for path in ("csrattrs", "cam/csrattrs"):
+        for wrong, code in (
+            (basic("0123456789ab.wrong"), "bad-token"),
+            ({"Authorization": "Bearer x"}, "bad-authorization"),
+        ):
+            answer = await est.send("GET", f"/.well-known/est/{path}", headers=wrong)
+            assert (answer.status, answer.code) == (401, code)
     libest = await est.send("GET", "/.well-known/est/cam/csrattrs", headers={"User-Agent": "libest 3"})
     assert max(map(len, libest.body.splitlines())) <= 64
+    assert decode_body(libest.body).endswith(der.encode_oid("2.16.840.1.101.3.4.2.1"))
+    assert decode_csrattrs(decode_body(libest.body)).key_types == ("EC-P256", "EC-P384")
+
+
+async def test_libest_gets_no_generated_key_that_it_cannot_read(est: EstHarness) -> None:
+    """Refused before a certificate is issued that nobody could use."""
+    await model(est, "made", {"profile": {"server_keygen": True}}, ("EC-P256", "RSA-2048+"))
+    headers = {**basic(await est.token(model="made")), "User-Agent": "libest 3"}
+    answer = await est.post("serverkeygen", csr_for("b-1"), headers)
+    assert (answer.status, answer.code) == (400, "key-too-short")
+    assert "RSA" in answer.text
+    assert await est.registry.device("b-1") is None
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    assert (await est.post("serverkeygen", build_csr(key, ((CN, "b-1"),), ()), headers)).status == 200
 
 
 # Binding

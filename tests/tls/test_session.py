@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 
+from fleet.tls import engine
 from fleet.tls.engine import Scratch
 from fleet.tls.errors import HandshakeFailed, ProtocolBroken, Refusal
 from fleet.tls.session import HANDSHAKE_SIZE_MAX, TlsSession
@@ -62,6 +63,27 @@ def test_tls_unique_is_the_clients_finished() -> None:
     assert session.peer is not None
     assert session.peer.channel_binding_type == "tls-unique"
     assert session.peer.channel_binding == client.connection.get_finished()
+
+
+def test_the_exporter_of_tls_1_2_too_with_an_extended_master_secret() -> None:
+    client, session = client_of(TLS12), session_of()
+    join(client, session)
+    assert session.peer is not None
+    expected = client.connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+    assert session.peer.read_exporter() == expected
+
+
+@pytest.mark.parametrize("is_extended", [0, -1])
+def test_no_exporter_of_tls_1_2_without_one(is_extended: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, session = client_of(TLS12), session_of()
+    join(client, session)
+    assert session.peer is not None
+    monkeypatch.setattr(engine.lib, "SSL_get_extms_support", lambda ssl: is_extended)
+    assert session.peer.read_exporter() == b""
+    other = session_of()
+    join(client_of(TLS13), other)
+    assert other.peer is not None
+    assert other.peer.read_exporter() == b""
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -81,6 +81,27 @@ def test_what_is_written_is_read(wanted: CsrAttributes) -> None:
     assert decode_csrattrs(encode_csrattrs(wanted)) == replace(wanted, organization="")
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        WHOLE,
+        CsrAttributes(("EC-P256",), ("1.3.6.1.5.5.7.3.2",)),
+        CsrAttributes(("RSA-2048+",)),
+        CsrAttributes(("Ed25519", "EC-P384"), binding=True),
+        CsrAttributes(),
+    ],
+)
+def test_for_libest_identifiers_come_last(wanted: CsrAttributes) -> None:
+    encoded = encode_csrattrs(wanted, ends_in_oid=True)
+    tags = [part[0] for part in inside(encoded)]
+    assert tags == sorted(tags, reverse=True)  # attributes, then identifiers
+    assert tags[-1] == der.OBJECT_IDENTIFIER
+    assert der.encode_oid("1.2.840.113549.1.9.16.2.61") not in encoded
+    found = decode_csrattrs(encoded)
+    assert set(found.key_types) == set(wanted.key_types)
+    assert (found.extended_key_usages, found.binding) == (wanted.extended_key_usages, wanted.binding)
+
+
 def test_the_example_of_rfc_7030_is_read() -> None:
     # RFC 7030, 4.5.2: challengePassword, ecPublicKey on secp384r1, an extension request, ecdsa-with-SHA384
     extension_request = der.encode_element(

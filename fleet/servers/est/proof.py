@@ -75,11 +75,13 @@ def request_of(csr: Csr, peer: Peer) -> EnrollmentRequest:
 
 
 def _is_bound(csr: Csr, peer: Peer) -> bool | None:
-    """RFC 7030, 3.5: base64 of tls-unique in the challengePassword; on TLS 1.3, RFC 9266's tls-exporter in its place.
+    """RFC 7030, 3.5: base64 of tls-unique in the challengePassword; on TLS 1.3, and on TLS 1.2 with an extended master
+    secret, RFC 9266's tls-exporter in its place.
 
     A value that is present must be verified. A client that does not bind omits it or leaves it empty.
     """
     if not csr.challenge_password:
         return None
-    expected = base64.b64encode(peer.channel_binding)
-    return bool(peer.channel_binding) and hmac.compare_digest(csr.challenge_password.encode(), expected)
+    given = csr.challenge_password.encode()
+    bindings = (read() for read in (peer.read_channel_binding, peer.read_exporter))
+    return any(hmac.compare_digest(given, base64.b64encode(binding)) for binding in bindings if binding)

@@ -37,6 +37,7 @@ from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.errors import WireError
 from fleet.wire.est import BODY_SIZE_MAX, CERTS_ONLY, CSRATTRS, decode_body, encode_body, is_pkcs10
 from fleet.wire.key_package import Sealer
+from fleet.wire.key_types import RSA
 from fleet.wire.names import names_of_certificate
 from fleet.wire.pkcs7 import join_signed_data
 
@@ -71,7 +72,14 @@ def build_est_server(
     """
     handlers = _Handlers(replace(authority, read_idevid=idevid_certificate), tenants, sealer, clock)
     return HttpServer(
-        "est", handlers.handle, refusal, limits or HttpLimits(), rates, rate_key_of, on_throttled=handlers.throttled
+        "est",
+        handlers.handle,
+        refusal,
+        limits or HttpLimits(),
+        rates,
+        rate_key_of,
+        on_throttled=handlers.throttled,
+        adapted=without_text,
     )
 
 
@@ -135,7 +143,8 @@ class _Handlers:
         if has_none and not await accepts_unauthenticated(self._registry, asked.label, attempt.now):
             raise no_credentials()
         request = read_request(exchange, await read_csr(exchange))
-        return issued(exchange, await attempt.enroll(Submission(request, credentials, asked.label)))
+        submission = Submission(request, credentials, asked.label, waits_for_challenge=waits_for_challenge(exchange))
+        return issued(exchange, await attempt.enroll(submission))
 
     async def simplereenroll(self, exchange: Exchange, asked: Route, attempt: Attempt) -> Response:
         """RFC 7030, 4.2.2."""
@@ -153,6 +162,12 @@ class _Handlers:
         csr = await read_csr(exchange)
         generator = ServerKeyGenerator(csr, exchange.peer, self._sealer)
         request = read_request(exchange, csr)
+        if wants_lines(exchange) and request.key_type != RSA.name:
+            raise Invalid(
+                "key-too-short",
+                f"libest cannot read a generated key of type {request.key_type}: its answer is too short for it.",
+                "Send a CSR with an RSA key.",
+            )
         submission = Submission(request, credentials, asked.label, names_presented(exchange))
         credential = await attempt.enroll_with_new_key(submission, generator)
         exchange.serial = credential.serial
@@ -180,10 +195,7 @@ class _Handlers:
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> Response:
         """RFC 7030, 4.5, and RFC 9908: CSR attributes of the model; 204 when the model is not known."""
-        try:
-            credentials = basic_credentials(exchange)
-        except Unauthenticated:
-            credentials = None  # none are needed here
+        credentials = basic_credentials(exchange)  # none are needed, but wrong ones are told
         model = await model_to_ask_for(self._registry, exchange.peer, credentials, asked.label, self._clock())
         if model is None:
             return Response(204, b"", {})
@@ -194,7 +206,9 @@ class _Handlers:
             organization=profile.organisation,
             binding=profile.binding,
         )
-        return Response(200, encode_body(encode_csrattrs(wanted), wrap=wants_lines(exchange)), CSRATTRS_HEADERS)
+        is_libest = wants_lines(exchange)
+        attributes = encode_csrattrs(wanted, ends_in_oid=is_libest)
+        return Response(200, encode_body(attributes, wrap=is_libest), CSRATTRS_HEADERS)
 
     async def renewal_info(self, exchange: Exchange, asked: Route) -> Response:
         """Suggested renewal window (RFC 9773, 4.2), for any client that knows the certificate's fingerprint."""
@@ -251,7 +265,23 @@ def wants_lines(exchange: Exchange) -> bool:
     return exchange.request.headers.get("User-Agent", "").startswith("libest")
 
 
+def waits_for_challenge(exchange: Exchange) -> bool:
+    """Whether the client may have credentials that it sends in answer to a 401 only: libest and BouncyCastle do so."""
+    return wants_lines(exchange) or "User-Agent" not in exchange.request.headers
+
+
 def refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
     """One sentence for people, with the code for programs."""
-    challenge = CHALLENGE if status == 401 else {}
-    return Response(status, f"{message} ({code})\n".encode(), {"Content-Type": PLAIN, **challenge, **headers})
+    given = {"Content-Type": PLAIN, "X-Error-Code": code, **(CHALLENGE if status == 401 else {}), **headers}
+    return Response(status, f"{message} ({code})\n".encode(), given)
+
+
+def without_text(exchange: Exchange, response: Response) -> Response:
+    """BouncyCastle's client, which sends no User-Agent, reads no text of a challenge or of a 202, and takes the rest of
+    the connection for lost when there is one.
+    """
+    is_plain = exchange.code == "no-credentials" or response.status == 202
+    if not is_plain or "User-Agent" in exchange.request.headers:
+        return response
+    headers = {name: value for name, value in response.headers.items() if name != "Content-Type"}
+    return Response(response.status, b"", headers)
