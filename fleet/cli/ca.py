@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.ca_import import csr_, import_
+from fleet.cli.ca_root import crl, cross_sign_, sign
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
@@ -25,6 +27,10 @@ _SIGNS = "CA keys stay in the home"
 @click.group()
 def ca() -> None:
     """The fleet's certificate authorities: the root that devices trust, and the issuing CAs that it signs."""
+
+
+for _command in (csr_, import_, sign, cross_sign_, crl):
+    ca.add_command(_command)
 
 
 @ca.command()

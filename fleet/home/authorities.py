@@ -119,7 +119,7 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
                 root, root_key = create_root(f"{fleet} {name}", now)
                 (building / "root.pem").write_bytes(root.public_bytes(Encoding.PEM))
                 write_key(building / "root.key", root_key)
-            issuing, key = create_issuing(f"{fleet} {name}", root, root_key or _key_of_root(home.root_key), now)
+            issuing, key = create_issuing(f"{fleet} {name}", root, root_key or key_of_root(home.root_key), now)
             must_be_called_otherwise(issuing, known)
             (building / CERTIFICATE).write_bytes(issuing.public_bytes(Encoding.PEM))
             write_key(building / KEY, key)
@@ -161,7 +161,7 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
     old = authority_of(home, tenant)
     folder = old.key_file.parent
     has_own_root = (folder / "root.pem").exists()
-    root_key = _key_of_root(folder / "root.key" if has_own_root else home.root_key)
+    root_key = key_of_root(folder / "root.key" if has_own_root else home.root_key)
     name = f"{settings_of(home).name} {tenant}".rstrip()
     if root_too and not has_own_root:
         text = f"Tenant {tenant} has no root of its own: its issuing CA is signed by the fleet's."
@@ -263,13 +263,14 @@ def issuers_below(home: Home, former: x509.Certificate) -> tuple[x509.Certificat
     if former in issuers:
         return (former,)
     for each in known:
-        if has_signed(former, each.issuing):
+        if any(has_signed(former, ca) for ca in (each.issuing, *each.above)):
             raise Refused(
                 "ca-in-use",
                 f"It has signed the issuing CA of tenant {each.tenant}.",
                 f"Roll that over first: fleet ca rollover --tenant {each.tenant}",
             )
-    return tuple(each for each in issuers if has_signed(former, each))
+    between = [ca for each in known for ca in each.above_former if has_signed(former, ca)]
+    return tuple(each for each in issuers if any(has_signed(above, each) for above in (former, *between)))
 
 
 def authority_of(home: Home, tenant: str) -> Authority:
@@ -277,9 +278,13 @@ def authority_of(home: Home, tenant: str) -> Authority:
     return found_tenant(home, tenant) if tenant else read_authorities(home).own
 
 
-def _key_of_root(file: Path) -> ec.EllipticCurvePrivateKey:
+def key_of_root(file: Path) -> ec.EllipticCurvePrivateKey:
+    """Raises: Refused (`root-key-away`). Invalid (`bad-key`, `key-exposed`)."""
     if not file.exists():
-        advice = "An issuing CA is signed by its root: put the key back for as long as this command takes."
+        advice = (
+            "An issuing CA is signed by its root: put the key back for as long as this command takes. Where it is kept "
+            "elsewhere: fleet ca csr"
+        )
         raise Refused("root-key-away", f"The root's key is not here: {file}.", advice)
     return load_key(file)
 

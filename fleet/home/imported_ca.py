@@ -6,12 +6,13 @@ FOLDER/root.crl       the root's own CRL, PEM, where it came along
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import structs
 
 from fleet.ca.authority import (
     Certified,
@@ -23,8 +24,12 @@ from fleet.ca.authority import (
 )
 from fleet.ca.authority_request import authority_request
 from fleet.ca.chain import checked_chain, has_signed
+from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key
 from fleet.config.durable_files import sync, write_file
+from fleet.domain.credential import CredentialKind
+from fleet.domain.device import Model
+from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Invalid, NotFound, Refused
 from fleet.home.authorities import (
     authority_of,
@@ -71,8 +76,8 @@ def request_issuing(home: Home, tenant: str, *, name: str = "", new_key: bool = 
         return authority_request(subject, load_or_make_key(file))
 
 
-def read_import(home: Home, tenant: str, data: bytes, now: datetime) -> Imported:
-    """The chain in `data` (PEM, DER, PKCS#7), for the request of `tenant`.
+def read_import(home: Home, tenant: str, data: bytes, models: Sequence[Model], now: datetime) -> Imported:
+    """The chain in `data` (PEM, DER, PKCS#7), for the request of `tenant`, whose devices are of `models`.
 
     Raises: NotFound (`no-such-tenant`, `no-ca-request`). Invalid (`bad-chain`). Conflict (`name-taken`). OSError.
     """
@@ -82,12 +87,20 @@ def read_import(home: Home, tenant: str, data: bytes, now: datetime) -> Imported
     given, crls = _given(data)
     chain = checked_chain(given, key.public_key(), [authority.root], now)
     must_be_called_otherwise(chain[0], known)
-    _server_must_verify(home, (chain[0], key), chain, now)
+    if not tenant:
+        _server_must_verify(home, (chain[0], key), chain, now)
+    for model in models:
+        _devices_must_verify(model, (chain[0], key), chain, now)
     root = chain[-1]
     crl = next((each for each in crls if each.issuer == root.subject), None)
-    if crl is not None and not crl.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
+    if crl is not None and not is_crl_of(root, crl):
         raise Invalid("bad-chain", "The chain is refused: the root has not signed the CRL.", "Ask for another.")
     return Imported(chain, None if root == authority.root else _links(authority, root, given, now), crl)
+
+
+def is_crl_of(root: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
+    """Whether `root` has signed `crl`."""
+    return crl.issuer == root.subject and crl.is_signature_valid(root.public_key())  # type: ignore[arg-type]
 
 
 def _request_key(authority: Authority) -> ec.EllipticCurvePrivateKey:
@@ -112,8 +125,19 @@ def _server_must_verify(home: Home, issuing: Certified, chain: Sequence[x509.Cer
     hosts = settings_of(home).hosts
     trial = renewed_server_certificate(issuing, hosts, issuing[1], now, None)
     if why := why_unverified((trial, *chain[:-1]), [chain[-1]], now):
-        advice = f"It has to allow the server's hosts, {', '.join(hosts)}, and every device's name."
+        advice = f"It has to allow the server's hosts: {', '.join(hosts)}."
         raise Invalid("bad-chain", f"The chain is refused: clients would reject a server below it: {why}.", advice)
+
+
+def _devices_must_verify(model: Model, issuing: Certified, chain: Sequence[x509.Certificate], now: datetime) -> None:
+    """Likewise, a certificate of this model's profile; it leaves no trace."""
+    spki = issuing[1].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    trial = permit_by_operator(CredentialKind.DEVICE, "trial-1", spki, now + timedelta(days=1), now, model=model.name)
+    permit = structs.replace(trial, profile=model.rules.profile, hardware_serial="1")
+    leaf = x509.load_der_x509_certificate(LocalIssuer(*issuing).issue(permit, now).der)
+    if why := why_unverified((leaf, *chain[:-1]), [chain[-1]], now, server=False):
+        what = f"The chain is refused: clients would reject a device of model {model.name} below it: {why}."
+        raise Invalid("bad-chain", what, "It has to allow the names of the model's certificates: fleet model show")
 
 
 def _links(

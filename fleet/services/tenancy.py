@@ -44,9 +44,11 @@ async def announce_import(registry: Registry, tenant: str, *, ends: str, sha256:
     await registry.commit(Change(made_by(act, "ca.import", _ca_of(tenant), **detail)))
 
 
-async def announce_signing(registry: Registry, *, sha256: str, subject: str, action: str, act: Act) -> None:
-    """Record that the root signs a CA (`ca.sign`, `ca.cross-sign`) or, for a CRL, ends one (`ca.revoke`)."""
-    await registry.commit(Change(made_by(act, action, subject, sha256=sha256)))
+async def announce_signing(registry: Registry, action: str, *, name: str, sha256: str, act: Act) -> None:
+    """Record that the root signs the CA called `name` (`ca.sign`, `ca.cross-sign`) or lists it in its CRL
+    (`ca.revoke`).
+    """
+    await registry.commit(Change(made_by(act, action, _ca_of(""), name=name, sha256=sha256)))
 
 
 async def announce_forgetting(registry: Registry, tenant: str, *, sha256: str, act: Act) -> None:

@@ -56,9 +56,10 @@ def trust_each_anchor(context: SSL.Context) -> None:
         raise RuntimeError("The TLS engine refused the flag for partial chains.")
 
 
-def verify_as_server(store: crypto.X509Store) -> None:
-    """Verify chains against `store` for the purpose of a TLS server."""
-    if lib.X509_STORE_set_purpose(store._store, lib.X509_PURPOSE_SSL_SERVER) != 1:
+def verify_purpose(store: crypto.X509Store, *, server: bool) -> None:
+    """Verify chains against `store` as those of a TLS server, or of a client."""
+    purpose = lib.X509_PURPOSE_SSL_SERVER if server else lib.X509_PURPOSE_SSL_CLIENT
+    if lib.X509_STORE_set_purpose(store._store, purpose) != 1:
         raise RuntimeError("The TLS engine refused the purpose.")
 
 

@@ -1,4 +1,4 @@
-"""A server's certificate chain, verified as a TLS client on OpenSSL does."""
+"""A certificate chain, verified as TLS on OpenSSL does."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,9 +17,11 @@ def why_unverified(
     at: datetime | None,
     *,
     partial: bool = False,
+    server: bool = True,
 ) -> str:
     """Why a client that trusts `anchors` rejects a server that sends `chain` at the time `at` (None: whatever its
-    dates say); "" if it does not. With `partial`, an anchor need not be self-signed.
+    dates say); "" if it does not. With `partial`, an anchor need not be self-signed; without `server`, the chain is a
+    client's.
     """
     store = crypto.X509Store()
     for anchor in anchors:
@@ -27,7 +29,7 @@ def why_unverified(
     store.set_flags((crypto.X509StoreFlags.PARTIAL_CHAIN if partial else 0) | (0 if at else NO_CHECK_TIME))
     if at is not None:
         store.set_time(at)
-    engine.verify_as_server(store)
+    engine.verify_purpose(store, server=server)
     leaf, *others = map(crypto.X509.from_cryptography, chain)
     try:
         crypto.X509StoreContext(store, leaf, others).verify_certificate()
