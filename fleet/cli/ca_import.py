@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from fleet.cli.output import output_option, print_value
 from fleet.cli.parameters import TENANT_IF_ANY
 from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
+
+if TYPE_CHECKING:
+    from cryptography.x509 import CertificateRevocationList
 
 _tenant = click.option(
     "--tenant", default="", metavar="NAME", type=TENANT_IF_ANY, help="Of this tenant, in place of the fleet's own."
@@ -61,7 +65,8 @@ def csr_(home: Path, tenant: str, name: str, new_key: bool, force: bool, out: Pa
 @output_option
 def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> None:
     """Issue from the CA that the request of `fleet ca csr` was answered with. FILE holds its chain up to the root, in
-    any order: PEM, DER or PKCS#7; the root's CRL may be with it.
+    any order: PEM, DER or PKCS#7; the root's CRL may be with it. A FILE with such a CRL alone replaces the one before;
+    the publish listener serves it.
 
     The chain is verified before anything changes: key, dates, basic constraints, path lengths, key usages, signatures,
     and name constraints, which have to allow the server's hosts and the names of every model's devices. The CA before
@@ -71,17 +76,20 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
     trust the present root alone go on verifying the server. Its key may then be removed. Get the new root to all
     devices before the present one expires (`fleet ca export`).
     """
+    from fleet.home.authorities import authority_of
     from fleet.home.ca_store import Authority, fingerprint
-    from fleet.home.imported_ca import import_chain, read_import
+    from fleet.home.imported_ca import import_chain, import_root_crl, read_import
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
-    from fleet.home.tenants import authority_of
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_import
 
-    async def work() -> tuple[Authority, Authority]:
+    async def work() -> "tuple[Authority, Authority] | CertificateRevocationList":
         async with opened(home) as (place, registry):
             act = act_now()
+            crl = import_root_crl(place, tenant, data)
+            if crl is not None:  # it is false when nothing is revoked
+                return crl
             before = authority_of(place, tenant)
             models = [each for each in await registry.models() if tenant in each.rules.signers]
             made = read_import(place, tenant, data, models, act.now)
@@ -94,7 +102,11 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
 
     with attempting(f"importing the issuing CA of '{tenant or home}'"):
         data = file.read_bytes()
-        before, after = asyncio.run(work())
+        done = asyncio.run(work())
+    if not isinstance(done, tuple):
+        print_value({"crl": done.issuer.rfc4514_string(), "revoked": len(done), "until": done.next_update_utc}, output)
+        return
+    before, after = done
     print_value(
         {
             "issuing": after.issuing.subject.rfc4514_string(),

@@ -26,6 +26,7 @@ from fleet.ca.authority_request import authority_request
 from fleet.ca.chain import checked_chain, has_signed
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.keys import load_key, load_or_make_key
+from fleet.ca.root_crl import number_of
 from fleet.config.durable_files import sync, write_file
 from fleet.domain.credential import CredentialKind
 from fleet.domain.device import Model
@@ -101,6 +102,41 @@ def read_import(home: Home, tenant: str, data: bytes, models: Sequence[Model], n
 def is_crl_of(root: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
     """Whether `root` has signed `crl`."""
     return crl.issuer == root.subject and crl.is_signature_valid(root.public_key())  # type: ignore[arg-type]
+
+
+def root_crl_in(file: Path, root: x509.Certificate) -> x509.CertificateRevocationList | None:
+    """The CRL of `root` in `file`; None: there is none, or it is of the root before a rollover.
+
+    Raises: Invalid (`bad-certificate-file`). OSError.
+    """
+    if not file.exists():
+        return None
+    try:
+        found = x509.load_pem_x509_crl(file.read_bytes())
+    except ValueError:
+        raise Invalid("bad-certificate-file", f"{file} holds no CRL in PEM.", "Put it back from a backup.") from None
+    return found if is_crl_of(root, found) else None
+
+
+def import_root_crl(home: Home, tenant: str, data: bytes) -> x509.CertificateRevocationList | None:
+    """Keep and publish the root's newer CRL in `data`; None: it holds certificates too, or instead.
+
+    Raises: NotFound (`no-such-tenant`). Invalid (`bad-chain`): the root has not signed it, or it is older. OSError.
+    """
+    certificates, crls = _given(data)
+    if certificates or len(crls) != 1:
+        return None
+    authority = authority_of(home, tenant)
+    file = authority.key_file.with_name(ROOT_CRL)
+    with locked(home.ca):
+        if not is_crl_of(authority.root, crls[0]):
+            raise Invalid("bad-chain", "The CRL is refused: the root has not signed it.", "See: fleet ca show")
+        before = root_crl_in(file, authority.root)
+        if before is not None and number_of(crls[0]) < number_of(before):
+            raise Invalid("bad-chain", "The CRL is refused: a newer one is here.", "Give the newest.")
+        write_file(file, crls[0].public_bytes(Encoding.PEM), secret=False, force=True)
+    touch_watched_folders(home)
+    return crls[0]
 
 
 def _request_key(authority: Authority) -> ec.EllipticCurvePrivateKey:

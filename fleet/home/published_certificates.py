@@ -6,9 +6,11 @@ from datetime import timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.domain.distribution import ca_name, ca_path
-from fleet.domain.published_file import CA_CERTIFICATE, PublishedFile
+from fleet.ca.authority import identifier_of
+from fleet.domain.distribution import ca_name, ca_path, full_crl_path
+from fleet.domain.published_file import CA_CERTIFICATE, CRL, PublishedFile
 from fleet.home.authorities import Authorities
+from fleet.home.imported_ca import ROOT_CRL, root_crl_in
 from fleet.home.layout import Home, certificate_in
 from fleet.home.reloading_ca import LiveAuthorities
 
@@ -33,20 +35,33 @@ class PublishedCertificates:
 
 
 def certificate_files(home: Home, authorities: Authorities) -> dict[str, PublishedFile]:
-    """The certificate of every CA of `home`, by its path."""
-    return dict(map(_published, reversed(list(_certificates(home, authorities)))))
+    """The certificate of every CA of `home`, by its path, and the CRLs of roots whose keys are elsewhere."""
+    files = dict(map(_published, reversed(list(_certificates(home, authorities)))))
+    for each in authorities.all:
+        crl = root_crl_in(each.key_file.with_name(ROOT_CRL), each.root)
+        if crl is not None and crl.next_update_utc is not None:
+            body = crl.public_bytes(Encoding.DER)
+            file = PublishedFile(body, CRL, crl.last_update_utc, FRESH, crl.next_update_utc)
+            files[full_crl_path(ca_name(identifier_of(each.root)))] = file
+    return files
 
 
 def _certificates(home: Home, authorities: Authorities) -> Iterator[x509.Certificate]:
     """Of two with one key, the one to publish is first."""
     for each in authorities.all:
-        yield from (each.root, *each.issuers, *(root.certificate for root in each.former_roots))
+        yield from (
+            each.root,
+            *each.issuers,
+            *each.above,
+            *each.above_former,
+            *(root.certificate for root in each.former_roots),
+        )
     if home.operators_certificate.exists():
         yield certificate_in(home.operators_certificate)
 
 
 def _published(certificate: x509.Certificate) -> tuple[str, PublishedFile]:
-    identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    identifier = identifier_of(certificate)
     file = PublishedFile(
         certificate.public_bytes(Encoding.DER), CA_CERTIFICATE, certificate.not_valid_before_utc, FRESH
     )

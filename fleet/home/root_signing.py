@@ -13,10 +13,10 @@ from fleet.ca.chain import has_signed
 from fleet.ca.root_crl import next_root_crl
 from fleet.config.durable_files import write_file
 from fleet.domain.errors import Invalid
+from fleet.home.authorities import key_of_root, must_be_called_otherwise, read_authorities
 from fleet.home.ca_store import locked
-from fleet.home.imported_ca import ROOT_CRL, is_crl_of
+from fleet.home.imported_ca import ROOT_CRL, root_crl_in
 from fleet.home.layout import Home
-from fleet.home.tenants import key_of_root, must_be_called_otherwise, read_authorities
 from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
 
@@ -74,20 +74,9 @@ def sign_root_crl(
     root = _root(home)
     with locked(home.ca):
         file = home.ca / ROOT_CRL
-        crl = next_root_crl(root, _crl_in(file, root[0]), revoked, days, now)
+        crl = next_root_crl(root, root_crl_in(file, root[0]), revoked, days, now)
         write_file(file, crl.public_bytes(Encoding.PEM), secret=False, force=True)
     return crl
-
-
-def _crl_in(file: Path, root: x509.Certificate) -> x509.CertificateRevocationList | None:
-    """The root's CRL; None: there is none, or it is of the root before a rollover."""
-    if not file.exists():
-        return None
-    try:
-        found = x509.load_pem_x509_crl(file.read_bytes())
-    except ValueError:
-        raise Invalid("bad-certificate-file", f"{file} holds no CRL in PEM.", "Put it back from a backup.") from None
-    return found if is_crl_of(root, found) else None
 
 
 def _root(home: Home) -> Certified:

@@ -13,18 +13,28 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from fleet.ca.root_crl import number_of
+from fleet.ca.authority import create_root, identifier_of
+from fleet.ca.root_crl import next_root_crl, number_of
 from fleet.config.settings import Settings
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
 from fleet.domain.model_rules import ModelRules, ProfileRules
+from fleet.domain.published_file import CRL
+from fleet.home.authorities import (
+    authority_of,
+    forget_former,
+    issuers_below,
+    new_issuing_key,
+    new_tenant,
+    read_authorities,
+)
 from fleet.home.ca_store import Authority
 from fleet.home.creation import create_home
-from fleet.home.imported_ca import import_chain, read_import, request_issuing
+from fleet.home.imported_ca import import_chain, import_root_crl, read_import, request_issuing
 from fleet.home.layout import Home, fleet_fingerprint
 from fleet.home.pki import load_issuer, renew_server_certificate, server_identity
+from fleet.home.published_certificates import certificate_files
 from fleet.home.root_signing import cross_sign, read_revoked, sign_authority, sign_root_crl
-from fleet.home.tenants import authority_of, forget_former, issuers_below, new_issuing_key, new_tenant
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.tls.verification import why_unverified
 from tests.home.corporate import CorporateCa, below, corporate_root
@@ -278,6 +288,7 @@ async def test_an_offline_root_signs_a_request_and_its_crl(home: Home, tmp_path:
     assert authority_of(home, "").root == root
     assert x509.load_pem_x509_crl((home.ca / "root.crl").read_bytes()) == empty
     assert unverified(home, root) == ""
+    assert certificate_files(home, read_authorities(home))[f"/crl/{identifier_of(root).hex()}.crl"].content_type == CRL
     # The CA is revoked: it stays listed from then on, and the number never goes back.
     with pytest.raises(Invalid, match="has not signed"):
         read_revoked(offline, [pem(authority_of(home, "").former[0])])
@@ -285,6 +296,12 @@ async def test_an_offline_root_signs_a_request_and_its_crl(home: Home, tmp_path:
     again = sign_root_crl(offline, [], 365, NOW - DAY)
     assert number_of(empty) < number_of(listed) < number_of(again)
     assert [each.serial_number for each in again] == [made.serial_number]
+    other = next_root_crl(create_root("Other", NOW), None, [], 1, NOW)
+    assert import_root_crl(home, "", answer) is None  # a chain is with it
+    assert import_root_crl(home, "", listed.public_bytes(Encoding.DER)) == listed
+    for wrong, sentence in ((empty, "a newer one is here"), (other, "has not signed it")):
+        with pytest.raises(Invalid, match=sentence):
+            import_root_crl(home, "", wrong.public_bytes(Encoding.PEM))
     (offline.ca / "root.crl").write_text("damaged")
     with pytest.raises(Invalid, match=r"root\.crl holds no CRL"):
         sign_root_crl(offline, [], 365, NOW)
