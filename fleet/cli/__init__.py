@@ -34,6 +34,8 @@ COMMANDS = {
     "retention": ("fleet.cli.retention", "How long records are kept; archives."),
     "db": ("fleet.cli.db", "The registry's database: SQLite or PostgreSQL."),
     "ca": ("fleet.cli.ca", "The fleet's certificate authorities."),
+    "crl": ("fleet.cli.crl", "Certificate revocation lists."),
+    "publish": ("fleet.cli.publish", "Write CRLs and CA certificates into a folder, for a web server."),
     "cert": ("fleet.cli.cert", "Inspect and convert certificate files."),
 }
 

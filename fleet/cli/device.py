@@ -13,6 +13,7 @@ from fleet.cli.output import Row, Seen, output_option, print_rows, print_value
 from fleet.cli.parameters import DEVICE_ID, FILTER, GROUP, MODEL, TAG, TAG_KEY, TIME, wrong_use
 from fleet.cli.records import Records, print_each
 from fleet.client.client import Client
+from fleet.domain.crl import GIVEN_REASONS, CrlReason
 from fleet.domain.device import DeviceFilter, DeviceState, Place, Tags
 from fleet.domain.device_filter import parse_filter, parse_place, place_text
 from fleet.domain.tags import Retag, checked_groups, checked_tags
@@ -188,21 +189,43 @@ _act(
       fleet device resume --filter 'lot=L7 and state=suspended' --count 12
     """,
 )
-_act(
-    "revoke",
+
+
+@device.command()
+@ids_or_filter
+@click.option(
+    "--crl-reason",
+    type=click.Choice(list(GIVEN_REASONS)),
+    default=CrlReason.UNSPECIFIED.text,
+    help="The reason that CRLs and OCSP give (RFC 5280, 5.3.1).",
+)
+def revoke(selection: Selection, crl_reason: str) -> None:
     """Revoke devices permanently.
 
-    Name them by DEVICE_ID, or select them with --filter. Their certificates are revoked and live sessions closed at
-    once.
+    Name them by DEVICE_ID, or select them with --filter. Their certificates, earlier ones included, are revoked and
+    listed in CRLs, their keys never enroll again, and live sessions are closed at once.
 
     This cannot be undone: hardware that is to be used again is registered under a new id. To refuse a device for a
     while, suspend it.
 
     \b
-    Example:
+    Examples:
       fleet device revoke cam-7 --reason lost
-    """,
-)
+      fleet device revoke cam-7 --crl-reason keyCompromise
+    """
+
+    given = {} if crl_reason == CrlReason.UNSPECIFIED.text else {"crl_reason": crl_reason}
+
+    def revoked(device_id: str) -> Row:
+        body = {"reason": selection.reason, **given}
+        return dict(selection.client.post(f"{DEVICES.path(device_id)}/revoke", body))
+
+    if selection.text is not None:
+        act_by_filter(selection, "revoking", {"act": "revoke", **given})
+    else:
+        print_each(selection.ids, "revoking device '{}'", revoked, selection.output)
+
+
 _act(
     "retire",
     """Take devices out of service permanently, as planned.

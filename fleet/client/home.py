@@ -7,7 +7,7 @@ import asyncio
 import functools
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from fleet.servers.admin.messages import Caller, Headers, Request, body_of
 from fleet.storage.engines import Engine
 
 if TYPE_CHECKING:
+    from fleet.domain.crl import CrlHead
     from fleet.servers.admin.authorities import Authorities
     from fleet.services.retention import Policy
 
@@ -85,10 +86,24 @@ def _context(home: Home, registry: Engine, now: datetime) -> Context:
     def waiting() -> WaitingLimits:
         return waiting_limits(settings_of(home))
 
+    async def issue_crls(at: datetime, validity: timedelta | None) -> "list[CrlHead]":
+        from fleet.runtime.jobs import crls
+
+        return await crls.issue_crls(home, registry, at, validity)
+
     @functools.cache
     def key() -> bytes:
         from fleet.home.pki import cursor_key
 
         return cursor_key(home)
 
-    return Context(registry, authorities, retention, tenants=tenants, waiting=waiting, cursor_key=key, started=now)
+    return Context(
+        registry,
+        authorities,
+        retention,
+        tenants=tenants,
+        waiting=waiting,
+        cursor_key=key,
+        issue_crls=issue_crls,
+        started=now,
+    )

@@ -66,6 +66,8 @@ class Permission(enum.StrEnum):
     """Approve and deny requests that wait for approval."""
     EVENT_READ = "event.read"
     AUDIT_READ = "audit.read"
+    CRL_ISSUE = "crl.issue"
+    """Have every CRL signed now."""
     STATUS_READ = "status.read"
 
 
@@ -102,6 +104,7 @@ FLEET_WIDE = frozenset(
         Permission.OPERATOR_READ,
         Permission.OPERATOR_WRITE,
         Permission.AUDIT_READ,
+        Permission.CRL_ISSUE,
         Permission.STATUS_READ,
     }
 )

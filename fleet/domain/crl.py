@@ -28,6 +28,20 @@ class CrlReason(enum.IntEnum):
         return first + "".join("CRL" if word == "crl" else word.title() for word in rest)
 
 
+GIVEN_REASONS = {
+    reason.text: reason
+    for reason in (
+        CrlReason.UNSPECIFIED,
+        CrlReason.KEY_COMPROMISE,
+        CrlReason.AFFILIATION_CHANGED,
+        CrlReason.SUPERSEDED,
+        CrlReason.CESSATION_OF_OPERATION,
+        CrlReason.PRIVILEGE_WITHDRAWN,
+    )
+}
+"""Those that an operator may give for a revocation; a hold and its end follow from suspending and resuming."""
+
+
 class Revocation(Struct, frozen=True):
     """A certificate that relying parties must refuse; or one that was on hold, with the reason REMOVE_FROM_CRL."""
 

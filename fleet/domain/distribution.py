@@ -6,6 +6,10 @@ and certificates that link roots share their root's.
 
 _BUCKETS = 1 << 16
 
+FULL, PLAIN = "full", "plain"
+CA_NAME_PATTERN = r"^([0-9a-f]{2}){1,64}\Z"
+CRL_KIND_PATTERN = r"^(full|plain|delta|[0-9]{1,4}-of-[0-9]{1,4})\Z"
+
 OCSP_PATH = "/ocsp"
 """Of the OCSP responder, for every CA."""
 
@@ -58,6 +62,17 @@ def shard_of(serial: int, shards: int) -> int:
 def buckets_of(shard: int, shards: int) -> range:
     """The buckets of `shard`, which are consecutive."""
     return range(-(-shard * _BUCKETS // shards), -(-(shard + 1) * _BUCKETS // shards))
+
+
+def crl_path(ca: str, kind: str) -> str:
+    """Of the CA's CRL of this kind: full, plain, delta, or a shard such as 3-of-128."""
+    return full_crl_path(ca) if kind == FULL else f"/crl/{ca}/{kind}.crl"
+
+
+def kind_of_crl(path: str) -> str:
+    """The kind of the CRL at `path`, as in `crl_path`."""
+    kind = path.removesuffix(".crl").split("/")[3:]
+    return kind[0] if kind else FULL
 
 
 def shards_of_path(path: str) -> int:

@@ -158,6 +158,7 @@ claim-not-quarantined | 409 | The claim is not in quarantine. | See fleet claim 
 claim-spent | 409 | The claim is revoked or in quarantine, or has no use left. | See fleet claim show.
 credential-ended | 409 | The certificate was revoked or superseded meanwhile. | Use the newest certificate.
 credential-exists | 409 | The certificate or its serial number is in the registry already. | Retry.
+crls-busy | 503 | Another node is publishing CRLs. | Try again.
 credential-kept | 409 | The certificate has not expired and is kept. | Retry when it has expired.
 device-exists | 409 | The device exists already. | See fleet device show.
 device-not-suspended | 409 | The device is not suspended. | See fleet device show.
@@ -171,6 +172,7 @@ name-taken | 409 | The name is used by another kind of object. | Choose another 
 no-proof | 400 | The manifest row has neither a hardware serial nor a key hash. | Add one of them.
 no-such-anchor | 404 | The trust anchor does not exist. | See fleet anchor list.
 no-such-claim | 404 | The claim does not exist. | See fleet claim list.
+no-such-crl | 404 | There is no such CRL. | See the list: fleet crl list.
 no-such-credential | 404 | The certificate is not in the registry. | Check the serial number.
 no-such-device | 404 409 | The device does not exist, or is outside the operator's models. | See fleet device list.
 no-such-model | 400 403 404 409 | The model does not exist, or is outside the operator's models. | See fleet model list.

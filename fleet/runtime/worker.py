@@ -30,6 +30,7 @@ from fleet.home.proxy_secrets import proxy_secrets
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
+from fleet.runtime.jobs.crls import issue_crls
 from fleet.runtime.jobs.refusal_counts import counting_refusals
 from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
@@ -230,6 +231,7 @@ class _HttpServers:
             tenants=self.authorities.names,
             waiting=lambda: waiting_limits(self.settings),
             cursor_key=cache(lambda: cursor_key(self.home)),
+            issue_crls=partial(issue_crls, self.home, self.registry),
             started=self.clock(),
         )
         # Operators page through long lists; their certificates are few and known by name.

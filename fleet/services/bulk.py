@@ -20,11 +20,12 @@ from msgspec import UNSET, UnsetType
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
-from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, Place, place_of
+from fleet.domain.crl import CrlReason
+from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, DeviceState, Place, place_of
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag
-from fleet.services.revocation import checked_reason, given_reason, moving, state_after
+from fleet.services.revocation import checked_reason, for_crls, given_reason, moving, state_after
 from fleet.services.tagging import tagging
 
 WINDOW = 64  # Changes under way at once: enough to share an fsync, few beside the 512 that enrollments may fill
@@ -32,7 +33,7 @@ STEP_DEVICES_MAX = 500
 
 DONE = "ok"
 
-What = TypeVar("What", str, Retag)
+What = TypeVar("What", str, Retag, CrlReason)
 
 
 class Operation(Protocol):
@@ -85,12 +86,21 @@ class _Bulk(Generic[What]):
 
 
 class Move(_Bulk[str]):
-    """suspend, resume, revoke or retire."""
+    """suspend, resume or retire."""
 
     async def change(self, registry: Registry, device: Device) -> Change:
         to, action = await state_after(self.what, registry, device), f"device.{self.what}"
         revision, reason = device.revision, self.reason
         return moving(device, to, action, act=self.act(), reason=reason, revision=revision, bulk=self.bulk)
+
+
+class Revoke(_Bulk[CrlReason]):
+    """Revoke, with the reason that CRLs give."""
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        to, revision, reason = DeviceState.REVOKED, device.revision, self.reason
+        change = moving(device, to, "device.revoke", act=self.act(), reason=reason, revision=revision, bulk=self.bulk)
+        return for_crls(change, self.what)
 
 
 class Tagging(_Bulk[Retag]):

@@ -128,6 +128,10 @@ class CrlPublisher:
             return []  # another node was faster
         return made
 
+    async def release(self, now: datetime) -> None:
+        """Let another node publish from now on."""
+        await self._registry.list_revoked((), Lease(LEASE, self._node, now), now)
+
     async def _list(self, lease: Lease, now: datetime) -> None:
         """Make the entries of what was revoked since."""
         while waiting := await self._registry.unlisted(LISTED_AT_ONCE):

@@ -32,7 +32,9 @@ _CRL_REASONS = {
 
 
 def for_crls(change: Change, reason: CrlReason) -> Change:
-    """`change`, a revocation, with the `reason` that CRLs and OCSP give for it, also in the audit."""
+    """`change`, a revocation, with the `reason` that CRLs and OCSP give for it, also in the audit if there is one."""
+    if reason is CrlReason.UNSPECIFIED:
+        return change
     writes = tuple(replace(w, reason=reason) if isinstance(w, RevokeCredentials) else w for w in change.writes)
     detail = {**change.audit.detail, "crl_reason": reason.text}
     return replace(change, writes=writes, audit=replace(change.audit, detail=detail))
@@ -58,8 +60,26 @@ suspend = partial(move, "suspend")
 """Refuse the device everywhere until it is resumed. Its certificates stay as they are."""
 resume = partial(move, "resume")
 """Readmit a suspended device: as ACTIVE, or as REGISTERED when it never had a certificate."""
-revoke = partial(move, "revoke")
-"""Revoke the device permanently: its live session ends, its certificates are revoked, its id never enrolls again."""
+
+
+async def revoke(
+    registry: Registry,
+    id_text: str,
+    *,
+    act: Act,
+    reason: str = "",
+    revision: int | None = None,
+    crl_reason: CrlReason = CrlReason.UNSPECIFIED,
+) -> Device:
+    """Revoke the device permanently: its live session ends, its certificates are revoked and listed in CRLs with
+    `crl_reason`, its keys and its id never enroll again. Raises: as `move`.
+    """
+    device, to = await known_device(registry, id_text), DeviceState.REVOKED
+    change = moving(device, to, "device.revoke", act=act, reason=reason, revision=revision)
+    await registry.commit(for_crls(change, crl_reason))
+    return replace(device, state=to, revision=device.revision + 1)
+
+
 retire = partial(move, "retire")
 """Take the device out of service permanently, in good order; its certificates are revoked."""
 

@@ -13,6 +13,7 @@ from fleet.domain.approval import DECIDED_FROM, UNSEEN, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
 from fleet.domain.crl import CrlReason
 from fleet.storage import mapping
+from fleet.storage import revoked_statements as listing
 from fleet.storage import statements as sql
 from fleet.storage.mapping import json_text, micros
 from fleet.storage.statements import Statement, filled
@@ -86,15 +87,15 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
                 yield sql.END_UNUSED, (holder, kind, grant)
         case w.EndCredentials(fingerprints=fingerprints, at=at):
             for fingerprint in fingerprints:
-                yield sql.LIST_ONE, (_micros_or_none(at), CrlReason.SUPERSEDED.value, fingerprint)
+                yield listing.LIST_ONE, (_micros_or_none(at), CrlReason.SUPERSEDED.value, fingerprint)
                 yield sql.END_CREDENTIAL, (fingerprint,)
         case w.RevokeCredentials(kind=kind, holder=holder, at=at, reason=reason):
-            yield sql.LIST_HOLDERS, (_micros_or_none(at), reason.value, holder, kind)
+            yield listing.LIST_HOLDERS, (_micros_or_none(at), reason.value, holder, kind)
             yield sql.REVOKE_CREDENTIALS, (holder, kind)
         case w.HoldCredentials(kind=kind, holder=holder, at=at):
-            yield sql.LIST_HOLDERS, (micros(at), CrlReason.CERTIFICATE_HOLD.value, holder, kind)
+            yield listing.LIST_HOLDERS, (micros(at), CrlReason.CERTIFICATE_HOLD.value, holder, kind)
         case w.ReleaseCredentials(kind=kind, holder=holder):
-            yield sql.RELEASE_HOLDERS, (holder, kind)
+            yield listing.RELEASE_HOLDERS, (holder, kind)
         case w.AddToken(token=token):
             yield sql.ADD_TOKEN, mapping.TOKEN.row(token)
         case w.SpendToken(token_id=id_):

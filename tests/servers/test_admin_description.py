@@ -12,7 +12,9 @@ import pytest
 
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.keys import generate_key
+from fleet.domain.crl import Crl, CrlHead
 from fleet.domain.device import Model
+from fleet.domain.lease import Lease
 from fleet.servers.admin import strict_json
 from fleet.servers.admin.openapi import description
 from fleet.servers.admin.reading import checked
@@ -89,11 +91,21 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
     good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token, "request": (await api.waiting()).id}
     await api.operator("alice")
     await seal(api.est.registry, LocalHeadSigner(generate_key()), api.est.clock())
-    good |= {"station": "line-1", "operator": "alice", "claim": "lot-1", "anchor": "acme-2"}
+    good |= {"station": "line-1", "operator": "alice", "claim": "lot-1", "anchor": "acme-2", "ca": "00", "crl": "full"}
+    now = api.est.clock()
+    head = CrlHead("/crl/00.crl", b"\0", 1, 0, now, now, 0)
+    await api.est.registry.publish_crls([Crl(head, b"der")], [], Lease("crl", "test", now), now)
     maker = {"models": ["cam"], "certificate": new_maker().pem.decode()}
     assert (await admin.ask("POST", "/v1/anchors", {"name": "acme-2", **maker}))[0] == 201
     missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12, "request": "0" * 16}
-    missing |= {"station": "nobody", "operator": "nobody", "claim": "nobody", "anchor": "nobody"}
+    missing |= {
+        "station": "nobody",
+        "operator": "nobody",
+        "claim": "nobody",
+        "anchor": "nobody",
+        "ca": "00",
+        "crl": "x",
+    }
     bodies: dict[str, object] = {
         "create_model": {"name": "valve"},
         "replace_model": {"retain": True},

@@ -81,6 +81,9 @@ MAY: dict[str, frozenset[str]] = {
     "create_operator": frozenset({"admin"}),
     "revoke_operator": frozenset({"admin"}),
     "list_authorities": OPERATORS,
+    "list_crls": OPERATORS,
+    "get_crl": OPERATORS,
+    "issue_crls": frozenset({"admin"}),
     "list_operators": frozenset({"viewer", "operator", "admin"}),
     "list_heads": frozenset({"viewer", "operator", "admin"}),
     "get_sealed": frozenset({"viewer", "operator", "admin"}),
@@ -111,6 +114,7 @@ def row_of(route: Route) -> frozenset[str] | None:
 # A request that is well-formed, so that whoever is let in gets an answer of another kind than 401 and 403.
 PARAMETERS = {"id": "cam-1", "name": "cam", "serial": "1", "token": "000000000000", "request": "0" * 16}
 PARAMETERS |= {"station": "line-1", "operator": "nobody", "claim": "lot-1", "anchor": "nobody"}
+PARAMETERS |= {"ca": "00", "crl": "full"}
 MAKER = new_maker().pem.decode()
 BODIES: dict[str, object] = {
     "create_model": {"name": "valve"},
@@ -129,7 +133,7 @@ BODIES: dict[str, object] = {
     "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }
 OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
-OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor": "nobody"}
+OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor": "nobody", "ca": "00", "crl": "full"}
 
 
 @pytest.fixture

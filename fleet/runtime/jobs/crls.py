@@ -1,25 +1,30 @@
 """Job: publishes CRLs while a fleet is served. Every node runs it, and one of them at a time publishes."""
 
 import asyncio
+import itertools
 import logging
-from datetime import timedelta
+import secrets
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 from fleet.ca.crl import make_entries
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
-from fleet.domain.errors import FleetError
+from fleet.domain.crl import CrlHead
+from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.ports import Registry
 from fleet.home.crl_authorities import crl_authorities
-from fleet.home.layout import Home
+from fleet.home.layout import Home, settings_of
 from fleet.runtime.jobs.retention import node_name
-from fleet.services.crl_publishing import CrlPolicy, CrlPublisher
+from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy, CrlPublisher
 
 logger = logging.getLogger("fleet.crl")
 
 ROUNDS = 4
 """In `crl.max_delay`: a round that fails is done again in time."""
 FAILURES_A_LINE = 60
+WAIT_SECONDS = 0.5  # between two looks whether another node is done
 
 
 def crl_policy(settings: Settings) -> CrlPolicy:
@@ -31,6 +36,29 @@ def crl_policy(settings: Settings) -> CrlPolicy:
         timedelta(hours=settings.crl_hours),
         timedelta(seconds=settings.crl_max_delay),
     )
+
+
+async def issue_crls(home: Home, registry: Registry, now: datetime, validity: timedelta | None) -> list[CrlHead]:
+    """Sign every CRL of `home` once, beside a server that may be publishing; what was published.
+
+    Raises: Unavailable (`crls-busy`): another node has been publishing all the time. FleetError, OSError.
+    """
+    policy = crl_policy(settings_of(home))
+    if validity is not None:
+        policy = replace(policy, validity=validity)
+    # A name of its own: a round of the server at this home must not run beside this one.
+    publisher = CrlPublisher(registry, policy, f"{node_name(home)}#{secrets.token_hex(4)}", make_entries)
+    cas = await asyncio.to_thread(crl_authorities, home)
+    waits = itertools.count(step=WAIT_SECONDS)
+    for waited in waits:
+        at = now + timedelta(seconds=waited)
+        if made := await publisher.publish_due(cas, at, at_once=True):
+            await publisher.release(at)
+            return made
+        if timedelta(seconds=waited) > LEASE_TIME:
+            break
+        await asyncio.sleep(WAIT_SECONDS)
+    raise Unavailable("crls-busy", "Another node is publishing CRLs.", "Try again.")
 
 
 async def publish_crls(home: Home, registry: Registry, settings: Settings, clock: Clock) -> None:

@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
@@ -11,6 +11,7 @@ from msgspec import Struct, field
 from fleet.config.clock import Clock, utc_now
 from fleet.domain.access import Act, Operator
 from fleet.domain.approval import WaitingLimits
+from fleet.domain.crl import CrlHead
 from fleet.domain.ports import Registry
 from fleet.servers.admin.idempotency import Once
 from fleet.servers.admin.messages import Caller, Request
@@ -24,6 +25,10 @@ Json = Mapping[str, Any]
 HEARTBEAT_SECONDS = 15.0  # half of what balancers give a silent connection at the least
 
 _KEY_OF_THIS_PROCESS = os.urandom(32)
+
+
+async def _no_crls(now: datetime, validity: timedelta | None) -> list[CrlHead]:
+    return []
 
 
 class Context(Struct, frozen=True):
@@ -44,6 +49,8 @@ class Context(Struct, frozen=True):
     """How long a decided request is kept."""
     cursor_key: Callable[[], bytes] = lambda: _KEY_OF_THIS_PROCESS
     """Authenticates cursors: the same in every process that serves the fleet."""
+    issue_crls: Callable[[datetime, timedelta | None], Awaitable[list[CrlHead]]] = _no_crls
+    """Signs every CRL whose CA's key is here, valid for so long if that is given; what was published."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     started: datetime = field(default_factory=utc_now)
     streams: Counter[str] = field(default_factory=Counter)

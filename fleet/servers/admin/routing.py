@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.access import Permission
+from fleet.domain.distribution import CA_NAME_PATTERN, CRL_KIND_PATTERN
 from fleet.servers.admin.records.base import (
     DEVICE_ID_PATTERN,
     NAME_PATTERN,
@@ -50,6 +51,8 @@ PATH_PARAMETERS = {
     "operator": NAME_PATTERN,
     "claim": NAME_PATTERN,
     "anchor": NAME_PATTERN,
+    "ca": CA_NAME_PATTERN,
+    "crl": CRL_KIND_PATTERN,
 }
 """Parameters of path templates, and what they look like: a segment that does not match names nothing."""
 

@@ -7,6 +7,7 @@ defines its own functions.
 import re
 from typing import Any
 
+from fleet.storage import revoked_statements
 from fleet.storage.mapping import DEVICE, MANIFEST, TAG, Table
 from fleet.storage.statements import LISTED_ALREADY, NO_SUCH_MODEL, STATEMENTS, Statement
 
@@ -63,7 +64,11 @@ DROP_TAGS = Statement("""
         FROM device, jsonb_array_elements_text(groups::jsonb) AS name WHERE id = $1::text) AS old
     WHERE device_tag.key = old.key AND device_tag.value = old.value AND device_tag.device_id = $1::text""")
 
-ALL = STATEMENTS | {name: each for name, each in list(globals().items()) if isinstance(each, Statement)}
+ALL = (
+    STATEMENTS
+    | revoked_statements.STATEMENTS
+    | {name: each for name, each in list(globals().items()) if isinstance(each, Statement)}
+)
 """Every statement that a batch may run, by its name: those of every engine, and those above."""
 NUMBER_OF = {statement: number for number, statement in enumerate(ALL.values())}
 """The number of a statement in a batch."""

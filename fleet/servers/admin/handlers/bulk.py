@@ -25,6 +25,7 @@ from msgspec import UNSET, structs
 from fleet.config.timestamps import rfc3339
 from fleet.domain.access import NotPermitted, Permission, demand_model
 from fleet.domain.changes import AuditEntry
+from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.device import DeviceFilter, Place
 from fleet.domain.device_filter import parse_filter
 from fleet.domain.errors import Invalid
@@ -36,7 +37,17 @@ from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import post
-from fleet.services.bulk import DONE, Move, Outcome, StepPlace, Tagging, must_be_confirmed, new_bulk_id, one_step
+from fleet.services.bulk import (
+    DONE,
+    Move,
+    Outcome,
+    Revoke,
+    StepPlace,
+    Tagging,
+    must_be_confirmed,
+    new_bulk_id,
+    one_step,
+)
 
 STEP_SECONDS_MAX = 10.0  # nothing new is begun then: clients and balancers give up after 30
 OPERATION_LASTS = timedelta(hours=6)  # a million devices take less than one
@@ -113,13 +124,18 @@ def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
     return tuple(structs.replace(where, model=model) for model in call.operator.models) or (where,)
 
 
-def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move | Tagging:
+def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move | Revoke | Tagging:
     """Raises: Invalid: `bad-reason`, `bad-bulk`; what a Retag raises."""
+    if body.crl_reason is not UNSET and body.act != "revoke":
+        raise Invalid("bad-bulk", f"crl_reason goes with the act revoke, and not with {body.act}.")
     act, permitted = call.act, partial(must_be_in_service, context, call)
     labels = (body.tags, body.join, body.leave)
     if body.act != "tag":
         if any(each is not UNSET for each in labels):
             raise Invalid("bad-bulk", f"tags, join and leave go with the act tag, and not with {body.act}.")
+        if body.act == "revoke":
+            why = GIVEN_REASONS[body.crl_reason or "unspecified"]
+            return Revoke(why, act.actor, body.reason, bulk, context.clock, act.address, permitted)
         return Move(body.act, act.actor, body.reason, bulk, context.clock, act.address, permitted)
     tags = body.tags or {}
     retag = Retag(

@@ -11,7 +11,8 @@ from fleet.domain import device as domain
 from fleet.domain.access import Operator, Permission, demand_model
 from fleet.domain.changes import Change
 from fleet.domain.credential import CredentialKind
-from fleet.domain.device import DeviceFilter, Place, place_of
+from fleet.domain.crl import GIVEN_REASONS
+from fleet.domain.device import DeviceFilter, DeviceState, Place, place_of
 from fleet.domain.device_filter import parse_place
 from fleet.domain.errors import no_such
 from fleet.domain.writes import AddDevice, MoveDevice
@@ -19,7 +20,7 @@ from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import bad_cursor, page_of_all, paged, position
 from fleet.servers.admin.idempotency import answering
-from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
+from fleet.servers.admin.records.base import NO_REASON, NO_REVOCATION_REASON, Page, Paging, Reason, RevocationReason
 from fleet.servers.admin.records.credentials import Credential
 from fleet.servers.admin.records.devices import Device, DeviceChanges, DeviceQuery, NewDevice
 from fleet.servers.admin.result import Result
@@ -136,7 +137,31 @@ def _moving(verb: str, summary: str) -> Route:
 
 suspend_device = _moving("suspend", "Refuse a device everywhere until it is resumed.")
 resume_device = _moving("resume", "Readmit a suspended device.")
-revoke_device = _moving("revoke", "Revoke a device permanently, with its certificates.")
+
+
+@post(
+    "/v1/devices/{id}/revoke",
+    Permission.DEVICE_WRITE,
+    "Revoke a device permanently, with its certificates.",
+    has_etag=True,
+    condition=Condition.OPTIONAL,
+)
+async def revoke_device(context: Context, call: Call, body: RevocationReason = NO_REVOCATION_REASON) -> Result[Device]:
+    device = await found_device(context, call.operator, call.path["id"])
+    demand_match(call, device.revision, f"Device {device.id}")
+    changed = replace(device, state=DeviceState.REVOKED, revision=device.revision + 1)
+    revision = None if call.if_match is None else device.revision
+    await revocation.revoke(
+        answering(context.registry, call.once, lambda _: _result(changed)),
+        device.id,
+        act=call.act,
+        reason=body.reason,
+        revision=revision,
+        crl_reason=GIVEN_REASONS[body.crl_reason],
+    )
+    return _result(changed)
+
+
 retire_device = _moving("retire", "Take a device out of service permanently, in good order.")
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta
@@ -120,6 +120,14 @@ class Changes(Record):
             raise ValueError("Expected at least 1 member")
 
 
+CrlReasonText = Annotated[
+    Literal[
+        "unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation", "privilegeWithdrawn"
+    ],
+    about("Reason in CRLs and OCSP (RFC 5280, 5.3.1)."),
+]
+
+
 class Reason(Record):
     """The reason for a change."""
 
@@ -127,6 +135,15 @@ class Reason(Record):
 
 
 NO_REASON = Reason()
+
+
+class RevocationReason(Reason):
+    """The reason for a revocation."""
+
+    crl_reason: CrlReasonText = "unspecified"
+
+
+NO_REVOCATION_REASON = RevocationReason()
 
 
 class Paging(Record):

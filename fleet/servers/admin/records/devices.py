@@ -14,6 +14,7 @@ from fleet.servers.admin.records.base import (
     BulkId,
     Changes,
     Count,
+    CrlReasonText,
     Cursor,
     DeviceId,
     Groups,
@@ -113,6 +114,7 @@ class BulkAct(Record):
     tags: Annotated[TagChanges | UnsetType, about("With tag: tags to set; one that is null is removed.")] = UNSET
     join: Annotated[Groups | UnsetType, about("With tag: groups to add the devices to.")] = UNSET
     leave: Annotated[Groups | UnsetType, about("With tag: groups to remove them from.")] = UNSET
+    crl_reason: Annotated[CrlReasonText | UnsetType, about("With revoke: the reason in CRLs and OCSP.")] = UNSET
     reason: ReasonText = ""
     dry_run: Annotated[bool, about("Count the devices, and change nothing.")] = False
     expected: (
