@@ -37,6 +37,7 @@ class EventLog:
 
 
 def _quoted(value: object) -> str:
-    text = str(value)[:VALUE_CHARACTERS_MAX]
+    nothing = type(value).__name__ if isinstance(value, BaseException) else ""  # as of most timeouts
+    text = (str(value) or nothing)[:VALUE_CHARACTERS_MAX]
     plain = text.isprintable() and text and not set(text) & set(" \"'=\\")
     return text if plain else json.dumps(text)

@@ -267,7 +267,7 @@ def _explained(error: Exception) -> tuple[Setback, str]:
     if isinstance(error, ssl.SSLError):
         setback = Setback.REFUSED if is_refusal(error) else Setback.NETWORK
         return setback, f"TLS failed: {error.reason or error}"
-    return Setback.NETWORK, f"no connection: {error}"
+    return Setback.NETWORK, f"no connection: {str(error) or type(error).__name__}"
 
 
 def _explained_text(text: str) -> tuple[Setback, str]:

@@ -40,11 +40,16 @@ def quoted(value: object) -> str:
     """`value` as it appears behind `key=`: bare, or in double quotes with JSON's escapes; "-" for None and ""."""
     if value is None or value == "":
         return "-"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else _text(value)
     if _BARE.fullmatch(text) and text.isprintable():
         return text
     shown = json.dumps(text, ensure_ascii=False)
     return shown if shown.isprintable() else json.dumps(text)
+
+
+def _text(value: object) -> str:
+    """An error without a text of its own, such as most timeouts, goes by its name."""
+    return str(value) or type(value).__name__
 
 
 def log_event(logger: logging.Logger, level: int, event: str, /, *, exc_info: Any = None, **fields: Any) -> None:
@@ -69,7 +74,7 @@ class JsonFormatter(logging.Formatter):
             line["message"] = record.getMessage()
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, separators=(",", ":"))
+        return json.dumps(line, default=_text, separators=(",", ":"))
 
 
 def configure_logging(level: int | str, log_format: str, **context: Any) -> None:

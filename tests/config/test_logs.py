@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet.config.logs import JsonFormatter, configure_logging, log_event, quoted
+from fleet.config.logs import Event, JsonFormatter, configure_logging, log_event, quoted
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,8 @@ def _root_as_it_was() -> Iterator[None]:
         ("\x85", '"\\u0085"'),
         ("Größe", "Größe"),
         ("back\\slash", '"back\\\\slash"'),
+        (TimeoutError(), "TimeoutError"),
+        (ValueError("no room"), '"no room"'),
     ],
 )
 def test_a_value_has_one_reading(value: object, shown: str) -> None:
@@ -84,6 +86,9 @@ def test_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_json_of_what_json_has_no_type_for() -> None:
     record = logging.LogRecord("fleet", logging.INFO, "", 0, "%s", (object,), None)
     assert json.loads(JsonFormatter().format(record))["message"] == "<class 'object'>"
+    record.msg, record.args = Event("failed", {"reason": TimeoutError(), "empty": ""}), None
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["reason"], line["empty"]) == ("TimeoutError", "")
 
 
 def test_warnings_of_libraries_are_not_shown() -> None:
