@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from device_agent.agent_config import read_config
 from device_agent.emulated.pty_port import pty_port
-from firmware_tools.station_cli import advice_on, exit_code
+from firmware_tools.station_cli import advice_on, exit_code, main
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
 from fleet.wire.serial.dialogue.errors import DialogueError, NoAnswer
 from fleet.wire.serial.messages import FailureCode
@@ -25,6 +26,8 @@ from tests.device_agent.fleet_parts import Authority
 from tests.device_agent.wild_servers import answers, http, tls_server
 from tests.firmware_tools.boards import DEADLINE_SECONDS, board
 from tests.serving import Served, run_fleet
+
+PROGRAM = (sys.executable, "-m", "firmware_tools.station_cli")
 
 
 @dataclass
@@ -42,10 +45,9 @@ class Factory:
     def command(self, *words: str | Path, est: str = "", ca: Path | None = None) -> list[str]:
         files = ("--cert", self.station / "station.pem", "--key", self.station / "station.key")
         options = ("--est", est or self.serving.est, *files, "--ca", ca or self.station / "ca.pem")
-        module = (sys.executable, "-m", "firmware_tools.station_cli")
         return [
             str(word)
-            for word in (*module, "provision", *options, "--ledger", self.ledger, "--retransmit", "0.2", *words)
+            for word in (*PROGRAM, "provision", *options, "--ledger", self.ledger, "--retransmit", "0.2", *words)
         ]
 
     def run(
@@ -60,6 +62,12 @@ class Factory:
         )
         assert done.returncode == expect, done.stdout + done.stderr
         return done
+
+    def refuses(self, *words: str | Path, expect: int, est: str = "") -> str:
+        """What it says on standard error when it ends before it opens the port: in this process."""
+        done = CliRunner().invoke(main, self.command(*words, est=est)[len(PROGRAM) :])
+        assert done.exit_code == expect, done.output
+        return done.stderr
 
     def device(self, name: str) -> dict[str, Any]:
         return dict(json.loads(run_fleet(self.serving.home, "device", "show", name, "-o", "json")))
@@ -224,7 +232,7 @@ def test_no_authority_exits_4(factory: Factory, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_exits_2(factory: Factory, words: tuple[str, ...]) -> None:
-    factory.run(*words, expect=2)
+    assert factory.refuses(*words, expect=2)
     assert not factory.ledger.exists()
 
 
@@ -237,9 +245,9 @@ def test_a_ledger_that_is_none_fails_before_the_port(factory: Factory, tmp_path:
     elif kind == "fifo":
         os.mkfifo(path)
     words = ("--port", tmp_path / "port", "--device-id", "cli-10", "--model", "pump", "--ledger", path)
-    done = factory.run(*words, expect=1)
-    assert "Error: ledger-failed: " in done.stderr
-    assert "secret" not in done.stderr
+    said = factory.refuses(*words, expect=1)
+    assert "Error: ledger-failed: " in said
+    assert "secret" not in said
     if kind == "other file":
         assert path.read_text() == "secret\n"
 
@@ -274,17 +282,12 @@ def test_no_advice_to_a_station_is_about_a_token(status: int) -> None:
 
 
 def test_a_bad_url_exits_2(factory: Factory) -> None:
-    assert "URL" in factory.run("--device-id", "a", "--port", "x", est="http://x", expect=2).stderr
+    assert "URL" in factory.refuses("--device-id", "a", "--port", "x", est="http://x", expect=2)
 
 
 def test_ports_for_programs() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "firmware_tools.station_cli", "ports", "-o", "json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=DEADLINE_SECONDS,
-    )
+    done = CliRunner().invoke(main, ["ports", "-o", "json"])
+    assert done.exit_code == 0
     assert isinstance(json.loads(done.stdout), list)
 
 
