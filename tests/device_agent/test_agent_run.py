@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from tests.device_agent.fleet_parts import Broker, Device, EstServer, Subscriber
+from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Broker, Device, EstServer, Subscriber
 
 
 def backdate(device: Device) -> None:
@@ -208,7 +208,7 @@ def test_a_long_home_path_has_a_socket_too(est: EstServer, broker: Broker, tmp_p
     device = Device(folder / "home", est, broker.port, "long-path").enrolled()
     agent = device.run()
     try:
-        device.call("status", "--wait-connected", "20")
+        device.call("status", "--wait-connected", str(DEADLINE_SECONDS))
         device.call("send", "long/{id}", "x", "--wait")
     finally:
         agent.kill()

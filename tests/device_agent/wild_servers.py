@@ -6,7 +6,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 
-from tests.device_agent.fleet_parts import Authority
+from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority
 
 Behavior = Callable[[ssl.SSLSocket], None]
 """What the server does with one connection; it is closed afterwards."""
@@ -34,7 +34,7 @@ def tls_server(
                 connection, _ = listener.accept()
             except TimeoutError:
                 continue
-            connection.settimeout(20)
+            connection.settimeout(DEADLINE_SECONDS)
             with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as stream:
                 served.append(stream)
                 behavior(stream)

@@ -29,7 +29,7 @@ def tree_of(folder: Path) -> dict[str, str]:
 
 def healthz(served: Served) -> tuple[int, bytes]:
     trust = ssl.create_default_context(cafile=served.ca_file)
-    with urllib.request.urlopen(f"{served.endpoints['http']}/healthz", context=trust, timeout=10) as answer:
+    with urllib.request.urlopen(f"{served.endpoints['http']}/healthz", context=trust, timeout=120) as answer:
         return answer.status, answer.read()
 
 
@@ -233,7 +233,7 @@ def test_the_log_holds_one_line_a_request_and_no_secret(served: Served) -> None:
         headers={"Content-Type": "application/pkcs10", "Authorization": f"Bearer {token}"},
     )
     with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(request, context=curl_like, timeout=10)
+        urllib.request.urlopen(request, context=curl_like, timeout=120)
     assert served.stop() == 0
     log = served.log
     assert log.count("event=est.simpleenroll") == 1

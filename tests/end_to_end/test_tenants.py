@@ -64,7 +64,7 @@ def keeping_alive(served: Served, pair: tuple[Path, Path]) -> Iterator[http.clie
     context = ssl.create_default_context(cafile=served.ca_file)
     context.load_cert_chain(*pair)
     host, port = served.address("http")
-    connection = http.client.HTTPSConnection(host, port, context=context, timeout=20)
+    connection = http.client.HTTPSConnection(host, port, context=context, timeout=120)
     yield connection
     connection.close()
 

@@ -40,6 +40,7 @@ from tests.servers.paho_client import Paho
 from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 TWO = (*ANY_PORTS, "--workers", "2")
+PATIENCE_SECONDS = 240.0  # for what must happen, far beyond what it takes
 TRIES_MAX = 60  # at a worker that the kernel's dice choose: 2^-60 is never
 needs_mosquitto = pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
 
@@ -139,7 +140,7 @@ class Street:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return when `condition()` holds: the log is read by a thread that tells no event loop."""
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -169,7 +170,9 @@ def test_status_tells_which_worker_answers(shared: Served, tmp_path: Path) -> No
     context.load_cert_chain(station / "station.pem", station / "station.key")
     seen = {}
     for _ in range(TRIES_MAX):
-        with urllib.request.urlopen(f"{shared.endpoints['http']}/v1/status", context=context, timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"{shared.endpoints['http']}/v1/status", context=context, timeout=PATIENCE_SECONDS
+        ) as answer:
             status = json.load(answer)
         seen[str(status["worker"])] = status["pid"]
         if len(seen) == 2:
@@ -224,9 +227,11 @@ def wait_for_workers(served: Served, folder: Path, restarts: int) -> dict[str, A
     run_fleet(served.home, "station", "add", "line-1", "--model", "default", "--out", str(station))
     context = ssl.create_default_context(cafile=served.ca_file)
     context.load_cert_chain(station / "station.pem", station / "station.key")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        with urllib.request.urlopen(f"{served.endpoints['http']}/v1/status", context=context, timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"{served.endpoints['http']}/v1/status", context=context, timeout=PATIENCE_SECONDS
+        ) as answer:
             workers: dict[str, Any] = json.load(answer).get("workers", {})
         if workers.get("restarts") == restarts:
             return workers
@@ -290,7 +295,7 @@ def test_a_worker_that_hangs_does_not_outlive_its_supervisor_either(pair: Served
     handle = os.pidfd_open(hanging)
     tell(pair, "1", signal.SIGSTOP)
     pair.kill()
-    assert select.select([handle], [], [], 20)[0]
+    assert select.select([handle], [], [], PATIENCE_SECONDS)[0]
     os.close(handle)
 
 

@@ -1,5 +1,6 @@
 """Emulated boards as processes of their own, and an authority without a server."""
 
+import hashlib
 import select
 import subprocess
 import sys
@@ -21,9 +22,11 @@ DEADLINE_SECONDS = 120.0
 
 @contextmanager
 def board(home: Path, link: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """An emulated board on `link`, there when this returns, gone when the block ends."""
+    """An emulated board on `link`, there when this returns, gone when the block ends. Its serial goes with its home."""
+    serial = f"EMU-{hashlib.sha256(bytes(home)).hexdigest()[:8]}"
+    emulate: tuple[str | Path, ...] = ("emulate", "--pty", link, "--hardware-serial", serial, *options)
     process = subprocess.Popen(
-        [sys.executable, "-m", "device_agent", "--home", home, "emulate", "--pty", link, *options],
+        [sys.executable, "-m", "device_agent", "--home", home, *emulate],
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None

@@ -300,7 +300,7 @@ def test_a_provisioned_boards_home_is_an_agents_home(factory: Factory, tmp_path:
     agent = [sys.executable, "-m", "device_agent", "--home", str(tmp_path / "home")]
     process = subprocess.Popen([*agent, "run"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        status = [*agent, "status", "--wait-connected", "20", "-o", "json"]
+        status = [*agent, "status", "--wait-connected", str(DEADLINE_SECONDS), "-o", "json"]
         done = subprocess.run(status, capture_output=True, text=True, check=False, timeout=DEADLINE_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["connected"] is True

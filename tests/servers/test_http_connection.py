@@ -10,7 +10,7 @@ from fleet.domain.peer import Peer
 from fleet.servers.http import Exchange, HttpServer
 from fleet.servers.http_connection import REQUESTS_WAITING_MAX, Connection, HttpLimits, Response
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 PLAIN = {"Content-Type": "text/plain"}
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
 
-DEADLINE_S = 10.0
+DEADLINE_S = 120.0
 
 
 class Watched:

@@ -33,7 +33,7 @@ def opened(folder: Path, sealed: bytes, key: Key) -> bytes | None:
     (folder / "sealed.der").write_bytes(sealed)
     (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     command = ["openssl", "cms", "-decrypt", "-inform", "DER", "-in", "sealed.der", "-inkey", "key.pem", "-binary"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=20)
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
     return done.stdout if done.returncode == 0 else None
 
 
@@ -46,7 +46,7 @@ def verified(folder: Path, signed_data: bytes, anchors: tuple[x509.Certificate, 
     (folder / "ca.pem").write_bytes(b"".join(anchor.public_bytes(Encoding.PEM) for anchor in anchors))
     command = ["openssl", "cms", "-verify", "-inform", "DER", "-in", "signed.der", "-CAfile", "ca.pem"]
     command += ["-purpose", "sslserver", "-binary"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=20)
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
     return done.returncode, done.stdout, done.stderr.decode()
 
 
