@@ -45,9 +45,8 @@ from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
 from fleet.servers.forward_auth import Decision, build_forward_auth_server
-from fleet.servers.gateway.broker.live_upstream import LiveUpstream
-from fleet.servers.gateway.broker.monitored_upstream import MonitoredUpstream, is_external
 from fleet.servers.gateway.broker.mosquitto import DATABASE
+from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
 from fleet.servers.gateway.broker.upstream import Upstream
 from fleet.servers.gateway.gateway import Gateway, GatewayOptions
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
@@ -134,11 +133,11 @@ async def run_worker(
         contexts = Contexts.of(home, clock, manufacturers=makers, stapler=publishing.stapler())
         contexts.follow(authorities, home)
         await parts.enter_async_context(counting_refusals(registry, clock=clock))
-        live, broker_status = await _watched(upstream, parts, clock=clock)
+        live = ProbedUpstream(upstream, clock=clock)
         listeners = Listeners(settings, shared=slot.is_shared)
         options = _gateway_options(home, settings, slot, listeners.admitted)
         gateway = Gateway(registry, live, clock=clock, options=options)
-        live.on_silent = gateway.on_broker_silent
+        await parts.enter_async_context(background(live.run(gateway.on_broker_silent), "the broker's probe"))
         feed = await parts.enter_async_context(_following(gateway, slot.deadline))
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
@@ -161,7 +160,7 @@ async def run_worker(
                 "forward_auth": forward.counters,
                 "sessions": gateway.sessions,
                 **({"workers": slot.workers()} if slot.is_shared else {}),
-                "upstream": {**broker_status(), "answers": live.answers()},
+                "upstream": live.status(),
             }
 
         admin, forward = servers.admin(status, live.answers), servers.forward_auth(gateway)
@@ -179,18 +178,6 @@ async def run_worker(
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
         yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors))
-
-
-async def _watched(
-    upstream: Upstream, parts: AsyncExitStack, *, clock: Clock
-) -> tuple[LiveUpstream, Callable[[], dict[str, object]]]:
-    """`upstream` under watch until `parts` end, and what the status says of the broker."""
-    monitored = MonitoredUpstream(upstream, clock=clock) if is_external(upstream) else None
-    if monitored is not None:
-        await parts.enter_async_context(background(monitored.run(), "the broker monitor"))
-    live = LiveUpstream(monitored or upstream)
-    await parts.enter_async_context(background(live.run(), "the broker's probe"))
-    return live, monitored.status if monitored is not None else lambda: {"broker": upstream.describe()}
 
 
 async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer) -> None:

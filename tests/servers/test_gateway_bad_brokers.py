@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.servers.gateway import Limits
 from fleet.servers.gateway.broker import mosquitto
 from fleet.servers.gateway.broker import process as broker_process
-from fleet.servers.gateway.broker.live_upstream import LiveUpstream
 from fleet.servers.gateway.broker.mosquitto import BACKEND, DATABASE, Mosquitto, mosquitto_program
+from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
 from fleet.servers.gateway.broker.restart import restart_when_hung
 from fleet.servers.gateway.broker.upstream import SocketUpstream
 from fleet.wire.mqtt import acks
@@ -40,6 +40,10 @@ class ScriptedBroker:
     def __init__(self) -> None:
         self.answer: bytes | None = None
         self.closes = False
+        self.on_gateways_silence: Callable[[], None] = lambda: None
+
+    def on_silent(self) -> None:
+        self.on_gateways_silence()
 
     def protocol(self) -> "ScriptedSession":
         return ScriptedSession(self)
@@ -66,11 +70,11 @@ class ScriptedSession(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def scripted(path: Path) -> AsyncIterator[tuple[ScriptedBroker, LiveUpstream]]:
+async def scripted(path: Path) -> AsyncIterator[tuple[ScriptedBroker, ProbedUpstream]]:
     broker = ScriptedBroker()
     server = await asyncio.get_running_loop().create_unix_server(broker.protocol, path / "b.sock")
-    live = LiveUpstream(SocketUpstream(path / "b.sock"), probe_seconds=FAST)
-    running = asyncio.create_task(live.run())
+    live = ProbedUpstream(SocketUpstream(path / "b.sock"), probe_seconds=FAST)
+    running = asyncio.create_task(live.run(broker.on_silent))
     try:
         yield broker, live
     finally:
@@ -114,7 +118,7 @@ async def test_newcomers_are_refused_while_a_broker_talks_nonsense_and_admitted_
 ) -> None:
     limits = Limits(open_seconds_max=1.0)
     async with scripted(tmp_path) as (broker, live), open_gateway(tmp_path, live, limits=limits) as built:
-        live.on_silent = built.gateway.on_broker_silent
+        broker.on_gateways_silence = built.gateway.on_broker_silent
         (held,) = await populate(built.registry, "cam-1")
         await until(live.answers)
         broker.answer, broker.closes = answer, closes

@@ -7,7 +7,7 @@ from fleet.domain.device import Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.broker.live_upstream import BrokerSilent
+from fleet.servers.gateway.broker.probed_upstream import BrokerSilent
 from fleet.servers.gateway.broker.upstream import Factory, Upstream, username_of
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.services.admission import Admission

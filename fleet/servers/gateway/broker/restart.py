@@ -10,7 +10,7 @@ import logging
 import signal
 
 from fleet.config.logs import log_event
-from fleet.servers.gateway.broker.live_upstream import LiveUpstream
+from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
 from fleet.servers.gateway.broker.process import BrokerProcess
 from fleet.servers.gateway.broker.upstream import Upstream
 
@@ -25,7 +25,7 @@ STEADY_CHECKS = 120  # of answering, before the patience is the first again
 
 async def restart_when_hung(broker: Upstream, process: BrokerProcess, *, check_seconds: float = CHECK_SECONDS) -> None:
     """Ask `broker`, run as `process`, until cancelled; kill it when it hangs: its supervision starts it again."""
-    live = LiveUpstream(broker, probe_seconds=check_seconds, logs=False)
+    live = ProbedUpstream(broker, probe_seconds=check_seconds, logs=False)
     probing = asyncio.create_task(live.run(), name="the supervised broker's probe")
     try:
         await _watch(live, process, check_seconds)
@@ -34,7 +34,7 @@ async def restart_when_hung(broker: Upstream, process: BrokerProcess, *, check_s
         await asyncio.gather(probing, return_exceptions=True)
 
 
-async def _watch(live: LiveUpstream, process: BrokerProcess, check_seconds: float) -> None:
+async def _watch(live: ProbedUpstream, process: BrokerProcess, check_seconds: float) -> None:
     silent = idle = answering = 0
     factor, worked = 1, None
     while True:

@@ -12,8 +12,8 @@ import pytest
 
 from fleet.servers.gateway.broker import restart as broker_restart
 from fleet.servers.gateway.broker.embedded import Embedded
-from fleet.servers.gateway.broker.live_upstream import UNANSWERED_MAX, BrokerSilent, LiveUpstream
 from fleet.servers.gateway.broker.mosquitto import Mosquitto, mosquitto_program
+from fleet.servers.gateway.broker.probed_upstream import UNANSWERED_MAX, BrokerSilent, ProbedUpstream
 from fleet.servers.gateway.broker.process import BrokerProcess
 from fleet.servers.gateway.broker.restart import restart_when_hung
 from fleet.servers.gateway.broker.upstream import SocketUpstream
@@ -61,10 +61,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def probed(script: Script, path: Path) -> AsyncIterator[LiveUpstream]:
+async def probed(
+    script: Script, path: Path, on_silent: Callable[[], None] = lambda: None
+) -> AsyncIterator[ProbedUpstream]:
     server = await asyncio.get_running_loop().create_unix_server(lambda: Scripted(script), path / "b.sock")
-    live = LiveUpstream(SocketUpstream(path / "b.sock"), probe_seconds=FAST)
-    running = asyncio.create_task(live.run())
+    live = ProbedUpstream(SocketUpstream(path / "b.sock"), probe_seconds=FAST)
+    running = asyncio.create_task(live.run(on_silent))
     try:
         yield live
     finally:
@@ -100,8 +102,7 @@ async def test_a_broker_that_accepts_and_does_not_answer_is_refused_at_once(
 ) -> None:
     caplog.set_level(logging.WARNING)
     silent = asyncio.Event()
-    async with probed(script, tmp_path) as live:
-        live.on_silent = silent.set
+    async with probed(script, tmp_path, silent.set) as live:
         await asyncio.wait_for(silent.wait(), PATIENCE)
         assert not live.answers()
         with pytest.raises(BrokerSilent):
@@ -116,7 +117,7 @@ async def test_a_broker_that_accepts_and_does_not_answer_is_refused_at_once(
 async def test_a_broker_that_is_not_there_is_tried_by_each_session_and_not_logged_here(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    live = LiveUpstream(SocketUpstream(tmp_path / "nobody.sock"), probe_seconds=FAST)
+    live = ProbedUpstream(SocketUpstream(tmp_path / "nobody.sock"), probe_seconds=FAST)
     running = asyncio.create_task(live.run())
     await until(lambda: not live.answers())
     assert not live.is_silent()
@@ -131,14 +132,13 @@ async def test_who_waits_for_a_silent_broker_is_refused_and_so_is_who_comes(
     version: int, code: int, tmp_path: Path
 ) -> None:
     broker = FakeBroker()
-    live = LiveUpstream(broker, probe_seconds=FAST)
+    live = ProbedUpstream(broker, probe_seconds=FAST)
     async with open_gateway(tmp_path, live) as built:
-        live.on_silent = built.gateway.on_broker_silent
         one, two = await populate(built.registry, "cam-1", "cam-2")
         waiting = await built.dial(one)
         waiting.send(encode_connect(Connect(version, "cam-1")))
         await asyncio.wait_for(broker.sessions.get(), PATIENCE)
-        running = asyncio.create_task(live.run())  # this broker says nothing
+        running = asyncio.create_task(live.run(built.gateway.on_broker_silent))  # this broker says nothing
         assert await refused(waiting, version) == code
         _, connack = await built.connect(two, version)
         assert connack.code == code
@@ -154,7 +154,7 @@ async def test_our_broker_is_restarted_when_it_hangs_and_not_while_it_answers(
     assert PROGRAM is not None
     broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
     watch = asyncio.create_task(restart_when_hung(broker, broker.process, check_seconds=FAST))
-    live = LiveUpstream(broker, probe_seconds=FAST)
+    live = ProbedUpstream(broker, probe_seconds=FAST)
     running = asyncio.create_task(live.run())
     try:
         await asyncio.sleep(20 * FAST)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.device import Model
-from fleet.servers.gateway.broker.monitored_upstream import MonitoredUpstream, is_external
+from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
 from fleet.servers.gateway.broker.upstream import AddressUpstream, Factory, SocketUpstream
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V311
+from fleet.wire.mqtt.connect import Connack, encode_connack
 from tests.simulated_time import run
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
@@ -18,9 +21,19 @@ PROBE_SECONDS = 5.0
 
 
 class Connection(asyncio.Transport):
+    """To a broker that answers CONNECT and PINGREQ."""
+
     closed = False
 
-    def close(self) -> None:
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        answer = acks.PINGRESP if data == acks.PINGREQ else encode_connack(Connack(False, 0), V311)
+        asyncio.get_running_loop().call_soon(self._protocol.data_received, answer)
+
+    def abort(self) -> None:
         self.closed = True
 
 
@@ -41,8 +54,10 @@ class Broker:
         self.tried.append(seconds())
         if self.error is not None:
             raise self.error
-        self.connections.append(Connection())
-        factory().connection_made(self.connections[-1])
+        protocol = factory()
+        assert isinstance(protocol, asyncio.Protocol)
+        self.connections.append(Connection(protocol))
+        protocol.connection_made(self.connections[-1])
 
     async def set_models(self, models: Sequence[Model]) -> None:
         self.models = models
@@ -62,13 +77,13 @@ def seconds() -> float:
     return asyncio.get_running_loop().time()
 
 
-def watched(scene: Callable[[Broker, MonitoredUpstream], Awaitable[None]], error: BaseException | None = None) -> None:
+def watched(scene: Callable[[Broker, ProbedUpstream], Awaitable[None]], error: BaseException | None = None) -> None:
     """Run `scene` with a broker that is monitored, and at first answers with `error` if any."""
 
     async def main() -> None:
         broker, begin = Broker(), seconds()
         broker.error = error
-        upstream = MonitoredUpstream(
+        upstream = ProbedUpstream(
             broker, clock=lambda: BEGIN + timedelta(seconds=seconds() - begin), probe_seconds=PROBE_SECONDS
         )
         watch = asyncio.create_task(upstream.run())
@@ -80,19 +95,20 @@ def watched(scene: Callable[[Broker, MonitoredUpstream], Awaitable[None]], error
     run(main())
 
 
-async def a_session(upstream: MonitoredUpstream) -> None:
+async def a_session(upstream: ProbedUpstream) -> None:
     await upstream.connect(asyncio.Protocol)
 
 
 def test_a_broker_that_answers_is_probed_once() -> None:
-    async def scene(broker: Broker, upstream: MonitoredUpstream) -> None:
+    async def scene(broker: Broker, upstream: ProbedUpstream) -> None:
         await asyncio.sleep(3600)
         assert len(broker.tried) == 1
-        assert broker.connections[0].closed  # no connection is kept for it
+        assert not broker.connections[0].closed  # it is asked again on that
         assert upstream.status() == {
             "broker": "mqtt://broker:1883",
             "reachable": True,
             "since": "2030-01-01T00:00:00Z",
+            "answers": True,
         }
         await a_session(upstream)
         assert not broker.connections[-1].closed  # a session's own
@@ -102,7 +118,7 @@ def test_a_broker_that_answers_is_probed_once() -> None:
 
 
 def test_a_broker_that_does_not_is_probed_until_it_does() -> None:
-    async def scene(broker: Broker, upstream: MonitoredUpstream) -> None:
+    async def scene(broker: Broker, upstream: ProbedUpstream) -> None:
         await asyncio.sleep(52)
         assert (len(broker.tried), broker.tried[-1] - broker.tried[0]) == (11, 50.0)
         assert upstream.status()["reachable"] is False
@@ -120,13 +136,13 @@ def test_a_broker_that_does_not_is_probed_until_it_does() -> None:
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError()])
 def test_a_session_that_cannot_connect_has_it_probed_again(error: Exception) -> None:
-    async def scene(broker: Broker, upstream: MonitoredUpstream) -> None:
-        await asyncio.sleep(100)
+    async def scene(broker: Broker, upstream: ProbedUpstream) -> None:
+        await asyncio.sleep(101)
         broker.error = error
         with pytest.raises(type(error)):
             await a_session(upstream)
-        assert (upstream.status()["reachable"], upstream.status()["since"]) == (False, "2030-01-01T00:01:40Z")
-        await asyncio.sleep(4)
+        assert (upstream.status()["reachable"], upstream.status()["since"]) == (False, "2030-01-01T00:01:41Z")
+        await asyncio.sleep(3)
         assert len(broker.tried) == 2  # the probe at the start, and the session
         await asyncio.sleep(4)
         assert len(broker.tried) == 3
@@ -138,21 +154,22 @@ def test_a_session_that_cannot_connect_has_it_probed_again(error: Exception) -> 
 
 
 def test_the_log_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
-    async def scene(broker: Broker, upstream: MonitoredUpstream) -> None:
+    async def scene(broker: Broker, upstream: ProbedUpstream) -> None:
         await asyncio.sleep(60)
         broker.error = None
         await asyncio.sleep(60)
 
     caplog.set_level(logging.WARNING)
     watched(scene, TimeoutError())  # an error without a text of its own
-    away, back = [record.getMessage() for record in caplog.records if record.name == "fleet.broker"]
+    told = [record.getMessage() for record in caplog.records if record.name == "fleet.broker"]
+    away, back = [line for line in told if line.startswith("event=upstream ")]
     assert "outcome=unreachable" in away
     assert "reason=TimeoutError" in away
     assert "outcome=reachable-again" in back
 
 
 def test_a_fault_of_ours_is_not_the_brokers() -> None:
-    async def scene(broker: Broker, upstream: MonitoredUpstream) -> None:
+    async def scene(broker: Broker, upstream: ProbedUpstream) -> None:
         await asyncio.sleep(1)
         broker.error = RuntimeError("ours")
         with pytest.raises(RuntimeError, match="ours"):
@@ -164,12 +181,17 @@ def test_a_fault_of_ours_is_not_the_brokers() -> None:
 
 def test_the_time_of_its_status_is_utc() -> None:
     east = timezone(timedelta(hours=2))
-    upstream = MonitoredUpstream(Broker(), clock=lambda: datetime(2030, 1, 1, 2, 0, 0, 900_000, tzinfo=east))
-    assert upstream.status() == {"broker": "mqtt://broker:1883", "reachable": None, "since": "2030-01-01T00:00:00Z"}
+    upstream = ProbedUpstream(Broker(), clock=lambda: datetime(2030, 1, 1, 2, 0, 0, 900_000, tzinfo=east))
+    assert upstream.status() == {
+        "broker": "mqtt://broker:1883",
+        "reachable": None,
+        "since": "2030-01-01T00:00:00Z",
+        "answers": True,
+    }
 
 
 def test_all_else_is_the_brokers() -> None:
-    async def scene(broker: Broker, upstream: MonitoredUpstream) -> None:
+    async def scene(broker: Broker, upstream: ProbedUpstream) -> None:
         models = (Model("cam2"),)
         await upstream.set_models(models)
         await upstream.close()
@@ -180,6 +202,8 @@ def test_all_else_is_the_brokers() -> None:
 
 
 def test_an_external_broker_is_one_at_an_address() -> None:
-    assert is_external(AddressUpstream("broker", 1883))
-    assert is_external(SocketUpstream(Path("/run/broker")))
-    assert not is_external(Broker())
+    for broker in (AddressUpstream("broker", 1883), SocketUpstream(Path("/run/broker"))):
+        assert "reachable" in ProbedUpstream(broker).status()
+    own = Broker()
+    own.is_ours = True
+    assert ProbedUpstream(own).status() == {"broker": "mqtt://broker:1883", "answers": True}

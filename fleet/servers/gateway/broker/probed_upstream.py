@@ -1,11 +1,14 @@
 """Upstream wrapper that asks the broker every second, on a session of its own, and knows whether it answers.
 
-    upstream = LiveUpstream(broker)
-    async with background(upstream.run(), "the broker's probe"): ...
+    upstream = ProbedUpstream(broker)
+    async with background(upstream.run(on_silent), "the broker's probe"): ...
 
 A broker that hangs keeps its port or socket open: connections succeed, and nothing follows. While it leaves pings
 unanswered, connections are refused at once. Pings are counted, not seconds, so that a pause of our own process or of
 the machine counts as one. Any CONNACK is an answer, a refusal too.
+
+Whether a broker of others is reachable at all is known by each connection to it, a session's or ours, and logged when
+it changes. While it is not, the gateway stays open and refuses each device with "server unavailable".
 """
 
 import asyncio
@@ -14,7 +17,9 @@ import secrets
 from collections.abc import Callable
 from typing import cast
 
+from fleet.config.clock import Clock, utc_now
 from fleet.config.logs import log_event
+from fleet.config.timestamps import rfc3339
 from fleet.servers.gateway.broker.upstream import Factory, Upstream, UpstreamWrapper
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
@@ -34,13 +39,21 @@ class BrokerSilent(OSError):
     """The broker does not answer."""
 
 
-class LiveUpstream(UpstreamWrapper):
-    """`upstream`, and whether it answers. Implements Upstream."""
+class ProbedUpstream(UpstreamWrapper):
+    """`upstream`, and whether it answers and can be reached. Implements Upstream."""
 
-    def __init__(self, upstream: Upstream, *, probe_seconds: float = PROBE_SECONDS, logs: bool = True) -> None:
-        self.on_silent: Callable[[], None] = lambda: None
-        """Called when it stops answering, though it accepts connections."""
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        clock: Clock = utc_now,
+        probe_seconds: float = PROBE_SECONDS,
+        logs: bool = True,
+    ) -> None:
         super().__init__(upstream)
+        self._clock = clock
+        self._is_reachable: bool | None = None  # unknown
+        self._since = clock()
         self._probe_seconds = probe_seconds
         self._logs = logs  # of those of one broker in a process, one
         self._unanswered = 0
@@ -61,36 +74,71 @@ class LiveUpstream(UpstreamWrapper):
         """Raises: BrokerSilent: at once, while it does not answer. OSError, TimeoutError."""
         if self.is_silent():
             raise BrokerSilent("The broker does not answer.")
-        await self._upstream.connect(factory)
+        await self._reach(factory)
 
-    async def run(self) -> None:
-        """Ask every second, until cancelled."""
+    def status(self) -> dict[str, object]:
+        """JSON value for `GET /v1/status`."""
+        status: dict[str, object] = {"broker": self.describe()}
+        if not self.is_ours:
+            status |= {"reachable": self._is_reachable, "since": rfc3339(self._since, "seconds")}
+        return {**status, "answers": self.answers()}
+
+    async def run(self, on_silent: Callable[[], None] = lambda: None) -> None:
+        """Ask every second, until cancelled. `on_silent` is called when it stops answering, though it accepts
+        connections.
+        """
         try:
             while True:
-                self._ask()
+                if self._ask():
+                    on_silent()
                 await asyncio.sleep(self._probe_seconds)
         finally:
             self._drop()
 
-    def _ask(self) -> None:
+    def _ask(self) -> bool:
+        """Whether it has stopped answering."""
         self._unanswered += 1
-        if self._unanswered % RECONNECT_UNANSWERED == 0:
+        is_lost = self._session is not None and self._is_reachable is False  # no other connection succeeds
+        if self._unanswered % RECONNECT_UNANSWERED == 0 or is_lost:
             self._drop()
-        if self.is_silent() and not self._is_told:
+        stopped = self.is_silent() and not self._is_told
+        if stopped:
             self._is_told = True
-            if self._logs:
-                shown = {"broker": self.address, "unanswered": self._unanswered - 1}
-                log_event(log, logging.ERROR, "broker.silent", **shown)
-            self.on_silent()
+            self._log(logging.ERROR, "broker.silent", broker=self.address, unanswered=self._unanswered - 1)
         if self._session is not None:
             self._session.ping()
         elif self._connecting is None:
             self._connecting = asyncio.create_task(self._connect())
+        return stopped
+
+    async def _reach(self, factory: Factory) -> None:
+        """Connect, and note whether that was possible. Raises: OSError, TimeoutError."""
+        try:
+            await self._upstream.connect(factory)
+        except (OSError, TimeoutError) as error:
+            if self._changes(is_reachable=False):
+                reason = str(error) or type(error).__name__
+                self._log(logging.WARNING, "upstream", outcome="unreachable", broker=self.address, reason=reason)
+            raise
+        was_away = self._is_reachable is False
+        if self._changes(is_reachable=True) and was_away:
+            self._log(logging.WARNING, "upstream", outcome="reachable-again", broker=self.address)
+
+    def _changes(self, *, is_reachable: bool) -> bool:
+        """Whether this is new, of a broker of others."""
+        if self.is_ours or self._is_reachable is is_reachable:
+            return False
+        self._is_reachable, self._since = is_reachable, self._clock()
+        return True
+
+    def _log(self, level: int, event: str, **fields: object) -> None:
+        if self._logs:
+            log_event(log, level, event, **fields)
 
     async def _connect(self) -> None:
         session = _ProbeSession(self._on_answer, self._on_lost)
         try:
-            await self._upstream.connect(lambda: session)
+            await self._reach(lambda: session)
         except TimeoutError:
             self._is_refused = False
         except OSError:
@@ -113,8 +161,7 @@ class LiveUpstream(UpstreamWrapper):
         self._unanswered = 0
         if self._is_told:
             self._is_told = False
-            if self._logs:
-                log_event(log, logging.WARNING, "broker.answers-again", broker=self.address)
+            self._log(logging.WARNING, "broker.answers-again", broker=self.address)
 
     def _on_lost(self, session: "_ProbeSession") -> None:
         if self._session is session:
