@@ -48,7 +48,8 @@ _STRINGS = {  # the attribute's OID, and its string's tag (RFC 5280, 4.1.2.4; X.
     x509.NameOID.COMMON_NAME: (bytes.fromhex("0603550403"), 0x0C),
     x509.NameOID.SERIAL_NUMBER: (bytes.fromhex("0603550405"), 0x13),
 }
-_NAME_TAGS = {"DNS": 0x82, "URI": 0x86}
+_NAME_TAGS = {"EMAIL": 0x81, "DNS": 0x82, "URI": 0x86}
+_UPN = bytes.fromhex("060a2b060104018237140203")
 _HW_MODULE_NAME = bytes.fromhex("06082b06010505070804")
 
 
@@ -164,6 +165,8 @@ def _subject(permit: IssuePermit) -> bytes:
 def _general_name(text: str) -> bytes:
     """`text` as `lints.expected_alt_names` writes it: the type, a space, the value."""
     kind, _, value = text.partition(" ")
+    if kind == "UPN":
+        return encode_element(0xA0, _UPN + encode_element(0xA0, encode_element(0x0C, value.encode())))
     if kind != "HW":
         return encode_element(_NAME_TAGS[kind], value.encode("ascii", "replace"))
     module = sequence(lints.HARDWARE_TYPE, encode_element(OCTET_STRING, value.encode()))

@@ -27,12 +27,15 @@ BACKDATING_MAX = timedelta(minutes=5)
 BACKDATING_SLACK = BACKDATING_MAX + timedelta(seconds=1)  # whole seconds are rounded down
 
 _CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
+_SERVER_AUTH = "1.3.6.1.5.5.7.3.1"
+_UPN = "1.3.6.1.4.1.311.20.2.3"
 _OF_PEOPLE_AND_STATIONS: dict[CredentialKind, tuple[str, ...]] = {
     CredentialKind.STATION: (_CLIENT_AUTH, "1.3.6.1.5.5.7.3.28"),
     CredentialKind.OPERATOR: (_CLIENT_AUTH,),
     CredentialKind.CLAIM: (_CLIENT_AUTH,),
 }
-# Whatever a profile may come to allow: none of these makes a device a server, a code signer or an OCSP responder.
+# Whatever a profile may come to allow: none of these makes a device a code signer or an OCSP responder. Nor a server:
+# only `service` does.
 _OF_DEVICES = {
     "clientAuth": _CLIENT_AUTH,
     "emailProtection": "1.3.6.1.5.5.7.3.4",
@@ -115,7 +118,9 @@ def expected_usages(permit: IssuePermit) -> tuple[str, ...]:
     """Dotted OIDs of the extended key usages, in order."""
     if permit.kind is not CredentialKind.DEVICE:
         return _OF_PEOPLE_AND_STATIONS[permit.kind]
-    return _of_device(permit.profile.extended_key_usages)
+    usages = _of_device(permit.profile.extended_key_usages)
+    # A server without a name of its own could stand for any.
+    return (*usages, _SERVER_AUTH) if permit.profile.service and "{id}" in permit.profile.dns_name else usages
 
 
 @functools.lru_cache(maxsize=64)
@@ -130,6 +135,7 @@ def expected_alt_names(permit: IssuePermit) -> list[str]:
     profile = permit.profile
     names = [f"DNS {profile.dns_name}"] if profile.dns_name else []
     names += [f"URI {uri}" for uri in profile.uris]
+    names += [f"{kind} {name}" for kind, name in (("EMAIL", profile.email), ("UPN", profile.upn)) if name]
     if names:
         own = {"{id}": permit.holder, "{model}": permit.model}
         names = [_PLACEHOLDER.sub(lambda found: own[found.group()], template) for template in names]
@@ -248,6 +254,11 @@ def _text(name: x509.GeneralName) -> str:
             return f"DNS {name.value}"
         case x509.UniformResourceIdentifier():
             return f"URI {name.value}"
+        case x509.RFC822Name():
+            return f"EMAIL {name.value}"
+        case x509.OtherName() if name.type_id.dotted_string == _UPN:
+            known = name.value[:1] == b"\x0c" and name.value[1:2] == bytes((min(len(name.value) - 2, 0x7F),))
+            return f"UPN {name.value[2:].decode('latin-1')}" if known else "?"
         case x509.OtherName() if name.type_id.dotted_string == "1.3.6.1.5.5.7.8.4":
             serial = name.value[len(HARDWARE_TYPE) + 4 :]
             content = HARDWARE_TYPE + bytes((0x04, min(len(serial), 0x7F))) + serial

@@ -28,6 +28,7 @@ certificate is used the moment it arrives; five minutes cover that.
 """
 
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH.dotted_string
+SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH.dotted_string
 CMC_RA = "1.3.6.1.5.5.7.3.28"
 """id-kp-cmcRA (RFC 6402, 2.10): the holder acts as a registration authority (RFC 7030, 3.7)."""
 
@@ -45,8 +46,10 @@ _SERIAL_NUMBER = encode_oid(NameOID.SERIAL_NUMBER.dotted_string)
 # RFC 4108, 5: the otherName's type, and the first part of its value.
 _HW_MODULE_NAME = encode_oid("1.3.6.1.5.5.7.8.4")
 _HARDWARE_TYPE = encode_oid(HARDWARE_TYPE)
+_UPN = encode_oid("1.3.6.1.4.1.311.20.2.3")
+"""Microsoft's user principal name, an UTF8String."""
 # RFC 5280, 4.2.1.6: the tags of a GeneralName's choices.
-_OTHER_NAME, _OTHER_NAME_VALUE, _DNS_NAME, _URI = 0xA0, 0xA0, 0x82, 0x86
+_OTHER_NAME, _OTHER_NAME_VALUE, _RFC822_NAME, _DNS_NAME, _URI = 0xA0, 0xA0, 0x81, 0x82, 0x86
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 _NO_USAGE = dict.fromkeys(
@@ -95,7 +98,8 @@ class Profile:
 
 def device_usages(permit: IssuePermit) -> tuple[str, ...]:
     """The profile's, in a fixed order, so that one set is one template."""
-    return _usages_of(permit.profile.extended_key_usages)
+    usages = _usages_of(permit.profile.extended_key_usages)
+    return (*usages, SERVER_AUTH) if permit.profile.service else usages
 
 
 @functools.lru_cache(maxsize=64)
@@ -124,7 +128,7 @@ def device_subject(permit: IssuePermit) -> bytes:
 
 def device_alt_names(permit: IssuePermit) -> bytes | None:
     """The profile's names: hwModuleName with the hardware serial, when known (RFC 4108, 5; IEEE 802.1AR, 8.10.4), a DNS
-    name, URIs; None when that leaves none.
+    name, URIs, a mail address, a user principal name; None when that leaves none.
 
     Raises: Refused (`name-impossible`).
     """
@@ -140,6 +144,12 @@ def device_alt_names(permit: IssuePermit) -> bytes | None:
     for template in profile.uris:
         uri = name_templates.uri(template, permit.holder, permit.model)
         names += encode_element(_URI, uri.encode("ascii"))
+    if profile.email:
+        email = name_templates.user_name(profile.email, permit.holder, permit.model)
+        names += encode_element(_RFC822_NAME, email.encode("ascii"))
+    if profile.upn:
+        upn = encode_element(UTF8_STRING, name_templates.user_name(profile.upn, permit.holder, permit.model).encode())
+        names += encode_element(_OTHER_NAME, _UPN + encode_element(_OTHER_NAME_VALUE, upn))
     return sequence(names) if names else None
 
 

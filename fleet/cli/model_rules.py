@@ -103,6 +103,25 @@ _RULES = (
         help="A URI for the SAN: urn:x:{id}. May be repeated.",
     ),
     click.option(
+        "--email",
+        "profile__email",
+        metavar="TEMPLATE",
+        help="A mail address for the SAN: {id}@example.com; '' for none.",
+    ),
+    click.option(
+        "--upn",
+        "profile__upn",
+        metavar="TEMPLATE",
+        help="A user principal name for the SAN, as RADIUS servers read it: {id}@corp.example; '' for none.",
+    ),
+    click.option(
+        "--service/--no-service",
+        "profile__service",
+        default=None,
+        help="Whether its certificates are good for a server too (serverAuth), under their --dns-name with {id}. An "
+        "operator approves each: --admit approval alone.",
+    ),
+    click.option(
         "--csr-eku/--no-csr-eku",
         "profile__csr_extended_key_usages",
         default=None,

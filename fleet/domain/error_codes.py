@@ -165,6 +165,7 @@ device-not-suspended | 409 | The device is not suspended. | See fleet device sho
 held-to-models | 403 | The operator is restricted to models, and the request is outside them. | Ask an unrestricted operator.
 key-taken | 409 | The key belongs to another holder, or was revoked. | Generate a new key; of a manifest, correct the row.
 lease-held | 409 | Another node holds the lease. | Wait until it expires.
+model-has-devices | 409 | A model that has devices cannot become one of services. | Add another model.
 model-exists | 409 | The model exists already. | Change it with fleet model set.
 more-than-yours | 403 | The role has permissions that the operator's own lacks. | Ask an admin.
 name-not-in-request | 400 | The CSR's subject is not the name requested. | Set CN to the name.

@@ -17,7 +17,7 @@ from msgspec.structs import fields, replace
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.errors import Invalid
 from fleet.domain.http_policy import RULES_MAX, http_rule
-from fleet.domain.name_templates import check_dns_template, check_uri_template
+from fleet.domain.name_templates import check_dns_template, check_uri_template, check_user_template
 
 GRACE_MAX = timedelta(days=3650)
 SPREAD_MAX = timedelta(days=365)
@@ -63,7 +63,7 @@ EXTENDED_KEY_USAGES = {
     "eapOverLAN": "1.3.6.1.5.5.7.3.14",
     "documentSigning": "1.3.6.1.5.5.7.3.36",
 }
-"""What a device's certificate may be good for beside clientAuth, which every one has; never for a server."""
+"""What a device's certificate may be good for beside clientAuth, which every one has. A server's is a `service`."""
 
 
 class AdmissionRules(Struct, frozen=True):
@@ -89,6 +89,13 @@ class ProfileRules(Struct, frozen=True):
     """Template of a DNS name in the SAN, with {id} and {model}; "" for none."""
     uris: tuple[str, ...] = ()
     """Templates of URIs in the SAN, likewise."""
+    email: str = ""
+    """Template of a mail address in the SAN (rfc822Name), likewise."""
+    upn: str = ""
+    """Template of a user principal name in the SAN, likewise: USER@REALM, as Windows and RADIUS servers look for."""
+    service: bool = False
+    """Whether it is good for a server too, under its DNS name: a service of a partner, say. An operator approves each.
+    """
     csr_extended_key_usages: bool = False
     """Whether a CSR may request a subset of `extended_key_usages`."""
     server_keygen: bool = False
@@ -278,6 +285,7 @@ def checked_rules(rules: ModelRules) -> ModelRules:
         raise Invalid("bad-rule", f"A model has at most {FORMER_TENANTS_MAX} former tenants.", "End them first.")
     _check_admission(rules.admission)
     _check_profile(rules.profile)
+    _check_service(rules)
     if not timedelta(0) <= rules.renewal.grace <= GRACE_MAX:
         raise Invalid("bad-rule", "A grace lasts from nothing to 3650 days.")
     campaign = rules.renewal.campaign
@@ -339,3 +347,18 @@ def _check_profile(rules: ProfileRules) -> None:
         raise Invalid("bad-rule", f"A certificate takes at most {URI_NAMES_MAX} URIs.")
     for uri in rules.uris:
         check_uri_template(uri)
+    for template in filter(None, (rules.email, rules.upn)):
+        check_user_template(template)
+
+
+def _check_service(rules: ModelRules) -> None:
+    if not rules.profile.service:
+        return
+    if rules.admission.paths != (AdmissionPath.APPROVAL,):
+        raise Invalid(
+            "bad-rule",
+            "A service's certificate needs an operator's approval.",
+            "Admit by approval alone: --admit approval",
+        )
+    if "{id}" not in rules.profile.dns_name:
+        raise Invalid("bad-rule", "A service's certificate needs a DNS name of its own.", "Give one with {id}.")

@@ -14,8 +14,11 @@ from fleet.domain.errors import Invalid, Refused
 
 TEMPLATE_SIZE_MAX = 200
 DNS_NAME_SIZE_MAX = 253
+USER_SIZE_MAX = 64  # RFC 5321, 4.5.3.1.1
 
 _DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_USER = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_USER_FILLING = re.compile(r"[a-z0-9._-]+")
 _HOST_FILLING = re.compile(r"[a-z0-9-]+")
 # RFC 3986: scheme, colon, then reserved, unreserved and percent-encoded characters.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:([A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})+")
@@ -35,6 +38,14 @@ def check_uri_template(template: str) -> None:
             f"{template[:80]!r} is not a URI; one with // needs a host with a dot, or an address (RFC 5280, 4.2.1.6)."
         )
         raise Invalid("bad-rule", what, "For instance: https://example.com/devices/{id} or urn:example:{id}")
+
+
+def check_user_template(template: str) -> None:
+    """A mail address or a user principal name. Raises: Invalid (`bad-rule`)."""
+    if not _is_user_name(_sample(template)) or "{id}" not in template:
+        raise Invalid(
+            "bad-rule", f"{template[:80]!r} is not of the form USER@DOMAIN.", "For instance: {id}@example.com"
+        )
 
 
 def check_model_name(model: str, dns_template: str, uri_templates: Sequence[str]) -> None:
@@ -69,6 +80,17 @@ def uri(template: str, device: str, model: str) -> str:
     host = parts.netloc if parts is not None else ""
     if not _fits_host(host, device, model) or not _is_uri(name):
         raise _impossible(device, template, "a URI's host")
+    return name
+
+
+def user_name(template: str, device: str, model: str) -> str:
+    """The mail address, or user principal name, of `device`. Raises: Refused (`name-impossible`)."""
+    name = _filled(template, device, model)
+    user, _, domain = template.partition("@")
+    # Mail servers fold case. A dot delimits nothing where only one value is filled in.
+    fits = _fits_host(user, device, model) or ("{model}" not in user and bool(_USER_FILLING.fullmatch(device)))
+    if not fits or not _fits_host(domain, device, model) or not _is_user_name(name):
+        raise _impossible(device, template, "a user's name")
     return name
 
 
@@ -119,6 +141,12 @@ def _is_host(text: str) -> bool:
     except ValueError:
         return _is_dns_name(text)
     return True
+
+
+def _is_user_name(text: str) -> bool:
+    """RFC 5321, 4.1.2: a dot-string of ASCII, and a domain."""
+    user, _, domain = text.partition("@")
+    return len(user) <= USER_SIZE_MAX and bool(_USER.fullmatch(user)) and _is_dns_name(domain)
 
 
 def _split(text: str) -> SplitResult | None:

@@ -20,7 +20,8 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.credential import Credential
 from fleet.domain.enrollment import IssuePermit
-from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.errors import FleetError, Refused, Unavailable
+from fleet.domain.name_templates import dns_name
 from fleet.home.authorities import Authorities, read_authorities
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority
 from fleet.home.layout import Home, settings_of
@@ -94,7 +95,15 @@ class LiveAuthorities:
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
         self.look_if_due()
+        if permit.profile.service:
+            self._must_not_be_ours(permit)
         return self._issuers.issue(permit, now)
+
+    def _must_not_be_ours(self, permit: IssuePermit) -> None:
+        """Devices would take such a server for the fleet's. Raises: Refused (`name-impossible`). Invalid."""
+        name = dns_name(permit.profile.dns_name, permit.holder, permit.model)
+        if name in {host.lower() for host in settings_of(self._home).hosts}:
+            raise Refused("name-impossible", f"{name} is a name of the fleet's own server.", "Give it another id.")
 
     def names(self) -> frozenset[str]:
         return frozenset((*self.current.tenants, *self.current.broken))

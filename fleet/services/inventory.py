@@ -18,6 +18,7 @@ from fleet.domain.device import (
     KEY_TYPES,
     OUT_OF_SERVICE,
     Device,
+    DeviceFilter,
     DeviceState,
     Model,
     Tags,
@@ -137,18 +138,26 @@ async def set_model(registry: Registry, model: Model, *, act: Act, tenants: Coll
     """Replace the model of the same name, and return it as stored. It applies to live sessions at once. A model that
     moves to another tenant keeps the previous one among its former tenants.
 
-    Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict (`no-such-model`).
+    Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict: `no-such-model`, `model-has-devices`.
     """
     old = await registry.model(model.name)  # of the same revision, or the commit is a Conflict
     if old is not None and old.rules.tenant != model.rules.tenant:
         _must_have_a_ca(model, tenants)
         model = replace(model, rules=moved(model.rules, old.rules.tenant))
     write = SetModel(checked_model(model))
+    if model.rules.profile.service and old is not None and not old.rules.profile.service:
+        await _must_have_no_devices(registry, model.name)
     changed = differences(_fields(old or model), _fields(model))
     events = (Event(EventKind.MODEL_CHANGED, model.name),)
     subject = f"model {model.name}"
     await registry.commit(_change("model.set", subject, (write,), act=act, events=events, **changed))
     return replace(model, revision=model.revision + 1)
+
+
+async def _must_have_no_devices(registry: Registry, model: str) -> None:
+    """Its devices were admitted without an approval, and a renewal would make servers of them."""
+    if await registry.devices(DeviceFilter(model=model), limit=1):
+        raise Conflict("model-has-devices", f"Model {model} has devices already.", "Add another model for services.")
 
 
 def _must_have_a_ca(model: Model, tenants: Collection[str]) -> None:

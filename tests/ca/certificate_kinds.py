@@ -40,6 +40,13 @@ PROFILES = {
     "https": ProfileRules(hardware_module_name=False, uris=("https://example.com/{model}/{id}",)),
     "urn": ProfileRules(hardware_module_name=False, uris=("urn:example:{model}:{id}",)),
     "spiffe": ProfileRules(hardware_module_name=False, uris=("spiffe://example.com/{model}/{id}",)),
+    "person": ProfileRules(
+        extended_key_usages=("clientAuth", "eapOverLAN"),
+        hardware_module_name=False,
+        email="{id}@example.com",
+        upn="{id}@{model}.corp.example",
+    ),
+    "service": ProfileRules(hardware_module_name=False, dns_name="{id}.partners.example.com", service=True),
     "everything": ProfileRules(
         extended_key_usages=tuple(EXTENDED_KEY_USAGES),
         organisation="Müller & Söhne",

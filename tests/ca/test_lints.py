@@ -215,6 +215,47 @@ def test_the_san_holds_what_the_profile_says_and_nothing_else(
         lints.check(critical.sign(issuing[1]), known, issuing[0])
 
 
+def test_the_san_of_a_person(right: Draft, permit: IssuePermit, issuing: Certified) -> None:
+    profile = structs.replace(permit.profile, hardware_module_name=False, email="{id}@b.c", upn="{id}@d.e")
+    person = structs.replace(permit, profile=profile)
+    mail = x509.RFC822Name("cam-7@b.c")
+
+    def principal(value: bytes, oid: str = "1.3.6.1.4.1.311.20.2.3") -> x509.OtherName:
+        return x509.OtherName(x509.ObjectIdentifier(oid), value)
+
+    exact = principal(b"\x0c\x09cam-7@d.e")
+
+    def judged(*names: x509.GeneralName) -> None:
+        more = ((x509.SubjectAlternativeName(names), False),)
+        lints.check(replace(right, more=more).sign(issuing[1]), person, issuing[0])
+
+    judged(mail, exact)
+    for names in (
+        (mail,),
+        (exact, mail),
+        (x509.RFC822Name("cam-8@b.c"), exact),
+        (mail, principal(b"\x0c\x09cam-8@d.e")),
+        (mail, principal(b"\x13\x09cam-7@d.e")),
+        (mail, principal(b"\x0c\x09cam-7@d.e", "1.3.6.1.4.1.311.20.2.4")),
+    ):
+        with pytest.raises(lints.LintFailed, match="alt_names_are_the_profiles"):
+            judged(*names)
+
+
+def test_a_server_has_a_name_of_its_own(right: Draft, permit: IssuePermit, issuing: Certified) -> None:
+    both = purposes(ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
+    for template, dns, passes in (("{id}.b.c", "cam-7.b.c", True), ("a.b.c", "a.b.c", False)):
+        profile = structs.replace(permit.profile, hardware_module_name=False, dns_name=template, service=True)
+        more = ((x509.SubjectAlternativeName([x509.DNSName(dns)]), False),)
+        made = replace(right, purposes=both, more=more).sign(issuing[1])
+        service = structs.replace(permit, profile=profile)
+        if passes:
+            lints.check(made, service, issuing[0])
+            continue
+        with pytest.raises(lints.LintFailed, match="is_for_clients_only"):
+            lints.check(made, service, issuing[0])
+
+
 def test_the_usages_are_those_of_the_profile(right: Draft, permit: IssuePermit, issuing: Certified) -> None:
     mail = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.4")
     both = structs.replace(

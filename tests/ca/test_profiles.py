@@ -80,6 +80,25 @@ def test_every_form_of_name_together(issuer: LocalIssuer, now: datetime) -> None
     assert certificate.critical_extensions == {"basic_constraints", "key_usage"}
 
 
+def test_the_names_of_a_person(issuer: LocalIssuer, now: datetime) -> None:
+    certificate = read(issuer, PROFILES["person"], now, holder="jane.doe")
+    assert certificate.subject_alt_name_value is not None
+    mail, principal = certificate.subject_alt_name_value
+    assert (mail.name, mail.native) == ("rfc822_name", "jane.doe@example.com")
+    assert principal.native == {"type_id": "1.3.6.1.4.1.311.20.2.3", "value": "jane.doe@cam.corp.example"}
+    assert principal.chosen["value"].parsed.tag == 12  # an UTF8String
+    for holder in ("Jane", "a:b", "jane..doe", "jane.", "x" * 65):
+        with pytest.raises(Refused) as refused:
+            read(issuer, PROFILES["person"], now, holder=holder)
+        assert refused.value.code == "name-impossible"
+
+
+def test_a_service_is_a_server_under_its_own_name(issuer: LocalIssuer, now: datetime) -> None:
+    certificate = read(issuer, PROFILES["service"], now)
+    assert {usage.native for usage in certificate.extended_key_usage_value} == {"client_auth", "server_auth"}
+    assert alt_names(certificate) == [("dns_name", "cam-7.partners.example.com")]
+
+
 def test_without_a_hardware_serial_the_other_names_stand_alone(issuer: LocalIssuer, now: datetime) -> None:
     certificate = read(issuer, replace(PROFILES["DNS"], hardware_module_name=True), now, hardware_serial="")
     assert alt_names(certificate) == [("dns_name", "cam-7.cam.example.com")]

@@ -78,10 +78,13 @@ class TestModels:
         _, made = await admin.ask("POST", "/v1/models", new)
         mqtt = {"on_denied": "close", "burst_seconds": 2, "check_response_topic": False}
         mqtt |= {"subscriptions_max": 3, "packet_size_max": 4_096}
-        patch = {"renewal": {"grace_seconds": 120}, "profile": {"binding": True}, "mqtt": mqtt}
+        names = {"binding": True, "email": "{id}@example.com", "upn": "{id}@corp.example"}
+        http = {"allow": ["GET,HEAD /v1/{id}/**"]}
+        patch = {"renewal": {"grace_seconds": 120}, "profile": names, "mqtt": mqtt, "http": http}
         _, patched = await admin.ask("PATCH", "/v1/models/valve", patch, {"If-Match": "*"})
         assert patched["renewal"] == {"key": "new", "grace_seconds": 120, "campaign": None}
-        assert patched["profile"] == {**made["profile"], "binding": True}
+        assert patched["profile"] == {**made["profile"], **names}
+        assert patched["http"] == http
         assert patched["mqtt"] == {**made["mqtt"], **mqtt}
         assert patched["tenant"] == "acme"
         _, replaced = await admin.ask("PUT", "/v1/models/valve", {}, {"If-Match": "*"})

@@ -5,13 +5,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec.structs import replace
 
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.approval import ApprovalRequest, WaitingLimits
 from fleet.domain.changes import AuditEntry, Change
-from fleet.domain.model_rules import AdmissionPath, AdmissionRules
+from fleet.domain.device import Model
+from fleet.domain.errors import Conflict
+from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules, ProfileRules
 from fleet.domain.writes import DropRequests
 from fleet.services import approvals, inventory
 from fleet.wire.est import encode_body
@@ -49,6 +53,31 @@ async def test_accepted_and_issued_when_an_operator_says_so(est: EstHarness) -> 
     assert [answer.status for answer in got] == [200, 200]
     assert got[0].certificates == got[1].certificates
     assert est.servers["est"].counters["202 approval-pending"] == 2
+
+
+async def test_a_service_gets_a_servers_certificate_by_approval_alone(est: EstHarness) -> None:
+    act = Act("test", est.clock())
+    profile = ProfileRules(dns_name="{id}.example.com", service=True)
+    rules = ModelRules(admission=AdmissionRules((AdmissionPath.APPROVAL,)), profile=profile)
+    await inventory.add_model(est.registry, Model("partner", rules=rules), act=act)
+    key = generate_key()
+    csr = csr_for("shop", key)
+    await est.device("shop", "partner")
+    assert (await est.enroll(csr, basic(await est.token("shop")))).status == 403
+    assert (await est.enroll(csr, label="partner")).status == 202
+    await approvals.approve(est.registry, (await waiting(est)).id, act=Act("operator", est.clock()))
+    (issued,) = (await est.enroll(csr, label="partner")).certificates
+    usages = issued.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(usages) == {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}
+    names = issued.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["shop.example.com"]
+    # What has devices, admitted in another way, does not become services.
+    await est.device("cam-1")
+    cam = await est.registry.model("cam")
+    assert cam is not None
+    with pytest.raises(Conflict) as caught:
+        await inventory.set_model(est.registry, replace(cam, rules=rules), act=act)
+    assert caught.value.code == "model-has-devices"
 
 
 async def test_denied(est: EstHarness) -> None:

@@ -70,6 +70,8 @@ _Usages = Annotated[
 _Organization = Annotated[str, at_most(ORGANIZATION_SIZE_MAX, "O of the subject.")]
 _DnsName = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "DNS name in the SAN; {id}, {model} are filled.")]
 _Uri = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "{id} and {model} are filled in.")]
+_Email = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "Mail address in the SAN; {id} and {model} are filled in.")]
+_UserPrincipalName = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "User principal name in the SAN: USER@REALM; likewise.")]
 _Uris = Annotated[list[_Uri], at_most(URI_NAMES_MAX, "URIs in the SAN.")]
 _Grace = Annotated[
     int,
@@ -108,6 +110,12 @@ class ProfileRules(Record):
     ] = UNSET
     dns_name: _DnsName | UnsetType = UNSET
     uris: _Uris | UnsetType = UNSET
+    email: _Email | UnsetType = UNSET
+    upn: _UserPrincipalName | UnsetType = UNSET
+    service: Annotated[
+        bool | UnsetType,
+        about("Whether certificates are good for a server too, under their DNS name; each needs an approval."),
+    ] = UNSET
     csr_extended_key_usages: Annotated[
         bool | UnsetType, about("Whether a CSR may ask for fewer of the extended key usages.")
     ] = UNSET
