@@ -23,11 +23,12 @@ from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.authorization import Verdict
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import Claim
-from fleet.domain.credential import Credential, usable_before
+from fleet.domain.credential import Credential, CredentialKind, usable_before
 from fleet.domain.device import BARRED_MODEL, DeviceState, Model, Tags
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unavailable, Unreachable
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
+from fleet.domain.grants.station import StationGrant
 from fleet.domain.idevid import IdevidReader
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, issued_before
 from fleet.domain.labels import label_selects
@@ -40,9 +41,6 @@ from fleet.services.claims import misused
 from fleet.services.credentials import Submission, authenticate, no_credentials, present
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal
 from fleet.services.refusals import audit_refusal, write_row
-
-RATE_LIMITED_ACTORS = ("token ", "request ", "claim ", "idevid ", "manifest ", "device ")
-"""Actors whose repeated requests cost them nothing: they stay known after their right has ended, or it never ends."""
 
 NO_DEVICE = "device ?"
 """Audit subject of a request that was refused before it was read."""
@@ -80,6 +78,8 @@ class Attempt:
     peer: Peer
     now: datetime
     actor: str = NOBODY
+    repeats_freely: bool = False
+    """Whether repeated requests cost the actor nothing: it stays known after its right has ended, or it never ends."""
     subject: str = NO_DEVICE
     claim: Claim | None = None
     """The claim whose certificate authenticated the client."""
@@ -154,17 +154,24 @@ class Attempt:
         grant = await authenticate(presented)
         if grant is not None:
             if not (isinstance(grant, ApprovalGrant) and grant.is_new):  # a key seen for the first time is nobody's
-                self.actor = str(grant)
+                self._acts_as(str(grant), repeats_freely=not isinstance(grant, StationGrant))
             self.claim = grant.claim if isinstance(grant, ClaimGrant) else None
             if holder is not None and holder.device is not None and holder.device.id != submission.request.device_id:
                 raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         elif holder is None:
             raise no_credentials()
         else:
-            self.actor = f"{holder.credential.kind} {holder.credential.holder}"
+            self._acts_as_holder(holder.credential)
             raise Refused("use-reenroll", "A device renews its own certificate by simplereenroll.")
         model = await self._model(submission, presented.facts, grant)
         return self._context(submission.request, grant, presented.facts, model)
+
+    def _acts_as(self, actor: str, *, repeats_freely: bool) -> None:
+        self.actor, self.repeats_freely = actor, repeats_freely
+
+    def _acts_as_holder(self, credential: Credential) -> None:
+        free = credential.kind in (CredentialKind.DEVICE, CredentialKind.CLAIM)
+        self._acts_as(f"{credential.kind} {credential.holder}", repeats_freely=free)
 
     async def _first_or_renewal(self, submission: Submission) -> IssuanceContext:
         """serverkeygen serves both: a device that presents its own certificate and no token renews."""
@@ -179,7 +186,7 @@ class Attempt:
         """The facts of a renewal; with `is_late`, also of a certificate in its model's grace period."""
         registry = self.authority.registry
         identified = await (identify_for_renewal if is_late else identify)(registry, self.peer, self.now)
-        self.actor = f"{identified.credential.kind} {identified.credential.holder}"
+        self._acts_as_holder(identified.credential)
         if identified.device is None or identified.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")
         grace = identified.model.rules.renewal.grace if is_late else NO_GRACE
@@ -287,7 +294,7 @@ class Attempt:
         Raises: Unavailable.
         """
         registry = self.authority.registry
-        if self.actor.startswith(RATE_LIMITED_ACTORS):
+        if self.repeats_freely:
             await write_row(registry, entry)
         else:
             await registry.commit(Change(entry))
