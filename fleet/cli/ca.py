@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.ca_check import check
 from fleet.cli.ca_import import csr_, import_
 from fleet.cli.ca_root import crl, cross_sign_, sign
 from fleet.cli.errors import attempting
@@ -29,7 +30,7 @@ def ca() -> None:
     """The fleet's certificate authorities: the root that devices trust, and the issuing CAs that it signs."""
 
 
-for _command in (csr_, import_, sign, cross_sign_, crl):
+for _command in (csr_, import_, sign, cross_sign_, crl, check):
     ca.add_command(_command)
 
 

@@ -79,3 +79,8 @@ def shards_of_path(path: str) -> int:
     """Of how many shards the CRL at `path` is one; 0: it is not a shard."""
     _, found, count = path.removesuffix(".crl").rpartition("-of-")
     return int(count) if found else 0
+
+
+def serial_in(shard: int, shards: int) -> int:
+    """A serial number in `shard`; it may be that of no certificate."""
+    return buckets_of(shard, shards)[0]

@@ -1,0 +1,238 @@
+"""What certificates of a home name, fetched and verified as a relying party does: CRLs, OCSP answers, CAs."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
+
+from fleet.ca.authority import identifier_of
+from fleet.ca.chain import has_signed
+from fleet.ca.distribution import DistributionPoints, Publication
+from fleet.domain.distribution import serial_in
+from fleet.home.authorities import Authorities
+from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
+from fleet.home.publication import publication_of, publication_of_operators
+
+FETCH_SECONDS_MAX = 10.0
+FILE_SIZE_MAX = 64 * 1024 * 1024  # a CRL of a million certificates has 40 MB
+SERIAL_UNKNOWN = 0x40 << 152  # of no certificate of ours: its time is 1970
+
+Fetch = Callable[[str, bytes | None], bytes]
+"""What a URL answers, to a POST of an OCSP request where one is given. Raises: OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A URL that certificates name, and the CA that must have signed what is there."""
+
+    kind: str
+    """"crl", "ocsp", "ca"."""
+    url: str
+    issuer: x509.Certificate
+    serial: int
+    """Of a certificate that names it; SERIAL_UNKNOWN for one that might."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is there."""
+
+    place: Place
+    state: str
+    """"ok", "stale", "wrong", "unreachable"."""
+    until: datetime | None = None
+    """nextUpdate."""
+    reason: str = ""
+
+
+class _Wrong(Exception):
+    """It is not what a relying party accepts; the message says why."""
+
+
+class _Stale(Exception):
+    """Its nextUpdate has passed."""
+
+    def __init__(self, until: datetime) -> None:
+        self.until = until
+
+
+def places_of(home: Home, authorities: Authorities) -> list[Place]:
+    """Everything that the server's certificate and the CAs above it name, and what a certificate of each CA would name
+    if it were issued now: every shard of its CRL.
+    """
+    found: dict[tuple[str, str, bytes], Place] = {}
+    for place in (*_of_chains(home, authorities), *_of_settings(home, authorities)):
+        found.setdefault((place.kind, place.url, identifier_of(place.issuer)), place)
+    return list(found.values())
+
+
+def _of_chains(home: Home, authorities: Authorities) -> Iterator[Place]:
+    pool = [ca for each in authorities.all for ca in each.chain]
+    served = certificates_in(home.server_chain)
+    for certificate in dict.fromkeys((*served, *(ca for a in authorities.all for ca in (a.issuing, *a.above)))):
+        issuer = next((ca for ca in (*pool, *served) if ca != certificate and has_signed(ca, certificate)), None)
+        if issuer is not None:
+            yield from _named(certificate.extensions, issuer, certificate.serial_number)
+
+
+def _of_settings(home: Home, authorities: Authorities) -> Iterator[Place]:
+    settings = settings_of(home)
+    issuers = [(each.issuing, publication_of(settings, each.tenant)) for each in authorities.all]
+    if home.operators_certificate.exists():
+        issuers.append((certificate_in(home.operators_certificate), publication_of_operators(settings)))
+    for issuer, publication in issuers:
+        if publication is not None:
+            yield from _of_publication(issuer, publication)
+
+
+def _of_publication(issuer: x509.Certificate, publication: Publication) -> Iterator[Place]:
+    points = DistributionPoints(identifier_of(issuer), publication)
+    for shard in range(publication.shards):
+        named = points.extensions(serial_in(shard, publication.shards))
+        yield from _named((x509.Extension(each.oid, False, each) for each in named), issuer, SERIAL_UNKNOWN)
+
+
+def _named(
+    extensions: Iterable[x509.Extension[x509.ExtensionType]], issuer: x509.Certificate, serial: int
+) -> Iterator[Place]:
+    for extension in extensions:
+        if isinstance(extension.value, x509.CRLDistributionPoints):
+            for point in extension.value:
+                yield from (
+                    Place("crl", name.value, issuer, serial) for name in point.full_name or () if _is_http(name)
+                )
+        elif isinstance(extension.value, x509.AuthorityInformationAccess):
+            for access in extension.value:
+                kind = _METHODS.get(access.access_method)
+                if kind is not None and _is_http(access.access_location):
+                    yield Place(kind, access.access_location.value, issuer, serial)
+
+
+_METHODS = {AuthorityInformationAccessOID.OCSP: "ocsp", AuthorityInformationAccessOID.CA_ISSUERS: "ca"}
+
+
+def _is_http(name: x509.GeneralName) -> bool:
+    return isinstance(name, x509.UniformResourceIdentifier) and name.value.startswith(("http://", "https://"))
+
+
+def check_place(place: Place, fetch: Fetch, now: datetime) -> Found:
+    """Fetch and verify what is at `place`."""
+    try:
+        until = _CHECKS[place.kind](place, fetch, now)
+    except _Stale as stale:
+        return Found(place, "stale", stale.until, f"its nextUpdate was {stale.until:%Y-%m-%d %H:%M}Z")
+    except _Wrong as wrong:
+        return Found(place, "wrong", reason=str(wrong))
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+        return Found(place, "wrong", reason="it cannot be read")
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or error
+        return Found(place, "unreachable", reason=str(reason))
+    return Found(place, "ok", until)
+
+
+def _check_crl(place: Place, fetch: Fetch, now: datetime) -> datetime | None:
+    crl = x509.load_der_x509_crl(fetch(place.url, None))
+    if crl.issuer != place.issuer.subject or not crl.is_signature_valid(place.issuer.public_key()):  # type: ignore[arg-type]
+        raise _Wrong("it is not signed by the CA")
+    for extension in crl.extensions:
+        if isinstance(extension.value, x509.IssuingDistributionPoint):
+            names = [name.value for name in extension.value.full_name or ()]
+            if names and place.url not in names:
+                raise _Wrong("its issuing distribution point names another URL")
+    return _must_be_fresh(crl.last_update_utc, crl.next_update_utc, now)
+
+
+def _must_be_fresh(since: datetime, until: datetime | None, now: datetime) -> datetime | None:
+    if now < since:
+        raise _Wrong(f"its thisUpdate lies ahead: {since:%Y-%m-%d %H:%M}Z")
+    if until is not None and until <= now:
+        raise _Stale(until)
+    return until
+
+
+def _check_ca(place: Place, fetch: Fetch, now: datetime) -> datetime | None:
+    certificate = x509.load_der_x509_certificate(fetch(place.url, None))
+    if certificate.subject != place.issuer.subject or certificate.public_key() != place.issuer.public_key():
+        raise _Wrong("it is another CA's certificate")
+    if now >= certificate.not_valid_after_utc:
+        raise _Stale(certificate.not_valid_after_utc)
+    return certificate.not_valid_after_utc
+
+
+def _check_ocsp(place: Place, fetch: Fetch, now: datetime) -> datetime | None:
+    builder = ocsp.OCSPRequestBuilder()
+    name, key = _issuer_hashes(place.issuer)
+    request = builder.add_certificate_by_hash(name, key, place.serial, hashes.SHA1()).build()  # noqa: S303  RFC 5019
+    response = ocsp.load_der_ocsp_response(fetch(place.url, request.public_bytes(Encoding.DER)))
+    if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+        raise _Wrong(f"it answers {response.response_status.name.lower()}")
+    single = next(response.responses)
+    if (single.serial_number, single.issuer_key_hash) != (place.serial, key):
+        raise _Wrong("it answers for another certificate")
+    if place.serial != SERIAL_UNKNOWN and single.certificate_status is not ocsp.OCSPCertStatus.GOOD:
+        raise _Wrong(f"it says that certificate {place.serial:x} is {single.certificate_status.name.lower()}")
+    signer = next(iter(response.certificates), place.issuer)
+    if signer != place.issuer and not _is_delegated(signer, place.issuer, now):
+        raise _Wrong("its signer is not delegated by the CA")
+    if not _has_signed_response(signer, response):
+        raise _Wrong("its signature does not verify")
+    return _must_be_fresh(single.this_update_utc, single.next_update_utc, now)
+
+
+def _issuer_hashes(issuer: x509.Certificate) -> tuple[bytes, bytes]:
+    """Of its name and its key, SHA-1: what every responder knows (RFC 5019, 2.1.1)."""
+    name = hashes.Hash(hashes.SHA1())  # noqa: S303
+    name.update(issuer.subject.public_bytes())
+    return name.finalize(), x509.SubjectKeyIdentifier.from_public_key(issuer.public_key()).digest
+
+
+def _is_delegated(signer: x509.Certificate, issuer: x509.Certificate, now: datetime) -> bool:
+    """RFC 6960, 4.2.2.2."""
+    usages = signer.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    is_valid = signer.not_valid_before_utc <= now < signer.not_valid_after_utc
+    return is_valid and ExtendedKeyUsageOID.OCSP_SIGNING in usages and has_signed(issuer, signer)
+
+
+def _has_signed_response(signer: x509.Certificate, response: ocsp.OCSPResponse) -> bool:
+    key, digest = signer.public_key(), response.signature_hash_algorithm
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey) and digest is not None:
+            key.verify(response.signature, response.tbs_response_bytes, ec.ECDSA(digest))
+        elif isinstance(key, rsa.RSAPublicKey) and digest is not None:
+            key.verify(response.signature, response.tbs_response_bytes, padding.PKCS1v15(), digest)
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+_CHECKS: dict[str, Callable[[Place, Fetch, datetime], datetime | None]] = {
+    "crl": _check_crl,
+    "ocsp": _check_ocsp,
+    "ca": _check_ca,
+}
+
+
+def fetch_over_http(url: str, body: bytes | None) -> bytes:
+    """As a Fetch. At most FETCH_SECONDS_MAX for a step, and FILE_SIZE_MAX bytes."""
+    headers = {"Content-Type": "application/ocsp-request"} if body is not None else {}
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310  http and https alone get here
+    try:
+        with urllib.request.urlopen(request, timeout=FETCH_SECONDS_MAX) as answer:  # noqa: S310
+            data: bytes = answer.read(FILE_SIZE_MAX + 1)
+    except urllib.error.HTTPError as error:
+        raise OSError(None, f"HTTP {error.code}") from error
+    if len(data) > FILE_SIZE_MAX:
+        raise OSError(None, f"it is larger than {FILE_SIZE_MAX} bytes")
+    return data
