@@ -61,12 +61,12 @@ def answer(
         name,
         issuer_key,
         serial,
-        hashes.SHA1(),
+        hashes.SHA1(),  # noqa: S303  RFC 5019
         status,
         at - DAY,
         at + DAY,
         revoked,
-        None,  # noqa: S303  RFC 5019
+        None,
     )
     if delegated:
         builder = builder.certificates([responder])
