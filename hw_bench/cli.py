@@ -22,12 +22,12 @@ except ModuleNotFoundError as error:
     ) from error
 
 OWN_OPTIONS = {
-    "devices": ("registry",),
+    "devices": ("registry", "ocsp"),
     "kills": ("crash", "broker-crash"),
     "seed": ("crash", "broker-crash"),
     "cycles": ("soak",),
     "sessions": ("fanin", "idle", "storm", "revocation"),
-    "keep": ("registry",),
+    "keep": ("registry", "ocsp"),
     "database": ("workers", "revocation", "registry", "crash"),
 }
 """Option -> the scenarios that accept it."""
@@ -88,7 +88,7 @@ def list_scenarios(output: str) -> None:
 @click.option(
     "--devices",
     type=click.IntRange(min=1000, max=100_000_000),
-    help=f"registry: number of devices; ten million take 13 GB and half an hour.  [default: {_PLAN.devices}]",
+    help=f"registry, ocsp: number of devices; ten million take 13 GB and half an hour.  [default: {_PLAN.devices}]",
 )
 @click.option(
     "--kills",

@@ -129,17 +129,23 @@ def free_port() -> int:
         return port
 
 
-def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_until(
+    ready: Callable[[], bool],
+    what: str,
+    process: "subprocess.Popen[bytes]",
+    log: Path,
+    seconds_max: float = START_SECONDS_MAX,
+) -> None:
     """Return when `ready()` holds.
 
-    Raises: BenchError when `process` ends first or START_SECONDS_MAX pass, with the end of its log.
+    Raises: BenchError when `process` ends first or `seconds_max` pass, with the end of its log.
     """
-    deadline = time.monotonic() + START_SECONDS_MAX
+    deadline = time.monotonic() + seconds_max
     while not ready():
         if process.poll() is not None:
             raise BenchError(f"{what} ended with exit code {process.returncode}: {tail(log)}")
         if time.monotonic() > deadline:
-            raise BenchError(f"{what} was not ready within {START_SECONDS_MAX:.0f} s: {tail(log)}")
+            raise BenchError(f"{what} was not ready within {seconds_max:.0f} s: {tail(log)}")
         time.sleep(0.01)
 
 

@@ -67,6 +67,8 @@ class Served:
     est: tuple[str, int]
     mqtt: tuple[str, int]
     pids: tuple[int, ...]
+    publish: tuple[str, int] | None = None
+    """None: off."""
 
     def with_others(self, pids: tuple[int, ...]) -> "Served":
         """The same, with the CPU time of `pids` counted too."""
@@ -107,7 +109,8 @@ def serve(home: FleetHome, environment: Environment, *words: str) -> Iterator[Se
     with running(argv, cores=environment.server_cores, log=log) as process:
         wait_until(ready.exists, "fleet serve", process, log)
         endpoints: dict[str, Any] = json.loads(ready.read_text())
-        yield Served(home, _address(endpoints["est"]), _address(endpoints["mqtt"]), (process.pid,))
+        published = _address(endpoints["publish"]) if "publish" in endpoints else None
+        yield Served(home, _address(endpoints["est"]), _address(endpoints["mqtt"]), (process.pid,), published)
 
 
 def enroll_devices(home: FleetHome, served: Served, environment: Environment, count: int) -> list[Identity]:

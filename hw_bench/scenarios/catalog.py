@@ -10,6 +10,7 @@ from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.idle import Idle
 from hw_bench.scenarios.large_registry import LargeRegistry
 from hw_bench.scenarios.latency import Latency
+from hw_bench.scenarios.ocsp import Ocsp
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.soak import Soak
@@ -30,6 +31,7 @@ _ALL: tuple[Scenario, ...] = (
     Soak(),
     Revocation(),
     ForwardAuth(),
+    Ocsp(),
     LargeRegistry(),
     Crash(),
     BrokerCrash(),

@@ -77,7 +77,7 @@ class LargeRegistry:
             if found:
                 fleet, sizes = found
             else:
-                fleet = FilledFleet(plan.devices, _certificate(full), datetime.now(UTC).replace(microsecond=0))
+                fleet = FilledFleet(plan.devices, device_certificate(full), datetime.now(UTC).replace(microsecond=0))
                 sizes = filled(full, fleet, progress)
                 kept.done(engine.name, fleet, sizes)
             progress("looking up and listing")
@@ -171,7 +171,7 @@ async def _seal(home: FleetHome) -> None:
         await registry.close()
 
 
-def _certificate(home: FleetHome) -> bytes:
+def device_certificate(home: FleetHome) -> bytes:
     """A device certificate issued by the home's CA."""
     now = datetime.now(UTC)
     spki = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

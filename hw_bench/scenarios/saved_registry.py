@@ -36,7 +36,10 @@ class SavedRegistry:
             manifest = json.loads(self._manifest.read_text("utf-8"))
             there, count = str(manifest["engine"]), int(manifest["devices"])
             enrolled_by = datetime.fromtimestamp(manifest["enrolled_by"], UTC)
-            fleet, sizes = FilledFleet(count, bytes.fromhex(manifest["der"]), enrolled_by), Sizes(**manifest["sizes"])
+            fleet, sizes = (
+                FilledFleet(count, bytes.fromhex(manifest["certificate"]), enrolled_by),
+                Sizes(**manifest["sizes"]),
+            )
         except FileNotFoundError:
             self._make()
             return None
@@ -62,7 +65,7 @@ class SavedRegistry:
         manifest = {
             "engine": engine,
             "devices": fleet.count,
-            "der": fleet.der.hex(),
+            "certificate": fleet.der.hex(),
             "enrolled_by": int(fleet.enrolled_by.timestamp()),
             "sizes": asdict(sizes),
         }

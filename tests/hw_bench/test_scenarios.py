@@ -27,6 +27,7 @@ from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.idle import Idle
 from hw_bench.scenarios.large_registry import LargeRegistry, filled
 from hw_bench.scenarios.latency import Latency
+from hw_bench.scenarios.ocsp import Ocsp
 from hw_bench.scenarios.publish import Publish
 from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.soak import Soak
@@ -241,6 +242,18 @@ def test_forward_auth() -> None:
     assert 0 < times[0].value <= times[1].value <= times[2].value
 
 
+@pytest.mark.long
+def test_ocsp() -> None:
+    report = Ocsp(asked=50, hot=5).run(replace(TINY, devices=1000), lambda text: None)
+    names = ["fleet, signed live", "fleet, kept answers", "openssl ocsp"]
+    assert [summary.name for summary in report.summaries] == names
+    assert all(summary.operations > 0 and not summary.failed for summary in report.summaries)
+    assert [figure.name for figure in report.figures[1:]] == [
+        f"{name}, {point}" for name in names for point in ("p50", "p99")
+    ]
+    assert [figure.at_most for figure in report.figures[1:]] == [None, 5.0, None, 5.0, None, None]
+
+
 @pytest.mark.long  # a kept registry is the same run, twice
 def test_registry() -> None:
     scenario = LargeRegistry(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
@@ -331,6 +344,7 @@ def test_each_scenario_goes_by_its_name() -> None:
         "soak",
         "revocation",
         "forward-auth",
+        "ocsp",
         "registry",
         "crash",
         "broker-crash",

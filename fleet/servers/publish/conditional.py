@@ -1,5 +1,6 @@
 """Answers of files with validators, and conditional requests (RFC 9110, 13). Ranges are not served: RFC 9110, 14.2."""
 
+import functools
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 
@@ -30,7 +31,12 @@ def freshness(seconds: int, now: datetime) -> dict[str, str]:
 
 def http_date(at: datetime) -> str:
     """`at` as an HTTP-date, in whole seconds (RFC 9110, 5.6.7)."""
-    return format_datetime(at.astimezone(UTC).replace(microsecond=0), usegmt=True)
+    return _shown(at.astimezone(UTC).replace(microsecond=0))
+
+
+@functools.lru_cache(maxsize=1024)  # answers of one second share theirs
+def _shown(second: datetime) -> str:
+    return format_datetime(second, usegmt=True)
 
 
 def _has_it(file: PublishedFile, asked: CIMultiDictProxy[str]) -> bool:

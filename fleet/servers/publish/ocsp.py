@@ -55,6 +55,10 @@ FRESH = timedelta(seconds=60)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 
+KEPT_SIZE_MAX = 512
+"""Of a request whose answer is kept: one for a certificate has 80 to 160 octets."""
+
+
 @dataclass(frozen=True, slots=True)
 class OcspAnswer:
     """A response with what its transport and its log line say of it."""
@@ -62,8 +66,8 @@ class OcspAnswer:
     der: bytes
     code: str = "ok"
     serial: str = "-"
-    this_update: datetime | None = None
-    """Set where caches may keep it."""
+    file: PublishedFile | None = None
+    """The same for caches, where they may keep it."""
 
 
 class Responders(Protocol):
@@ -94,50 +98,49 @@ class OcspHandler:
         """The response to a request below OCSP_PATH. Raises: HttpRefused."""
         answer = await self.answer(await _request_in(exchange))
         exchange.code, exchange.serial = answer.code, answer.serial
-        now = self.clock()
-        if answer.this_update is None:
+        if answer.file is None:
             return Response(200, answer.der, {"Content-Type": RESPONSE_TYPE, "Cache-Control": "no-store"})
-        fresh = PublishedFile(answer.der, RESPONSE_TYPE, answer.this_update, FRESH, answer.this_update + VALIDITY)
-        return answer_file(fresh, exchange.request.headers, now)
+        return answer_file(answer.file, exchange.request.headers, self.clock())
 
     async def answer(self, data: bytes) -> OcspAnswer:
         """The response to `data`, which may be anything."""
+        now = self.clock()
+        if self.reliable() and (kept := self.kept.find(data, now)) is not None:
+            return kept
+        generation = self.kept.generation
         try:
             request = read_request(data)
+            answer, holder = await self._signed(request, now)
         except WireError:
             return _failure(Failure.MALFORMED_REQUEST)
-        now = self.clock()
-        first, is_single = request.certificates[0], len(request.certificates) == 1 and request.nonce is None
-        if is_single and self.reliable() and (kept := self.kept.find(first.encoded, now)) is not None:
-            return kept
-        try:
-            return await self._signed(request, now, keep=is_single)
         except Unavailable as error:
             log_event(log, logging.ERROR, "publish.ocsp", code=error.code, reason=error.message)
             return _failure(Failure.TRY_LATER)
+        if holder and answer.file is not None and len(data) <= KEPT_SIZE_MAX and self.reliable():
+            self.kept.keep(data, answer, holder, now + KEPT_FOR, generation)
+        return answer
 
-    async def _signed(self, request: OcspRequest, now: datetime, *, keep: bool) -> OcspAnswer:
+    async def _signed(self, request: OcspRequest, now: datetime) -> tuple[OcspAnswer, str]:
+        """The answer, and the holder of the certificate where it is one's."""
         by_issuer = {asked.issuer: self.responders.find(asked.issuer) for asked in request.certificates}
         found = {responder for responder in by_issuer.values() if responder is not None}
         # RFC 6960, 4.2.2.2: a delegated responder answers for the CA that has issued its certificate, and no other.
         responder = next(iter(found), None) or self.responders.own()
         if responder is None or len(found) > 1:
-            return _failure(Failure.UNAUTHORIZED)
-        generation = self.kept.generation
+            return _failure(Failure.UNAUTHORIZED), ""
         states = [
             await self._state(asked, responder, now) if by_issuer[asked.issuer] is not None else None
             for asked in request.certificates
         ]
         singles = [_single(asked, state, now) for asked, state in zip(request.certificates, states, strict=True)]
-        der = responder.sign(singles, now, request.nonce)
-        first, state = request.certificates[0], states[0]
-        answer = OcspAnswer(der, serial=f"{abs(first.serial):x}")
-        if not keep or state is None:
-            return answer
-        answer = replace(answer, this_update=singles[0].this_update)
-        if state.holder and self.reliable():
-            self.kept.keep(first.encoded, answer, state.holder, now + KEPT_FOR, generation)
-        return answer
+        answer = OcspAnswer(
+            responder.sign(singles, now, request.nonce), serial=f"{abs(singles[0].certificate.serial):x}"
+        )
+        state, since = states[0], singles[0].this_update
+        if state is None or len(states) > 1 or request.nonce is not None:
+            return answer, ""
+        file = PublishedFile(answer.der, RESPONSE_TYPE, since, FRESH, since + VALIDITY)
+        return replace(answer, file=file), state.holder
 
     async def _state(self, asked: CertId, responder: Responder, now: datetime) -> CertificateState | None:
         if self.responders.is_server(asked.issuer, asked.serial):
