@@ -27,6 +27,7 @@ COMMANDS = {
     "operator": ("fleet.cli.operator", "People and programs that use the admin API."),
     "status": ("fleet.cli.status", "What the registry holds, and the server's counters."),
     "audit": ("fleet.cli.audit", "Who did what, and proof that it was not edited."),
+    "distrust": ("fleet.cli.distrust", "Refuse certificates by model, CA, key type or time of issue, at once."),
     "renewal": ("fleet.cli.renewal", "Renewal windows, and campaigns for an incident."),
     "forecast": ("fleet.cli.forecast", "What expires when, by week, and what to prepare for."),
     "backup": ("fleet.cli.backup", "Save a home into one file while it is served; check it."),

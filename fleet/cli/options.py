@@ -88,11 +88,12 @@ class LocationOption(click.Option):
 def location_options(command: _Command) -> _Command:
     """Give a command all of `--home`, `--url`, `--cert`, `--key` and `--ca`, each passed by its name."""
     for name in reversed(LOCATION):
-        command = _location_option(name)(command)
+        command = location_option(name)(command)
     return command
 
 
-def _location_option(name: str, **more: Any) -> Callable[[_Command], _Command]:
+def location_option(name: str, **more: Any) -> Callable[[_Command], _Command]:
+    """Give a command the one of LOCATION that is called `name`."""
     kind, text = LOCATION[name]
     variable = f"FLEET_{name.upper()}"
     return click.option(
@@ -104,7 +105,7 @@ def home_option(why: str) -> Callable[[_Command], _Command]:
     """Give a command `--home` alone, passed to it as `home`, a Path; `why` it takes no `--url`."""
 
     def with_home(command: _Command) -> _Command:
-        return at_home_only(why)(_location_option("home", required=True)(command))
+        return at_home_only(why)(location_option("home", required=True)(command))
 
     return with_home
 

@@ -67,6 +67,9 @@ class EventKind:
     ANCHOR_CHANGED = "anchor.changed"
     """subject: name of a manufacturer's CA; detail: "added" or "removed"."""
 
+    DISTRUST_CHANGED = "distrust.changed"
+    """subject: id of the rule; detail: the rule as JSON (`fleet.domain.distrust`), "" when it was undone."""
+
 
 class Event(Struct, frozen=True):
     """One entry of the change feed."""

@@ -67,6 +67,7 @@ binding-missing | 400 | The model requires a channel binding in the CSR (RFC 703
 certificate-ended | 403 | The certificate was revoked or superseded during the connection. | Use the newest certificate.
 certificate-expired | 403 | The certificate is not within its validity period. | Renew it in its grace period, or enroll again.
 certificate-revoked | 403 | The certificate is revoked. | Enroll again with a new key, if the device may.
+certificate-distrusted | 403 | A distrust covers the certificate: its model, CA, key type or time of issue. | Renew it by simplereenroll, unless that is refused too; see fleet distrust list.
 certificate-superseded | 403 | A newer certificate of the device has been used. | Use the newest certificate.
 certificate-unknown | 401 | The certificate is not in the registry. | Enroll first.
 claim-expired | 403 | The claim has expired. | Use a device-specific token, or a new claim.
@@ -129,6 +130,8 @@ will-retain | 403 | The model does not allow a retained will. | Change the will 
 anchor-exists | 409 | The trust anchor's name or certificate exists already. | Choose another name.
 archive-in-use | 409 | Another retention run is using the archive. | Wait until it has finished.
 bad-anchor | 400 | The certificate cannot be a trust anchor. | The message names the reason.
+bad-distrust | 400 | The distrust names nothing, or its times are not in order. | The message names the reason.
+distrust-exists | 409 | The distrust's id is taken. | Retry.
 bad-anchor-models | 400 | A trust anchor needs 1 to 64 models. | Name them with --model.
 bad-bulk | 400 | Members of the bulk operation do not go together. | See /v1/openapi.json.
 bad-device-id | 400 | The text is not a device id. | Use 1 to 64 of letters, digits and . _ : - , beginning with a letter or digit.
@@ -171,6 +174,8 @@ more-than-yours | 403 | The role has permissions that the operator's own lacks. 
 name-not-in-request | 400 | The CSR's subject is not the name requested. | Set CN to the name.
 name-taken | 409 | The name is used by another kind of object. | Choose another name.
 no-proof | 400 | The manifest row has neither a hardware serial nor a key hash. | Add one of them.
+no-such-authority | 404 | The CA does not exist, or does not issue. | See fleet ca show.
+no-such-distrust | 404 409 | The distrust does not exist, or was undone. | See fleet distrust list.
 no-such-anchor | 404 | The trust anchor does not exist. | See fleet anchor list.
 no-such-claim | 404 | The claim does not exist. | See fleet claim list.
 no-such-crl | 404 | There is no such CRL. | See the list: fleet crl list.
@@ -200,6 +205,7 @@ tagged-already | 409 | The device has these tags and groups already. | Nothing t
 token-exists | 409 | The token exists already. | Retry.
 token-gone | 409 | The token does not exist, or is revoked. | See fleet token list.
 token-spent | 409 | The token is revoked, or has no use left. | Create a new one: fleet token create.
+too-many-distrusts | 400 | The number of distrusts is at its limit. | Undo one.
 too-many-anchors | 400 | The number of trust anchors is at its limit. | Remove one.
 too-many-filters | 400 | The model has too many topic filters. | Use wildcards.
 too-many-groups | 400 | The device is in too many groups. | Leave one.

@@ -14,6 +14,7 @@ from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.crl import CertificateFacts, Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
+from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
@@ -52,6 +53,14 @@ class HolderFacts(Struct, frozen=True):
     """Set for an operator's certificate."""
     claim: Claim | None = None
     """Set for a claim certificate."""
+    distrusts: tuple[Distrust, ...] = ()
+    """The rules in force, for a device's certificate."""
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether a rule refuses the device's certificate."""
+        device = self.device
+        return device is not None and refusing(self.distrusts, device.model, self.credential) is not None
 
 
 class AuditReader(Protocol):
@@ -193,6 +202,15 @@ class Registry(AuditReader, CrlStore, Protocol):
 
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         """Number of requests pending at `now`: in total; for `model` and from `network`, as limits count them."""
+
+    async def distrusts(self) -> list[Distrust]:
+        """The rules in force, oldest first."""
+
+    async def count_distrusted(self, rule: Distrust) -> list[tuple[str, int]]:
+        """Devices in service whose newest usable certificate `rule` covers, counted by model; reads each."""
+
+    async def distrusted(self, rule: Distrust, limit: int) -> list[str]:
+        """The first `limit` of those devices, by id."""
 
     async def claim(self, name: str) -> Claim | None: ...
     async def claims(self) -> list[Claim]: ...

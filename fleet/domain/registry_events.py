@@ -32,7 +32,12 @@ class ModelChanged(Struct, frozen=True):
     name: str
 
 
-RightChanged = DeviceStateChanged | CredentialEnded | ModelChanged
+class DistrustChanged(Struct, frozen=True):
+    rule: str
+    """Id of the rule that was made or undone."""
+
+
+RightChanged = DeviceStateChanged | CredentialEnded | ModelChanged | DistrustChanged
 
 
 def decode_event(event: Event) -> RightChanged | None:
@@ -44,4 +49,6 @@ def decode_event(event: Event) -> RightChanged | None:
             return CredentialEnded(event.subject, bytes.fromhex(event.detail) if event.detail else None)
         case EventKind.MODEL_CHANGED:
             return ModelChanged(event.subject)
+        case EventKind.DISTRUST_CHANGED:
+            return DistrustChanged(event.subject)
     return None

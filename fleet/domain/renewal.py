@@ -4,17 +4,20 @@ RFC 9773).
 A certificate's position in the fleet's spread is derived from its fingerprint, so the window is stable.
 """
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from msgspec import Struct
 
 from fleet.domain.credential import Credential
+from fleet.domain.distrust import Distrust
 from fleet.domain.model_rules import Campaign
 
 WINDOW_BEGINS = 0.60  # of the lifetime, for the first in the fleet
 WINDOW_SPREAD = 0.15  # of the lifetime, between the first and the last
 WINDOW_LENGTH = 0.05  # of the lifetime, for each: a fifth remains for outages
 CAMPAIGN_LENGTH = 0.05  # of the campaign's spread
+INSTANT = timedelta(seconds=1)  # the shortest window: it is given in whole seconds
 
 
 class Window(Struct, frozen=True):
@@ -24,8 +27,16 @@ class Window(Struct, frozen=True):
     end: datetime
 
 
-def suggested_window(credential: Credential, campaign: Campaign | None) -> Window:
-    """The window of `credential`; an earlier one if `campaign` covers it."""
+def suggested_window(credential: Credential, campaign: Campaign | None, distrusts: Sequence[Distrust] = ()) -> Window:
+    """The window of `credential`; an earlier one if `campaign` covers it, or one of `distrusts`, which do: that has
+    begun, and the clients' own choice of a time within it spreads them.
+    """
+    windows = [_usual_window(credential, campaign)]
+    windows += [Window(rule.created_at, rule.created_at + max(rule.spread, INSTANT)) for rule in distrusts]
+    return min(windows, key=lambda window: window.start)
+
+
+def _usual_window(credential: Credential, campaign: Campaign | None) -> Window:
     share = _share(credential.fingerprint)
     life = credential.not_after - credential.not_before
     start = credential.not_before + life * (WINDOW_BEGINS + WINDOW_SPREAD * share)

@@ -14,6 +14,7 @@ from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.crl import CrlReason
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
+from fleet.domain.distrust import Distrust
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
@@ -238,6 +239,18 @@ class DropAnchor(Struct, frozen=True):
     name: str
 
 
+class AddDistrust(Struct, frozen=True):
+    """Conflict when the id is taken."""
+
+    rule: Distrust
+
+
+class DropDistrust(Struct, frozen=True):
+    """Conflict when there is none of this id."""
+
+    id: str
+
+
 class BindIdevid(Struct, frozen=True):
     """Bind the key of an IDevID to a device. Conflict when the key is another device's, the device has another key, or
     the anchor has been removed.
@@ -246,7 +259,17 @@ class BindIdevid(Struct, frozen=True):
     binding: IdevidBinding
 
 
-AdmissionWrite = ClaimWrite | AddStation | SetStation | SpendStation | AddAnchor | DropAnchor | BindIdevid
+AdmissionWrite = (
+    ClaimWrite
+    | AddStation
+    | SetStation
+    | SpendStation
+    | AddAnchor
+    | DropAnchor
+    | BindIdevid
+    | AddDistrust
+    | DropDistrust
+)
 
 
 class ImportDevices(Struct, frozen=True):

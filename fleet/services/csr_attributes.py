@@ -39,7 +39,7 @@ async def model_to_ask_for(
 async def _of_certificate(registry: Registry, peer: Peer, now: datetime) -> Model | None:
     if peer.fingerprint is None:
         return None
-    facts = await identify(registry, peer, now, opens_to_claims=True)
+    facts = await identify(registry, peer, now, opens_to_claims=True, renews=True)
     return await registry.model(facts.claim.model) if facts.claim is not None else facts.model
 
 

@@ -185,7 +185,8 @@ class Attempt:
     async def _renewal(self, submission: Submission, *, is_late: bool = False) -> IssuanceContext:
         """The facts of a renewal; with `is_late`, also of a certificate in its model's grace period."""
         registry = self.authority.registry
-        identified = await (identify_for_renewal if is_late else identify)(registry, self.peer, self.now)
+        how = identify_for_renewal if is_late else partial(identify, renews=True)
+        identified = await how(registry, self.peer, self.now)
         self._acts_as_holder(identified.credential)
         if identified.device is None or identified.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from fleet.domain.access import Operator
 from fleet.domain.credential import Credential, must_be_usable
 from fleet.domain.device import must_be_in_service
+from fleet.domain.distrust import must_be_trusted
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
@@ -24,14 +25,17 @@ async def audit_actor_of(registry: Registry, peer: Peer) -> tuple[str, dict[str,
     return f"{facts.credential.kind} {facts.credential.holder}", {"serial": facts.credential.serial}
 
 
-async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_claims: bool = False) -> HolderFacts:
+async def identify(
+    registry: Registry, peer: Peer, now: datetime, *, opens_to_claims: bool = False, renews: bool = False
+) -> HolderFacts:
     """The device or station that holds the certificate of `peer`. The holder is in service, the certificate usable.
     Operators are not identified here. Claim certificates are accepted with `opens_to_claims` only; elsewhere,
-    presenting one puts the claim into quarantine.
+    presenting one puts the claim into quarantine. With `renews`, a certificate is accepted that is distrusted for all
+    but its renewal.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
-    `certificate-superseded`, `certificate-revoked`, `other-tenant`, `claim-only-enrolls`, `device-suspended` and the
-    like.
+    `certificate-superseded`, `certificate-revoked`, `certificate-distrusted`, `other-tenant`, `claim-only-enrolls`,
+    `device-suspended` and the like.
     """
     facts = await _recorded(registry, peer)
     if facts.claim is not None and not opens_to_claims:
@@ -44,6 +48,7 @@ async def identify(registry: Registry, peer: Peer, now: datetime, *, opens_to_cl
     if facts.device is not None:
         must_be_in_service(facts.device)
     registry.revoked.must_be_usable(facts)
+    _must_be_trusted(facts, renews=renews)
     return facts
 
 
@@ -54,11 +59,12 @@ async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) ->
     """
     facts = await _recorded(registry, peer)
     if facts.device is None or facts.model is None:
-        return await identify(registry, peer, now)
+        return await identify(registry, peer, now, renews=True)
     must_be_usable(facts.credential, now, grace=facts.model.rules.renewal.grace)
     _must_be_of_its_tenant(facts, peer)
     must_be_in_service(facts.device)
     registry.revoked.must_be_usable(facts)
+    _must_be_trusted(facts, renews=True)
     return facts
 
 
@@ -87,6 +93,11 @@ async def _recorded(registry: Registry, peer: Peer) -> HolderFacts:
     if facts is None:
         raise _unknown()
     return facts
+
+
+def _must_be_trusted(facts: HolderFacts, *, renews: bool) -> None:
+    if facts.device is not None:
+        must_be_trusted(facts.distrusts, facts.device.model, facts.credential, renews=renews)
 
 
 def _unknown() -> Unauthenticated:

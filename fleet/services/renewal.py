@@ -4,9 +4,10 @@ from msgspec import Struct
 
 from fleet.domain.credential import USABLE
 from fleet.domain.device import IN_SERVICE
+from fleet.domain.distrust import Distrust, authority_mark
 from fleet.domain.errors import NotFound
 from fleet.domain.model_rules import Campaign
-from fleet.domain.ports import Registry
+from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.renewal import Window, suggested_window
 from fleet.services.inventory import known_model
 
@@ -27,7 +28,22 @@ async def renewal_window(registry: Registry, fingerprint: bytes) -> Window:
     )
     if facts is None or facts.model is None or not renewable:
         raise NotFound("no-such-certificate", "There is no certificate of this fingerprint that can be renewed.")
-    return suggested_window(facts.credential, facts.model.rules.renewal.campaign)
+    return suggested_window(facts.credential, facts.model.rules.renewal.campaign, _covering(facts))
+
+
+async def fingerprint_of(registry: Registry, authority_key_id: bytes, serial: str) -> bytes | None:
+    """Fingerprint of the certificate with this serial number, lower-case hex, that names this key as its CA's; None:
+    there is none. One look-up by the serial number, which is unique here.
+    """
+    credential = await registry.credential(serial)
+    if credential is None or authority_mark(authority_key_id) not in credential.der:
+        return None
+    return credential.fingerprint
+
+
+def _covering(facts: HolderFacts) -> list[Distrust]:
+    model = facts.device.model if facts.device is not None else ""
+    return [rule for rule in facts.distrusts if rule.may_renew and rule.covers(model, facts.credential)]
 
 
 class Progress(Struct, frozen=True):

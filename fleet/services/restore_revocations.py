@@ -26,6 +26,7 @@ from fleet.domain.device import (
     Model,
     device_id,
 )
+from fleet.domain.distrust import rule_of
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
@@ -34,6 +35,7 @@ from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
 from fleet.services.bulk import FIRST, STEP_DEVICES_MAX, StepPlace, one_step
 from fleet.services.claims import quarantine_claim, revoke_claim
+from fleet.services.distrust import begin
 from fleet.services.end_credentials import end_certificates
 from fleet.services.inventory import revoke_token
 from fleet.services.revocation import MOVES, moving
@@ -96,6 +98,7 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
     await _bar(registry, barred, act)
     ended = await _end_certificates(registry, events, act)
     anchors = await _remove_anchors(registry, events, act)
+    await _distrust(registry, events, act)
     await _revoke_claims(registry, events, act)
     claims = await _quarantine_open_claims(registry, act)
     tokens = await _revoke_open_tokens(registry, act)
@@ -138,6 +141,17 @@ async def _remove_anchors(registry: Registry, events: Sequence[Event], act: Act)
     for name in found:
         await remove_anchor(registry, name, act=act, reason=AS_BEFORE)
     return found
+
+
+async def _distrust(registry: Registry, events: Sequence[Event], act: Act) -> None:
+    """Rules made since, and not undone since."""
+    made = {e.subject: e.detail for e in events if e.kind == EventKind.DISTRUST_CHANGED}
+    for rule in await registry.distrusts():
+        made.pop(rule.id, None)
+    for id_, text in made.items():
+        if text:
+            rule = replace(rule_of(id_, text), created_by=act.actor, reason=AS_BEFORE)
+            await begin(registry, rule, act=act)
 
 
 async def _revoke_claims(registry: Registry, events: Sequence[Event], act: Act) -> None:

@@ -10,7 +10,8 @@ from fleet.storage import mapping
 from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, serial_octets
 from fleet.storage.queries import Query
 from fleet.storage.reader import SqlAuditReader
-from fleet.storage.statements import TAKE_LEASE, Statement
+from fleet.storage.statement import Statement
+from fleet.storage.statements import TAKE_LEASE
 
 REVOKED = Table("revoked", Revocation, {"serial": SERIAL, "not_after": MOMENT, "revoked_at": MOMENT, "reason": NUMBER})
 _REVOKED_END = len(REVOKED.columns)

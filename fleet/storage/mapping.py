@@ -23,6 +23,7 @@ from fleet.domain.changes import AuditEntry, AuditRow, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import Device, DeviceId, Model, Tags
+from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Invalid
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
@@ -217,6 +218,7 @@ MANIFEST = _table("manifest", ManifestEntry)
 CLAIM = _table("claim", Claim)
 ANCHOR = _table("anchor", Anchor)
 IDEVID = _table("idevid", IdevidBinding)
+DISTRUST = _table("distrust", Distrust, cached=1024)  # every connection is judged by them
 EVENT = _table("event", Event)
 TAG = Table("device_tag", lambda *cells: cells, {"key": TEXT, "value": TEXT, "device_id": TEXT})
 

@@ -10,11 +10,12 @@ from msgspec.structs import force_setattr
 from fleet.domain.approval import RequestFilter
 from fleet.domain.audit_log import Sealed
 from fleet.domain.device import DeviceFilter, DeviceState, Place
+from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import mapping
 from fleet.storage.mapping import Row, Table, micros
-from fleet.storage.statements import for_sqlite
+from fleet.storage.statement import for_sqlite
 from fleet.storage.waiting_requests import NOT_LISTED
 
 T = TypeVar("T")
@@ -82,6 +83,7 @@ LEASE = _of(mapping.LEASE, "WHERE name = $1")
 CLAIM = _of(mapping.CLAIM, "WHERE name = $1")
 CLAIMS = _of(mapping.CLAIM, "ORDER BY name")
 ANCHORS = _of(mapping.ANCHOR, "ORDER BY name")
+DISTRUSTS = _of(mapping.DISTRUST, "ORDER BY created_at, id")
 BINDINGS = _of(mapping.IDEVID, "WHERE key_sha256 = $1 OR device_id = $2 ORDER BY device_id")
 REQUEST = _of(mapping.REQUEST, "WHERE id = $1")
 PENDING = Query(
@@ -216,6 +218,39 @@ def _filtered(where: DeviceFilter, after: Place) -> tuple[str, str, list[Any]]:
         term = f"d.state = {mark(where.state.value)}"
         terms.append(term if where.state is DeviceState.ACTIVE else f"{term} AND {_NOT_ACTIVE}")
     return f"{source} WHERE {' AND '.join(terms)}", order, parameters
+
+
+def count_distrusted(rule: Distrust) -> tuple[Query[tuple[str, int]], list[Any]]:
+    """The query that counts the devices under a rule by model, and its parameters."""
+    source, parameters = _distrusted(rule)
+    sql = f"SELECT d.model, count(*) FROM {source} GROUP BY d.model ORDER BY d.model"
+    return Query(sql, lambda row: (row[0], int(row[1]))), parameters
+
+
+def list_distrusted(rule: Distrust, limit: int) -> tuple[Query[str], list[Any]]:
+    """The query that lists the first devices under a rule, and its parameters."""
+    source, parameters = _distrusted(rule)
+    return Query(f"SELECT d.id FROM {source} ORDER BY d.id LIMIT {bounded(limit)}", lambda row: row[0]), parameters
+
+
+def _distrusted(rule: Distrust) -> tuple[str, list[Any]]:
+    """FROM with WHERE, as Distrust.covers has it, and the parameters."""
+    parameters = _Parameters()
+    mark = parameters.mark
+    usable = "kind = 'device' AND {0}.state IN ('issued', 'active') AND {0}.holder = d.id"
+    terms = [
+        "d.state IN ('registered', 'active')",
+        f"c.{usable.format('c')}",
+        f"c.seq = (SELECT max(n.seq) FROM credential n WHERE n.{usable.format('n')})",
+        f"c.issued_at < {mark(micros(rule.issued_before))}",
+    ]
+    if rule.model:
+        terms.append(f"d.model = {mark(rule.model)}")
+    if rule.issued_from is not None:
+        terms.append(f"c.issued_at >= {mark(micros(rule.issued_from))}")
+    for octets in filter(None, (rule.authority_mark, rule.key_mark)):
+        terms.append(f"position({mark(octets)} IN c.der) > 0")
+    return f"device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}", parameters
 
 
 def list_requests(where: RequestFilter, now: datetime, after: str, limit: int) -> tuple[Query[Any], list[Any]]:

@@ -12,6 +12,7 @@ from fleet.domain.changes import Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
+from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Unavailable
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
@@ -169,6 +170,17 @@ class SqlRegistry(SqlCrlStore):
     async def count_pending(self, now: datetime, model: str = "", network: str = "") -> tuple[int, int, int]:
         [(in_all, for_model, from_network)] = await self._read(queries.PENDING, micros(now), model, network)
         return in_all, for_model, from_network
+
+    async def distrusts(self) -> list[Distrust]:
+        return await self._read(queries.DISTRUSTS)
+
+    async def count_distrusted(self, rule: Distrust) -> list[tuple[str, int]]:
+        query, parameters = queries.count_distrusted(rule)
+        return await self._scan(query, *parameters)
+
+    async def distrusted(self, rule: Distrust, limit: int) -> list[str]:
+        query, parameters = queries.list_distrusted(rule, limit)
+        return await self._scan(query, *parameters)
 
     async def claim(self, name: str) -> Claim | None:
         return await self._one(queries.CLAIM, name)

@@ -1,6 +1,6 @@
 """Statements by which a change of a holder's rights enters the rows that CRLs are made of."""
 
-from fleet.storage.statements import Statement
+from fleet.storage.statement import Statement
 
 _UNTIL_THEN = "not_after > coalesce($1::bigint, 0)"
 _LIST = """

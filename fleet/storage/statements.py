@@ -1,24 +1,16 @@
-"""Every SQL statement of a write, once for both engines.
+"""Every SQL statement of a write, once for both engines."""
 
-A parameter is written as PostgreSQL has it, with its type: `$1::text`, `::bigint` or `::bytea`. `Statement.sqlite` is
-the same text for SQLite, where parameters carry no type and where one writer at a time needs no row locks.
-"""
-
-import re
 from collections.abc import Iterable
 from enum import StrEnum
 
-from msgspec import Struct
-from msgspec.structs import force_setattr
-
 from fleet.domain.device import DeviceState
-from fleet.domain.errors import Conflict
 from fleet.storage.mapping import (
     ANCHOR,
     ANSWER,
     CLAIM,
     CREDENTIAL,
     DEVICE,
+    DISTRUST,
     HEAD,
     IDEVID,
     LEASE,
@@ -28,45 +20,9 @@ from fleet.storage.mapping import (
     STATION,
     TAG,
     TOKEN,
-    Row,
 )
+from fleet.storage.statement import Statement
 from fleet.storage.waiting_requests import CROWD, make_room
-
-_TOKEN = re.compile(
-    r"""(?P<quoted>'(?:[^']|'')*'|"[^"]*")|\$(?P<parameter>\d+)(?:::(?:text|bigint|bytea))?| FOR (?:UPDATE|SHARE)\b"""
-)
-
-
-def for_sqlite(sql: str) -> str:
-    """`sql` with SQLite's placeholders, and without row locks. Literals and quoted names stay as they are."""
-    return _TOKEN.sub(lambda token: token["quoted"] or (f"?{token['parameter']}" if token["parameter"] else ""), sql)
-
-
-class Statement(Struct, frozen=True, eq=False):
-    """One statement, and the Conflict that it means when it finds or changes no row.
-
-    A statement checks its own condition: there is no gap between check and write.
-    """
-
-    sql: str
-    code: str = ""
-    """Of the Conflict; empty: finding no row is fine."""
-    message: str = ""
-    """May name the statement's parameters: {0} is `$1`."""
-    advice: str = ""
-    sqlite: str = ""
-    """The same text for SQLite; follows from `sql`."""
-    is_query: bool = False
-    """Follows from `sql`, too."""
-
-    def __post_init__(self) -> None:
-        force_setattr(self, "sqlite", for_sqlite(self.sql))
-        force_setattr(self, "is_query", self.sql.lstrip().startswith("SELECT"))
-
-    def conflict(self, parameters: Row) -> Conflict:
-        """What it means that this statement, with these parameters, has found no row."""
-        return Conflict(self.code, self.message.format(*parameters), self.advice)
-
 
 _READ_AGAIN = "Read it again and retry."
 _CHANGED = "has been changed since it was read."
@@ -337,6 +293,14 @@ HAS_ANCHOR = Statement(  # locked, so that it is not removed before COMMIT
 )
 BIND_IDEVID = Statement(IDEVID.insert())
 IS_BOUND = Statement("SELECT 1 FROM idevid WHERE key_sha256 = $1::bytea AND device_id = $2::text", *_IDEVID_TAKEN)
+
+ADD_DISTRUST = Statement(DISTRUST.insert(), "distrust-exists", "There is a distrust {0} already.")
+DROP_DISTRUST = Statement(
+    "DELETE FROM distrust WHERE id = $1::text",
+    "no-such-distrust",
+    "There is no distrust {0}.",
+    "See: fleet distrust list",
+)
 
 LISTED_ALREADY = ("listed-already", "A device, a serial or a key of the manifest has been registered meanwhile.")
 NO_SUCH_MODEL = ("no-such-model", "There is no model of this name.", "Add it with: fleet model add.")

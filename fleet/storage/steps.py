@@ -16,7 +16,8 @@ from fleet.storage import mapping
 from fleet.storage import revoked_statements as listing
 from fleet.storage import statements as sql
 from fleet.storage.mapping import json_text, micros
-from fleet.storage.statements import Statement, filled
+from fleet.storage.statement import Statement
+from fleet.storage.statements import filled
 
 Step = tuple[Statement, tuple[Any, ...]]
 """A statement and its parameters."""
@@ -134,6 +135,10 @@ def _admission_steps(write: w.AdmissionWrite) -> Iterator[Step]:
             yield sql.ADD_ANCHOR, mapping.ANCHOR.row(anchor)
         case w.DropAnchor(name=name):
             yield sql.DROP_ANCHOR, (name,)
+        case w.AddDistrust(rule=rule):
+            yield sql.ADD_DISTRUST, mapping.DISTRUST.row(rule)
+        case w.DropDistrust(id=id_):
+            yield sql.DROP_DISTRUST, (id_,)
         case w.BindIdevid(binding=binding):
             yield sql.HAS_ANCHOR, (binding.anchor,)
             yield sql.BIND_IDEVID, mapping.IDEVID.row(binding)

@@ -97,6 +97,8 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
     await api.est.registry.publish_crls([Crl(head, b"der")], [], Lease("crl", "test", now), now)
     maker = {"models": ["cam"], "certificate": new_maker().pem.decode()}
     assert (await admin.ask("POST", "/v1/anchors", {"name": "acme-2", **maker}))[0] == 201
+    rule = (await admin.ask("POST", "/v1/distrusts", {"key_type": "Ed25519", "expected": 0}))[1]
+    good["distrust"] = rule["distrust"]["id"]
     missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12, "request": "0" * 16}
     missing |= {
         "station": "nobody",
@@ -106,6 +108,7 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
         "ca": "00",
         "crl": "x",
     }
+    missing |= {"station": "nobody", "operator": "nobody", "claim": "nobody", "anchor": "nobody", "distrust": "0" * 12}
     bodies: dict[str, object] = {
         "create_model": {"name": "valve"},
         "replace_model": {"retain": True},
@@ -126,6 +129,7 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
         "import_devices": {"rows": [{"device_id": "m-1", "model": "cam", "hardware_serial": "SN-1"}]},
         "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
         "deny_requests": {"filter": "model=cam", "dry_run": True},
+        "begin_distrust": {"model": "cam", "dry_run": True},
         "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
     }
     stranger = api.client(None)

@@ -52,6 +52,10 @@ MAY: dict[str, frozenset[str]] = {
     "revoke_device": frozenset({"operator", "admin", "held"}),
     "retire_device": frozenset({"operator", "admin", "held"}),
     "act_in_bulk": frozenset({"operator", "admin", "held"}),
+    "list_distrusts": OPERATORS,
+    "get_distrust": OPERATORS,
+    "begin_distrust": frozenset({"operator", "admin", "held"}),
+    "undo_distrust": frozenset({"operator", "admin", "held"}),
     "list_device_credentials": OPERATORS,
     "get_credential": OPERATORS,
     "list_tokens": OPERATORS,
@@ -115,6 +119,7 @@ def row_of(route: Route) -> frozenset[str] | None:
 PARAMETERS = {"id": "cam-1", "name": "cam", "serial": "1", "token": "000000000000", "request": "0" * 16}
 PARAMETERS |= {"station": "line-1", "operator": "nobody", "claim": "lot-1", "anchor": "nobody"}
 PARAMETERS |= {"ca": "00", "crl": "full"}
+PARAMETERS |= {"station": "line-1", "operator": "nobody", "claim": "lot-1", "anchor": "nobody", "distrust": "0" * 12}
 MAKER = new_maker().pem.decode()
 BODIES: dict[str, object] = {
     "create_model": {"name": "valve"},
@@ -130,10 +135,12 @@ BODIES: dict[str, object] = {
     "import_devices": {"rows": [{"device_id": "m-1", "model": "cam", "hardware_serial": "SN-1"}]},
     "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
     "deny_requests": {"filter": "model=cam", "dry_run": True},
+    "begin_distrust": {"model": "cam", "dry_run": True},
     "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }
 OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
 OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor": "nobody", "ca": "00", "crl": "full"}
+OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor": "nobody", "distrust": "0" * 12}
 
 
 @pytest.fixture

@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
+from fleet.domain.distrust import Distrust, rule_text
 from fleet.domain.errors import Conflict, Refused
 from fleet.domain.ports import Registry
 from fleet.runtime.jobs import revocation_journal as job
-from fleet.services import inventory, revocation
+from fleet.services import distrust, inventory, revocation
 from fleet.services import revocation_journal as service
 from fleet.services.revocation_journal import catch_up, has_gone_back, write_back
 from fleet.storage.journals.revocations import Mark, RevocationJournal, endings, new_lineage, read_segments
@@ -85,6 +87,21 @@ async def test_from_before_the_last_restore_everything_is_written_back(registry:
     assert await catch_up(registry, log) == await registry.last_event()
 
 
+async def test_a_distrust_that_was_lost_is_made_again_unless_it_was_undone(registry: Registry, tmp_path: Path) -> None:
+    log = journal(tmp_path)
+    await with_a_forgotten_revocation(registry, log)
+    newest = await registry.last_event()
+    rules = [Distrust(f"{number:012x}", NOW, NOW, "cam2", spread=timedelta(hours=1)) for number in range(3)]
+    lost = [Event(EventKind.DISTRUST_CHANGED, rule.id, rule_text(rule), newest + n) for n, rule in enumerate(rules, 9)]
+    lost.append(Event(EventKind.DISTRUST_CHANGED, rules[0].id, "", newest + 12))
+    await asyncio.to_thread(log.note, lost)
+    await distrust.begin(registry, rules[1], act=ACT)
+    await write_back(registry, log, NOW)
+    kept, made = await registry.distrusts()
+    assert kept == rules[1]
+    assert replace(made, created_by="", reason="") == rules[2]
+
+
 async def test_another_process_may_be_at_it_too(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +148,7 @@ async def test_the_running_job_notices_within_a_moment(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(job, "RETRY_SECONDS", 0.02)  # it may go back while the job is starting to follow
     log = journal(tmp_path)
     await inventory.add_device(registry, "cam-1", "cam2", act=ACT)
     written = asyncio.Event()

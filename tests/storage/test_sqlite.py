@@ -256,7 +256,15 @@ async def test_a_read_that_fails_says_so_and_the_next_succeeds(registry: SqliteR
 
 
 async def test_no_hot_statement_walks_a_table(registry: SqliteRegistry) -> None:
-    listings = {"MODELS", "STATIONS", "TOKENS", "OPERATORS", "CLAIMS", "ANCHORS"}  # a whole table, on purpose
+    listings = {
+        "MODELS",
+        "STATIONS",
+        "TOKENS",
+        "OPERATORS",
+        "CLAIMS",
+        "ANCHORS",
+        "DISTRUSTS",
+    }  # a whole table, on purpose
     statements = {
         name: text
         for module in (sqlite_reads, sqlite_writes)

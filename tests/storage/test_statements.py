@@ -6,7 +6,8 @@ import pytest
 
 from fleet.domain.device import DeviceState
 from fleet.storage.postgres.functions import ALL, NUMBER_OF
-from fleet.storage.statements import STATEMENTS, Statement, filled, for_sqlite
+from fleet.storage.statement import Statement, for_sqlite
+from fleet.storage.statements import STATEMENTS, filled
 
 
 def parameters_of(statement: Statement) -> list[int]:

@@ -11,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from fleet.config.clock import Clock, utc_now
 from fleet.config.logs import log_event
 from fleet.domain.changes import Event
-from fleet.domain.errors import FleetError, Refused
+from fleet.domain.errors import FleetError
 from fleet.domain.ports import Registry
 from fleet.runtime.background import background
 from fleet.services.revocation_journal import BATCH, catch_up, has_gone_back, record_through, write_back
@@ -36,10 +36,7 @@ async def journaling_revocations(
 
 
 async def journal_revocations(registry: Registry, log: RevocationJournal, clock: Clock = utc_now) -> None:
-    """Follow the registry until cancelled; retry after a failure of the registry or the disk.
-
-    Raises: Refused (`registry-went-back`): it did, and what it had lost could not be written back.
-    """
+    """Follow the registry until cancelled; retry after a failure of the registry or the disk."""
     while True:
         try:
             if await has_gone_back(registry, log):
@@ -57,8 +54,6 @@ async def journal_revocations(registry: Registry, log: RevocationJournal, clock:
                 with suppress(asyncio.CancelledError):
                     await following
             continue
-        except Refused:
-            raise
         except (FleetError, OSError) as error:
             log_event(logger, logging.ERROR, "revocations.not-noted", reason=error)
         await asyncio.sleep(RETRY_SECONDS)

@@ -53,6 +53,7 @@ PATH_PARAMETERS = {
     "anchor": NAME_PATTERN,
     "ca": CA_NAME_PATTERN,
     "crl": CRL_KIND_PATTERN,
+    "distrust": TOKEN_ID_PATTERN,
 }
 """Parameters of path templates, and what they look like: a segment that does not match names nothing."""
 

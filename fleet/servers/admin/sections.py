@@ -13,7 +13,7 @@ SECTIONS = {
     **dict.fromkeys(("healthz", "status", "openapi.json", "forecast", "retention"), "reports"),
     **dict.fromkeys(("whoami", "credentials", "authorities"), "credentials"),
     **{name: name for name in ("models", "devices", "bulk", "manifest", "tokens", "claims", "anchors", "requests")},
-    **{name: name for name in ("stations", "operators", "audit", "events", "crls")},
+    **{name: name for name in ("stations", "operators", "audit", "events", "crls", "distrusts")},
 }
 """The first segment of a path after /v1, and its module."""
 

@@ -1,5 +1,6 @@
 """EST's paths: which operation, under which label, by which method."""
 
+import base64
 import functools
 import re
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, 2.3
 
 RENEWAL_INFO = "renewal-info"
-"""Not part of RFC 7030: when to renew the certificate whose fingerprint the path holds, as RFC 9773 has it for ACME."""
+"""Not part of RFC 7030: when to renew the certificate that the path names, as RFC 9773 has it for ACME: by its
+fingerprint or by the identifier of that RFC.
+"""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+# RFC 9773, 4.1: base64url of the authority key identifier and of the serial number's octets, without padding.
+_CERTIFICATE_ID = re.compile(r"([A-Za-z0-9_-]{2,86})\.([A-Za-z0-9_-]{2,28})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,9 @@ class Route:
     operation: str
     label: str | None
     fingerprint: bytes | None = None
-    """Set for RENEWAL_INFO alone."""
+    """Set for RENEWAL_INFO alone, as is `certificate_id`."""
+    certificate_id: tuple[bytes, str] | None = None
+    """Authority key identifier, and serial number in hex."""
 
 
 @functools.lru_cache(maxsize=1024)  # a path for each model that is asked for, and those of renewal-info
@@ -46,9 +53,9 @@ def route(method: str, path: str) -> Route:
     """
     path = _ENCODED.sub(_unreserved, path)
     info = path.removeprefix(f"{WELL_KNOWN}/{RENEWAL_INFO}/")
-    if info != path and _FINGERPRINT.fullmatch(info):
+    if info != path and (asked := _of_certificate(info)) is not None:
         _check_method(method, RENEWAL_INFO, "GET")
-        return Route(RENEWAL_INFO, None, bytes.fromhex(info))
+        return asked
     operation, label = _split(path)
     if operation not in METHODS:
         if operation in OPERATIONS:  # fullcmc, which RFC 7030, 3.2.2 leaves to us
@@ -56,6 +63,29 @@ def route(method: str, path: str) -> Route:
         raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
     _check_method(method, operation, METHODS[operation])
     return Route(operation, label)
+
+
+def _of_certificate(text: str) -> Route | None:
+    """The route of the certificate that `text` names; None: it names none."""
+    if _FINGERPRINT.fullmatch(text):
+        return Route(RENEWAL_INFO, None, bytes.fromhex(text))
+    parts = _CERTIFICATE_ID.fullmatch(text)
+    if parts is None:
+        return None
+    key_id, serial = (_from_base64url(part) for part in parts.groups())
+    # RFC 9773, 4.1: the content octets of the serial's DER: positive, and no longer than need be.
+    if key_id is None or serial is None or serial[0] > 0x7F or (serial[0] == 0 and serial[1:2] < b"\x80"):
+        return None
+    return Route(RENEWAL_INFO, None, certificate_id=(key_id, f"{int.from_bytes(serial):x}"))
+
+
+def _from_base64url(text: str) -> bytes | None:
+    """None: it is not what an encoder makes."""
+    try:
+        found = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        return None
+    return found if base64.urlsafe_b64encode(found).rstrip(b"=").decode() == text else None
 
 
 def _check_method(method: str, operation: str, wanted: str) -> None:

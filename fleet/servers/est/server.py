@@ -31,7 +31,7 @@ from fleet.services.csr_attributes import model_to_ask_for
 from fleet.services.enrollment import NO_DEVICE, Attempt, RegistrationAuthority
 from fleet.services.identity import audit_actor_of
 from fleet.services.refusals import write_row
-from fleet.services.renewal import renewal_window
+from fleet.services.renewal import fingerprint_of, renewal_window
 from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.errors import WireError
@@ -211,8 +211,11 @@ class _Handlers:
         return Response(200, encode_body(attributes, wrap=is_libest), CSRATTRS_HEADERS)
 
     async def renewal_info(self, exchange: Exchange, asked: Route) -> Response:
-        """Suggested renewal window (RFC 9773, 4.2), for any client that knows the certificate's fingerprint."""
-        window = await renewal_window(self._registry, asked.fingerprint or b"")
+        """Suggested renewal window (RFC 9773, 4.2), for any client that can name the certificate."""
+        fingerprint = asked.fingerprint
+        if asked.certificate_id is not None:
+            fingerprint = await fingerprint_of(self._registry, *asked.certificate_id)
+        window = await renewal_window(self._registry, fingerprint or b"")
         shown = {"suggestedWindow": {"start": rfc3339(window.start, "seconds"), "end": rfc3339(window.end, "seconds")}}
         headers = {"Content-Type": "application/json", "Retry-After": str(RENEWAL_INFO_SECONDS)}
         return Response(200, json.dumps(shown).encode(), headers)

@@ -69,6 +69,13 @@ CREDENTIAL_ENDED = CloseReason(
     publishes_will=False,
     text="The certificate has been revoked or superseded, or its CA is no longer the model's.",
 )
+DISTRUSTED = CloseReason(
+    "certificate-distrusted",
+    Reason.NOT_AUTHORIZED,
+    Reason.NOT_AUTHORIZED,
+    publishes_will=False,
+    text="The certificate is distrusted. Renew it.",
+)
 POLICY_CHANGED = CloseReason(
     "policy-changed",
     Reason.NOT_AUTHORIZED,

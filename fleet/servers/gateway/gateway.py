@@ -9,7 +9,7 @@ listen(gateway.protocol, ...)
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.broker.access import BrokerAccess
 from fleet.servers.gateway.broker.upstream import Upstream
 from fleet.servers.gateway.broker.visit import BrokerVisits
+from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.denial_audit import DenialAudit
 from fleet.servers.gateway.events.effects import EventEffects
 from fleet.servers.gateway.events.feed import OTHERS_SECONDS, EventFollower
@@ -180,5 +181,7 @@ class Gateway:
 
     async def _admit(self, peer: Peer, connect: Connect) -> Admission:
         admission = await admit_client(self._registry, peer, connect, self.context.now())
+        if await self._effects.is_distrusted(admission):
+            raise CloseSession(replace(close_reasons.DISTRUSTED, event="mqtt.connect"))
         self._options.on_admitted(peer.address)
         return admission

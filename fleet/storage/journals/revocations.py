@@ -29,13 +29,21 @@ from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Invalid, Refused, Unavailable
 
-NOTED = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED, EventKind.CLAIM_STATE, EventKind.ANCHOR_CHANGED})
+NOTED = frozenset(
+    {
+        EventKind.DEVICE_STATE,
+        EventKind.CREDENTIAL_ENDED,
+        EventKind.CLAIM_STATE,
+        EventKind.ANCHOR_CHANGED,
+        EventKind.DISTRUST_CHANGED,
+    }
+)
 _ENDS = frozenset(
     {DeviceState.SUSPENDED.value, DeviceState.REVOKED.value, DeviceState.RETIRED.value, "quarantined", "removed"}
 )
 """Details of those events that end a right."""
 TAIL_SIZE = 64 * 1024  # octets at the end in which the last event is looked for: some 400 lines
-LINE_MAX = 1024  # octets; the longest is an event with a name of 64 characters on either side
+LINE_MAX = 1024  # octets; the longest is a distrust, with some 400
 MARK_EVERY = 1_000  # events without an entry before a line records the position
 _LINEAGE = re.compile(r"[0-9a-f]{32}")
 _FLEET = re.compile(r"[0-9a-f]{64}")
@@ -210,7 +218,8 @@ class RevocationJournal:
 
 def ends_a_right(event: Event) -> bool:
     """Whether `event` does. Grants are recorded too, but need not be durable: a restore works without them."""
-    return event.kind == EventKind.CREDENTIAL_ENDED or event.detail in _ENDS
+    always = (EventKind.CREDENTIAL_ENDED, EventKind.DISTRUST_CHANGED)
+    return event.kind in always or event.detail in _ENDS
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from fleet.storage import revoked_statements
 from fleet.storage.mapping import DEVICE, MANIFEST, TAG, Table
-from fleet.storage.statements import LISTED_ALREADY, NO_SUCH_MODEL, STATEMENTS, Statement
+from fleet.storage.statement import Statement
+from fleet.storage.statements import LISTED_ALREADY, NO_SUCH_MODEL, STATEMENTS
 
 SEQUENCE_LOCK = "1179399217, 1"  # "FLT1": held while audit rows and events are numbered, until COMMIT
 

@@ -62,6 +62,10 @@ def names_of(write: w.Write) -> tuple[str, ...]:
             return (f"anchor {anchor.name}",)
         case w.DropAnchor(name=name):
             return (f"anchor {name}",)
+        case w.AddDistrust(rule=rule):
+            return (f"distrust {rule.id}",)
+        case w.DropDistrust(id=id_):
+            return (f"distrust {id_}",)
         case w.BindIdevid(binding=binding):
             return f"anchor {binding.anchor}", f"idevid {binding.key_sha256.hex()}", f"idevid of {binding.device_id}"
         case w.AddOperator(operator=operator):

@@ -70,13 +70,16 @@ def _holder_facts(row: Any) -> HolderFacts:
 
     credential = mapping.CREDENTIAL.of(tuple(islice(cells, len(mapping.CREDENTIAL.columns))))
     device, model = next_(mapping.DEVICE), next_(mapping.MODEL)
-    return HolderFacts(credential, device, model, next_(mapping.STATION), next_(mapping.OPERATOR), next_(mapping.CLAIM))
+    station, operator, claim = next_(mapping.STATION), next_(mapping.OPERATOR), next_(mapping.CLAIM)
+    distrusts = tuple(mapping.DISTRUST.of(tuple(each)) for each in next(cells))
+    return HolderFacts(credential, device, model, station, operator, claim, distrusts)
 
 
 HOLDER = Query(
     f"""
     SELECT {mapping.CREDENTIAL.listed("c")}, {DEVICE_AND_MODEL}, {mapping.STATION.listed("s")},
-        {mapping.OPERATOR.listed("o")}, {mapping.CLAIM.listed("k")}
+        {mapping.OPERATOR.listed("o")}, {mapping.CLAIM.listed("k")},
+        ARRAY(SELECT ROW({mapping.DISTRUST.listed()}) FROM distrust ORDER BY created_at, id)
     FROM credential c
     LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
     LEFT JOIN model m ON m.name = d.model

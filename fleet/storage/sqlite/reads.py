@@ -119,7 +119,8 @@ def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | No
             return HolderFacts(credential, claim=_one(db, queries.CLAIM, credential.holder))
     if rest[0] is None:
         return HolderFacts(credential)
-    return HolderFacts(credential, mapping.DEVICE.of(rest[:_DEVICE_END]), mapping.MODEL.of(rest[_DEVICE_END:]))
+    device, model = mapping.DEVICE.of(rest[:_DEVICE_END]), mapping.MODEL.of(rest[_DEVICE_END:])
+    return HolderFacts(credential, device, model, distrusts=tuple(rows_of(db, queries.DISTRUSTS)))
 
 
 def manifest_facts(

@@ -9,11 +9,12 @@ from fleet.domain.writes import ImportDevices, TagDevice, Write
 from fleet.storage import mapping, queries, statements
 from fleet.storage.crls import Step
 from fleet.storage.sqlite.connection import transaction
+from fleet.storage.statement import for_sqlite
 from fleet.storage.steps import steps_of
 
 DROP_TAG = "DELETE FROM device_tag WHERE key = ? AND value = ? AND device_id = ?"
 # Without ON CONFLICT: which constraint fails says which Conflict it is.
-LIST_DEVICE, LIST_ENTRY = (statements.for_sqlite(table.insert("")) for table in (mapping.DEVICE, mapping.MANIFEST))
+LIST_DEVICE, LIST_ENTRY = (for_sqlite(table.insert("")) for table in (mapping.DEVICE, mapping.MANIFEST))
 ADD_NODE = "INSERT INTO audit_node (level, idx, hash) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 
 

@@ -165,7 +165,7 @@ class EventStream:
         if event.kind == EventKind.CLAIM_STATE:
             claim = await registry.claim(event.subject)
             return claim is not None and operator.sees(claim.model)
-        if event.kind in (EventKind.ANCHOR_CHANGED, EventKind.DEVICES_IMPORTED):
+        if event.kind in (EventKind.ANCHOR_CHANGED, EventKind.DEVICES_IMPORTED, EventKind.DISTRUST_CHANGED):
             return False  # of many models at once
         if event.kind in (EventKind.CREDENTIAL_ISSUED, EventKind.CREDENTIAL_ENDED) and event.detail:
             facts = await registry.holder_facts(bytes.fromhex(event.detail))

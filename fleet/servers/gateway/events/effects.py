@@ -7,13 +7,21 @@ from collections.abc import Sequence
 from fleet.config.logs import log_event
 from fleet.domain.changes import Event
 from fleet.domain.device import Model
+from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.ports import Registry
-from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, ModelChanged, decode_event
+from fleet.domain.registry_events import (
+    CredentialEnded,
+    DeviceStateChanged,
+    DistrustChanged,
+    ModelChanged,
+    decode_event,
+)
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.session.context import SessionContext
 from fleet.servers.gateway.session.session import Session
 from fleet.servers.gateway.wills.cancellation import WillCancellation
+from fleet.services.admission import Admission
 
 log = logging.getLogger("fleet.gateway")
 
@@ -32,6 +40,7 @@ class EventEffects:
         self._registry = registry
         self._cancellation = cancellation
         self._purger = purger
+        self._distrusts: Sequence[Distrust] = ()
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
 
     async def on_event(self, event: Event) -> None:
@@ -43,6 +52,8 @@ class EventEffects:
                 self._on_credential_ended(found)
             case ModelChanged(name):
                 await self._on_model_changed(name)
+            case DistrustChanged():
+                await self._on_distrust_changed()
         self._cancellation.on_event(found)  # its session has been closed above
         if self._purger is not None:
             self._purger.on_event(found)
@@ -66,6 +77,23 @@ class EventEffects:
         sessions, one = self._context.open_sessions, ended.fingerprint
         for session in sessions.of_device(ended.holder) if one is None else sessions.of_fingerprint(one):
             session.close(close_reasons.CREDENTIAL_ENDED)
+
+    async def _on_distrust_changed(self) -> None:
+        self._distrusts = await self._registry.distrusts()
+        for session in self._context.open_sessions:
+            if session.admission is not None and self._covers(session.admission):
+                session.close(close_reasons.DISTRUSTED)
+        self._cancellation.on_events_missed()
+
+    async def is_distrusted(self, admission: Admission) -> bool:
+        """Whether a rule refuses it that was made since the registry was read for this admission."""
+        if not self._covers(admission):
+            return False
+        self._distrusts = await self._registry.distrusts()  # the rule may have been undone since its event
+        return self._covers(admission)
+
+    def _covers(self, admission: Admission) -> bool:
+        return refusing(self._distrusts, admission.device.model, admission.credential) is not None
 
     async def _on_model_changed(self, name: str) -> None:
         for session in self._context.open_sessions:

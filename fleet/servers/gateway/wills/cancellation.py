@@ -106,7 +106,8 @@ class WillCancellation:
         in_service = device is not None and device.state is DeviceState.ACTIVE
         revoked = facts is None or facts.credential.state is CredentialState.REVOKED
         model = facts.model if facts is not None else None
-        if not in_service or revoked or model is None or not will.allowed_by(model):
+        distrusted = facts is not None and facts.distrusted
+        if not in_service or revoked or distrusted or model is None or not will.allowed_by(model):
             await self._cancel(will)
 
     async def _cancel(self, will: WaitingWill, *, purges: bool = False, at_once: bool = False) -> None:

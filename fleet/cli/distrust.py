@@ -1,0 +1,155 @@
+"""`fleet distrust`: refuse certificates by what they are, and see their devices come back with new ones."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fleet.cli.bulk import confirm
+from fleet.cli.durations import DURATION, duration_text
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.options import LOCATION, client_at, location_option, reading_answers, reason_option
+from fleet.cli.output import Row, output_option, print_value
+from fleet.cli.parameters import DISTRUST_ID, MODEL, PAST_TIME
+from fleet.cli.records import Records
+from fleet.client.client import Client
+from fleet.domain.distrust import KEY_MARKS
+
+COLUMNS = ("id", "model", "ca_key_id", "key_type", "issued_from", "issued_before", "refuses", "devices", "created_at")
+PREFIX_MIN = 8  # hex digits of a CA's fingerprint
+_PLACE = tuple(name for name in LOCATION if name != "ca")  # --ca is the CA that is distrusted
+_ATTEMPTED = "distrusting certificates"
+
+
+def _placed(command: Any) -> Any:
+    for name in reversed(_PLACE):
+        command = location_option(name)(command)
+    return command
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+@_placed
+@click.option("--model", type=MODEL, help="Of devices of this model.")
+@click.option(
+    "--ca", "authority", metavar="CA", help="Of this issuing CA: its SHA-256 or its beginning, or a tenant's name."
+)
+@click.option("--key-type", type=click.Choice(tuple(KEY_MARKS)), help="For keys of this type.")
+@click.option(
+    "--issued-between",
+    "issued",
+    type=PAST_TIME,
+    nargs=2,
+    metavar="FROM TO",
+    help="Issued in this time: 12h (ago), 2026-03-01, an RFC 3339 time, or now.",
+)
+@click.option(
+    "--spread", type=DURATION, default="10m", show_default=True, help="Time over which their renewals are spread."
+)
+@click.option("--no-renewal", is_flag=True, help="Refuse them at EST for their renewal, too.")
+@click.option("--renew-only", is_flag=True, help="Only ask their devices to renew; refuse nothing yet.")
+@click.option("--yes", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--count", type=click.IntRange(0), metavar="N", help="Do not ask, but refuse unless N devices match.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Count the devices and change nothing.")
+@reason_option
+@output_option
+def distrust(context: click.Context, **given: Any) -> None:
+    """Refuse certificates by model, issuing CA, key type or time of issue: those to which all that is given applies,
+    issued until now.
+
+    Their live MQTT sessions end, and MQTT, EST and the API refuse them, within the time of a revocation and at the same
+    cost for any number of devices. Nothing is revoked: EST still accepts such a certificate for its own renewal,
+    renewal information says "now", agents renew by themselves, and the new certificate is outside the distrust.
+
+    \b
+    Examples:
+      fleet distrust --model cam2 --issued-between 2026-03-01 2026-03-02 --dry-run
+      fleet distrust --key-type RSA-2048+ --renew-only --spread 7d
+      fleet distrust --ca 3f2a9c11 --spread 1h --reason 'HSM lost'
+      fleet distrust list
+
+    Where --url needs the server's root CA, set FLEET_CA or give --ca in front of `distrust`.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    place = {name: given.pop(name) for name in _PLACE}
+    ca: Path | None = context.find_root().params.get("ca")
+    with client_at(**place, ca=ca) as client, reading_answers(client):
+        _begin(client, given)
+
+
+def _begin(client: Client, given: dict[str, Any]) -> None:
+    if given["no_renewal"] and given["renew_only"]:
+        raise click.UsageError("--no-renewal and --renew-only exclude one another.")
+    issued: tuple[datetime, datetime] | None = given["issued"]
+    named = {name: given[name] for name in ("model", "authority", "key_type") if given[name]}
+    if not named and issued is None:
+        raise click.UsageError("Name what to distrust: --model, --ca, --key-type, --issued-between, or several.")
+    spread: timedelta = given["spread"]
+    with attempting(_ATTEMPTED):
+        body: dict[str, object] = {
+            "model": given["model"],
+            "ca": _fingerprint(client, given["authority"]) if given["authority"] else None,
+            "key_type": given["key_type"],
+            "issued_from": issued[0].isoformat() if issued else None,
+            "issued_before": issued[1].isoformat() if issued else None,
+            "refuses": not given["renew_only"],
+            "may_renew": not given["no_renewal"],
+            "spread_seconds": int(spread.total_seconds()),
+            "reason": given["reason"],
+        }
+        plan = client.post("/v1/distrusts", {**body, "dry_run": True})
+        matched: int = plan["matched"]
+        if given["is_dry"]:
+            print_value(plan, given["output"], _planned(plan, spread))
+            click.echo(f"{matched} device{'' if matched == 1 else 's'}; nothing was changed.", err=True)
+            return
+        of = ", ".join([*map(str, named.values()), *(("that time of issue",) if issued is not None else ())])
+        confirm("distrusting", "device", matched, of, wanted=given["count"], is_confirmed=given["is_confirmed"])
+        made = client.post("/v1/distrusts", {**body, "expected": matched})
+    print_value(made, given["output"], {"id": made["distrust"]["id"], **_planned(made, spread)})
+
+
+def _planned(plan: Row, spread: timedelta) -> Row:
+    by_model = ", ".join(f"{model} {count}" for model, count in plan["by_model"].items())
+    return {
+        "matched": plan["matched"],
+        "by_model": by_model,
+        "first": ", ".join(plan["first"]),
+        "spread": duration_text(spread),
+    }
+
+
+def _fingerprint(client: Client, text: str) -> str:
+    """The SHA-256 of the issuing CA that `text` names. Raises: CliError: none, or several."""
+    digits = text.lower().replace(":", "")
+    issuing = [each for each in client.get("/v1/authorities")["items"] if each["role"] in ("issuing", "former")]
+    found = [each for each in issuing if len(digits) >= PREFIX_MIN and each["sha256"].startswith(digits)]
+    found = found or [each for each in issuing if each["tenant"] == text and each["role"] == "issuing"]
+    if len(found) != 1:
+        what = "is no issuing CA" if not found else "is the beginning of several fingerprints"
+        raise CliError(_ATTEMPTED, f"{text[:80]!r} {what}", "See: fleet ca show")
+    sha256: str = found[0]["sha256"]
+    return sha256
+
+
+def _shown(rule: Row) -> Row:
+    """A rule with the progress of its devices."""
+    left_by_model = ", ".join(f"{model} {count}" for model, count in rule["left_by_model"].items())
+    return {**rule, "left_by_model": left_by_model, "first": ", ".join(rule["first"])}
+
+
+DISTRUSTS = Records(distrust, DISTRUST_ID, COLUMNS)
+DISTRUSTS.list("List the distrusts in force, oldest first.")
+DISTRUSTS.show("Show distrusts, with how many devices are still under them.", table=_shown)
+DISTRUSTS.act(
+    "undo",
+    """End distrusts: the certificates that they refused are accepted again, unless they have ended meanwhile.
+
+    \b
+    Example:
+      fleet distrust undo 91ab0c2d77de --reason 'false alarm'
+    """,
+    {"state": "undone"},
+)

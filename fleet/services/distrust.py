@@ -1,0 +1,97 @@
+"""Distrust of certificates by model, CA, kind of key and time of issue: counting, beginning and undoing a rule.
+
+rule = checked(rule, ...)                        what it would cover, unless it is no rule
+scope = await counted(registry, rule)            how many devices, of which models: reads each device
+await begin(registry, rule, act=act)             in force at once; live sessions under it end by one event
+"""
+
+import secrets
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fleet.domain.access import Act
+from fleet.domain.changes import Change, Event, EventKind, made_by
+from fleet.domain.distrust import DISTRUSTS_MAX, Distrust, rule_text
+from fleet.domain.errors import Invalid, no_such
+from fleet.domain.ports import Registry
+from fleet.domain.writes import AddDistrust, DropDistrust
+from fleet.services.inventory import known_model
+from fleet.services.revocation import checked_reason, given_reason
+
+FIRST_SHOWN = 10
+SKEW_MAX = timedelta(minutes=5)  # between the clocks of an operator's machine and ours
+
+
+class Scope(Struct, frozen=True):
+    """Devices in service whose newest certificate a rule covers."""
+
+    matched: int
+    models: dict[str, int]
+    first: list[str]
+    """Ids of the first few."""
+
+
+def new_id() -> str:
+    return secrets.token_hex(6)
+
+
+async def checked(registry: Registry, rule: Distrust, now: datetime) -> Distrust:
+    """`rule`, if it can be made at `now`; of what was issued until then, whatever the caller's clock.
+
+    Raises: Invalid: `bad-distrust`, `bad-reason`, `too-many-distrusts`. NotFound (`no-such-model`).
+    """
+    checked_reason(rule.reason)
+    is_by_time = rule.issued_from is not None or rule.issued_before < rule.created_at
+    if not (rule.model or rule.authority or rule.key_type or is_by_time):
+        raise Invalid("bad-distrust", "A distrust names a model, a CA, a key type or times of issue.")
+    rule = replace(rule, issued_before=min(rule.issued_before, now)) if rule.issued_before <= now + SKEW_MAX else rule
+    if rule.issued_before > now or (rule.issued_from is not None and rule.issued_from >= rule.issued_before):
+        raise Invalid(
+            "bad-distrust",
+            "The times of issue are not in order: from the first up to the second, which is not in the future.",
+            "What is issued later is decided by the model's key types and the present CA.",
+        )
+    if rule.model:
+        await known_model(registry, rule.model)
+    if len(await registry.distrusts()) >= DISTRUSTS_MAX:
+        raise Invalid("too-many-distrusts", f"There are {DISTRUSTS_MAX} distrusts already.", "Undo one first.")
+    return rule
+
+
+async def counted(registry: Registry, rule: Distrust) -> Scope:
+    """What `rule` covers now. Raises: Unavailable."""
+    models = dict(await registry.count_distrusted(rule))
+    first = await registry.distrusted(rule, FIRST_SHOWN) if models else []
+    return Scope(sum(models.values()), models, first)
+
+
+async def begin(registry: Registry, rule: Distrust, *, act: Act) -> None:
+    """Put `rule`, which has been checked and counted, in force. Raises: Conflict, Unavailable."""
+    shown = {"model": rule.model, "ca_key_id": rule.authority.hex(), "key_type": rule.key_type}
+    shown |= {"issued_from": rule.issued_from.isoformat() if rule.issued_from is not None else ""}
+    detail = {name: value for name, value in shown.items() if value}
+    detail |= {"issued_before": rule.issued_before.isoformat(), "devices": str(rule.matched)}
+    detail |= {"refuses": "yes" if rule.refuses else "no", "renewal": "yes" if rule.may_renew else "no"}
+    entry = made_by(act, "distrust.begin", f"distrust {rule.id}", **detail, **given_reason(rule.reason))
+    event = Event(EventKind.DISTRUST_CHANGED, rule.id, rule_text(rule))
+    await registry.commit(Change(entry, (AddDistrust(rule),), (event,)))
+
+
+async def known_distrust(registry: Registry, id_: str) -> Distrust:
+    """Raises: NotFound (`no-such-distrust`)."""
+    found = next((rule for rule in await registry.distrusts() if rule.id == id_), None)
+    if found is None:
+        raise no_such("distrust", id_)
+    return found
+
+
+async def undo(registry: Registry, rule: Distrust, *, act: Act, reason: str = "") -> None:
+    """End `rule`: certificates that it refused, and that have not ended since, are accepted again.
+
+    Raises: Conflict (`no-such-distrust`): it was undone meanwhile. Invalid (`bad-reason`).
+    """
+    entry = made_by(act, "distrust.undo", f"distrust {rule.id}", **given_reason(reason))
+    event = Event(EventKind.DISTRUST_CHANGED, rule.id)
+    await registry.commit(Change(entry, (DropDistrust(rule.id),), (event,)))

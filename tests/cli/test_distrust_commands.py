@@ -1,0 +1,98 @@
+"""`fleet distrust` on a home: dry run, confirmation, progress, and its end."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from msgspec.structs import replace
+
+from fleet.cli import main
+from fleet.domain.credential import Credential
+from fleet.domain.device import DeviceState
+from fleet.domain.distrust import KEY_MARKS
+from fleet.domain.writes import AddCredential, AddDevice
+from fleet.storage.engines import open_engine
+from tests.storage.samples import change, credential, device
+
+AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
+
+
+def issued(holder: str) -> Credential:
+    made = credential(holder)
+    return replace(made, issued_at=AN_HOUR_AGO, der=made.der + KEY_MARKS["EC-P256"])
+
+
+@pytest.fixture
+def enrolled(home: Path) -> Path:
+    """Two devices of the model default have a certificate."""
+
+    async def add() -> None:
+        registry = await open_engine(home / "registry.db")
+        for name in ("cam-1", "cam-2"):
+            writes = (
+                AddDevice(replace(device(name, DeviceState.ACTIVE, "default"), hardware_serial="")),
+                AddCredential(issued(name)),
+            )
+            await registry.commit(change(*writes))
+        await registry.close()
+
+    asyncio.run(add())
+    return home
+
+
+def fleet(home: Path, *words: str, give: str | None = None) -> Result:
+    return CliRunner().invoke(main, words, input=give, env={"FLEET_HOME": str(home)})
+
+
+def test_a_dry_run_then_the_rule_its_progress_and_its_end(enrolled: Path) -> None:
+    terms = ("--model", "default", "--key-type", "EC-P256", "--issued-between", "2h", "now")
+    dry = fleet(enrolled, "distrust", *terms, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert "default 2" in dry.stdout
+    assert "cam-1, cam-2" in dry.stdout
+    assert "2 devices; nothing was changed." in dry.stderr
+    assert json.loads(fleet(enrolled, "distrust", "list", "-o", "json").stdout) == []
+    for words, give in ((("--count", "3"), None), ((), "7\n"), ((), "")):
+        refused = fleet(enrolled, "distrust", *terms, *words, give=give)
+        assert refused.exit_code == 1, refused.output
+        assert "nothing was changed" in refused.stderr
+    made = fleet(enrolled, "distrust", *terms, "--reason", "leak", "-o", "json", give="2\n")
+    assert made.exit_code == 0, made.output
+    rule = json.loads(made.stdout)["distrust"]
+    assert (rule["model"], rule["devices"], rule["spread_seconds"], rule["reason"]) == ("default", 2, 600, "leak")
+    [listed] = json.loads(fleet(enrolled, "distrust", "list", "-o", "json").stdout)
+    assert listed == rule
+    shown = json.loads(fleet(enrolled, "distrust", "show", rule["id"], "-o", "json").stdout)
+    assert (shown["left"], shown["left_by_model"], shown["first"]) == (2, {"default": 2}, ["cam-1", "cam-2"])
+    assert "default 2" in fleet(enrolled, "distrust", "show", rule["id"]).stdout
+    assert fleet(enrolled, "distrust", "undo", rule["id"], "--reason", "false alarm").exit_code == 0
+    gone = fleet(enrolled, "distrust", "show", rule["id"])
+    assert gone.exit_code == 1
+    assert "no-such-distrust" in gone.stderr
+    assert fleet(enrolled, "distrust", "show", "xyz").exit_code == 2
+
+
+def test_a_ca_is_named_by_its_fingerprint_or_its_beginning(enrolled: Path) -> None:
+    authorities = json.loads(fleet(enrolled, "ca", "show", "-o", "json").stdout)
+    issuing, root = (
+        next(each["sha256"] for each in authorities if each["role"] == role) for role in ("issuing", "root")
+    )
+    for text in (issuing, issuing[:8].upper(), ":".join(issuing[n : n + 2] for n in range(0, 64, 2))):
+        done = fleet(enrolled, "distrust", "--ca", text, "--dry-run", "-o", "json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["matched"] == 0
+    for text in (issuing[:7], root, "no-such-tenant", ""):
+        assert fleet(enrolled, "distrust", "--ca", text, "--dry-run").exit_code in (1, 2), text
+
+
+def test_wrong_uses(enrolled: Path) -> None:
+    for words in ((), ("--yes",), ("--model", "default", "--no-renewal", "--renew-only"), ("--issued-between", "now")):
+        assert fleet(enrolled, "distrust", *words).exit_code == 2, words
+    nothing = fleet(enrolled, "distrust", "--key-type", "Ed25519", "--renew-only", "--yes", "-o", "json")
+    assert nothing.exit_code == 0, nothing.output
+    assert json.loads(nothing.stdout)["distrust"]["refuses"] is False
+    nowhere = CliRunner().invoke(main, ["distrust", "--model", "default"], env={"FLEET_HOME": "", "FLEET_URL": ""})
+    assert nowhere.exit_code == 2

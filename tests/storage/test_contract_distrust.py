@@ -1,0 +1,108 @@
+"""What every registry promises of distrusts: rules, and the devices whose newest certificate one covers."""
+
+import hashlib
+from datetime import timedelta
+
+import pytest
+from msgspec.structs import replace
+
+from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.device import Device, DeviceState, Model
+from fleet.domain.distrust import KEY_MARKS, Distrust
+from fleet.domain.errors import Conflict
+from fleet.domain.ports import Registry
+from fleet.domain.writes import AddCredential, AddDevice, AddDistrust, AddModel, AddStation, DropDistrust
+from tests.storage import samples
+from tests.storage.samples import NOW, change, credential, station
+
+HOUR = timedelta(hours=1)
+CA = b"k" * 20
+RULE = Distrust(
+    "91ab0c2d77de",
+    NOW,
+    NOW,
+    "cam2",
+    CA,
+    "Ed25519",
+    NOW - HOUR,
+    may_renew=False,
+    spread=HOUR,
+    matched=7,
+    created_by="operator bob",
+    reason="é",
+)
+ALL = Distrust("0" * 12, NOW + HOUR, NOW + HOUR)
+
+
+def device(name: str, state: DeviceState = DeviceState.ACTIVE, model: str = "cam2") -> Device:
+    return replace(samples.device(name, state, model), hardware_serial="")
+
+
+async def test_rules_come_and_go(registry: Registry) -> None:
+    later = replace(ALL, refuses=False)
+    await registry.commit(change(AddDistrust(later), AddDistrust(RULE)))
+    assert await registry.distrusts() == [RULE, later]
+    for write, code in ((AddDistrust(RULE), "distrust-exists"), (DropDistrust("f" * 12), "no-such-distrust")):
+        with pytest.raises(Conflict) as caught:
+            await registry.commit(change(write))
+        assert caught.value.code == code
+    await registry.commit(change(DropDistrust(RULE.id)))
+    assert await registry.distrusts() == [later]
+
+
+async def test_a_device_is_judged_by_those_in_force_at_the_moment(registry: Registry) -> None:
+    held, at_station = credential("cam-1"), credential("line-1", kind=CredentialKind.STATION)
+    writes = (AddDevice(device("cam-1")), AddStation(station("line-1")))
+    await registry.commit(change(*writes, AddCredential(held), AddCredential(at_station)))
+    for rules in ((), (RULE,), (RULE, ALL)):
+        facts = await registry.holder_facts(held.fingerprint)
+        assert facts is not None
+        assert facts.distrusts == rules
+        assert facts.distrusted is (ALL in rules)
+        if len(rules) < 2:
+            await registry.commit(change(AddDistrust((RULE, ALL)[len(rules)])))
+    facts = await registry.holder_facts(at_station.fingerprint)
+    assert facts is not None
+    assert not facts.distrusted
+
+
+async def given(
+    registry: Registry, holder: str, hours: int, *parts: bytes, state: CredentialState = CredentialState.ISSUED
+) -> Credential:
+    """A certificate of `holder`, issued `hours` after NOW, that contains `parts`."""
+    made = credential(holder, state)
+    der = b"-".join((made.der, *parts, b"."))
+    at = NOW + hours * HOUR
+    made = replace(made, der=der, fingerprint=hashlib.sha256(der).digest(), issued_at=at, not_before=at)
+    await registry.commit(change(AddCredential(made)))
+    return made
+
+
+async def test_who_is_under_a_rule_is_counted_by_the_newest_usable_certificate(registry: Registry) -> None:
+    ca, ed, p256 = RULE.authority_mark, RULE.key_mark, KEY_MARKS["EC-P256"]
+    await registry.commit(change(AddModel(Model("pump"))))
+    names = ("a", "b", "c", "d", "e", "f", "g")
+    devices = [AddDevice(device(f"cam-{name}")) for name in names]
+    await registry.commit(change(*devices, AddDevice(device("pump-1", model="pump"))))
+    await registry.commit(change(AddDevice(device("cam-out", DeviceState.SUSPENDED))))
+    await given(registry, "cam-a", -1, ca, ed)
+    await given(registry, "cam-b", -1, ca, p256)
+    await given(registry, "cam-c", -1, ed)
+    await given(registry, "cam-d", 0, ca, ed)
+    await given(registry, "cam-e", -2, ca, ed)
+    await given(registry, "cam-f", -1, ca, ed)
+    await given(registry, "cam-f", 1, ca, ed)
+    await given(registry, "cam-g", -1, ca, ed, state=CredentialState.REVOKED)
+    await given(registry, "pump-1", -1, ca, ed)
+    await given(registry, "cam-out", -1, ca, ed)
+    assert await registry.distrusted(RULE, 9) == ["cam-a"]
+    assert await registry.count_distrusted(RULE) == [("cam2", 1)]
+    wider = replace(RULE, model="", issued_from=None, key_type="")
+    assert await registry.distrusted(wider, 9) == ["cam-a", "cam-b", "cam-e", "pump-1"]
+    assert await registry.distrusted(wider, 2) == ["cam-a", "cam-b"]
+    assert await registry.count_distrusted(wider) == [("cam2", 3), ("pump", 1)]
+    everything = replace(ALL, issued_before=NOW + 2 * HOUR)
+    assert await registry.count_distrusted(everything) == [("cam2", 6), ("pump", 1)]
+    for holder in ("cam-a", "cam-b"):
+        for held in await registry.credentials(holder):
+            assert wider.covers("cam2", held)
