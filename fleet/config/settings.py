@@ -211,6 +211,7 @@ class Settings(Struct, frozen=True):
     webhook_ca: Annotated[str, "webhook", _text] = "system"
     webhook_seconds_max: Annotated[float, "webhook", _number_between(0.1, 30)] = 5.0
     webhook_at_once_max: Annotated[int, "webhook", _count_between(1, 10_000)] = 64
+    webhook_local: Annotated[bool, "webhook", _yes_or_no] = False
     forward_auth: Annotated[LocalAddress, "forward_auth", _parsed_by(parse_local_address), "address"] = LocalAddress()
     forward_auth_secret_file: Annotated[str, "forward_auth", _text_or_none, "secret_file"] = ""
     forward_auth_group: Annotated[str, "forward_auth", _text_or_none, "group"] = ""

@@ -247,7 +247,7 @@ def rates_of(settings: Settings) -> Rates:
 def _webhooks(home: Home, settings: Settings) -> Webhooks:
     """The client of the models' webhooks. Raises: Invalid (`bad-webhook-ca`, `bad-key`, `key-exposed`). OSError."""
     ca_file = None if settings.webhook_ca == "system" else home.path / settings.webhook_ca
-    limits = CallLimits(settings.webhook_seconds_max, settings.webhook_at_once_max)
+    limits = CallLimits(settings.webhook_seconds_max, settings.webhook_at_once_max, settings.webhook_local)
     return Webhooks(load_webhook_signer(home), client_context(ca_file), limits=limits)
 
 

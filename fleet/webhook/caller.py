@@ -5,6 +5,7 @@ followed, no proxy is used, size and time are bounded, and only the verdict is r
 """
 
 import asyncio
+import ipaddress
 import ssl
 from collections import Counter
 from collections.abc import Awaitable
@@ -17,6 +18,7 @@ from yarl import URL
 from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_question
+from fleet.webhook.resolver import Resolver, must_be_remote
 from fleet.webhook.signing import CONTENT_TYPE, Signer
 from fleet.wire.ca_file import ca_pem
 from fleet.wire.errors import WireError
@@ -31,6 +33,8 @@ class CallLimits:
     """For everything: name resolution, connection, handshake, response."""
     at_once_max: int = AT_ONCE_MAX
     """Concurrent calls to one URL, so that a hanging one delays no other. Beyond it a call fails at once."""
+    local_allowed: bool = False
+    """Whether a webhook may have a loopback or link-local address."""
 
 
 DEFAULT_CALL_LIMITS = CallLimits()
@@ -78,6 +82,8 @@ class Webhooks:
     async def _answer(self, url: str, question: Question) -> Verdict:
         body = encode_question(question)
         target = _target(url)
+        if not self._limits.local_allowed and target.host is not None and _is_address(target.host):
+            must_be_remote(target.host)  # a name is judged by what it resolves to
         headers = {
             **self._signer.headers(str(target), body, question.at, question.id),
             "Accept": CONTENT_TYPE,
@@ -101,13 +107,27 @@ class Webhooks:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # A new connection for each: a POST on one that the webhook just closed would be lost.
-                connector=aiohttp.TCPConnector(ssl=self._context, limit=0, force_close=True),
+                connector=aiohttp.TCPConnector(
+                    ssl=self._context,
+                    limit=0,
+                    force_close=True,
+                    resolver=Resolver(local_allowed=self._limits.local_allowed),
+                    use_dns_cache=False,  # nor its lookups, which are one for a name and a port
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,  # no proxy from the environment, no .netrc
                 timeout=aiohttp.ClientTimeout(total=None),  # our timeout covers all of it
             )
         return self._session
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _target(url: str) -> URL:

@@ -35,7 +35,8 @@ def hook(tmp_path: Path) -> Iterator[Hook]:
 
 def set_ca(home: Path, text: str) -> None:
     settings = home / "fleet.toml"
-    settings.write_text(settings.read_text().replace('webhook_ca = "system"', f'webhook_ca = "{text}"'))
+    given = settings.read_text().replace('webhook_ca = "system"', f'webhook_ca = "{text}"')
+    settings.write_text(given.replace("webhook_local = false", "webhook_local = true"))
 
 
 def test_asked_by_a_served_home(home: Path, hook: Hook, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -20,11 +22,13 @@ from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer
+from fleet.webhook.resolver import LOOKUPS_MAX, Resolver, must_be_remote
 from fleet.webhook.signing import COVERED, TAG, Signer
 from tests.webhook.hooks import Answer, Hook, http, serving
 
 SIGNER = Signer(generate_key())
 ALLOW = {"allow": True}
+LOCAL = CallLimits(local_allowed=True)
 
 
 def question(number: int = 1) -> Question:
@@ -48,7 +52,9 @@ async def hook(tmp_path: Path) -> AsyncIterator[Hook]:
 
 @pytest.fixture
 async def webhooks(hook: Hook) -> AsyncIterator[Webhooks]:
-    made = Webhooks(SIGNER, client_context(hook.ca_file), limits=CallLimits(seconds_max=2.0, at_once_max=3))
+    made = Webhooks(
+        SIGNER, client_context(hook.ca_file), limits=CallLimits(seconds_max=2.0, at_once_max=3, local_allowed=True)
+    )
     yield made
     await made.close()
 
@@ -179,14 +185,14 @@ class TestNoYes:
 
     async def test_a_certificate_of_a_stranger(self, hook: Hook, tmp_path: Path) -> None:
         for context in (client_context(None), client_context(await other_ca(tmp_path))):
-            webhooks = Webhooks(SIGNER, context)
+            webhooks = Webhooks(SIGNER, context, limits=LOCAL)
             assert await problem(webhooks, hook.url) == "its certificate is not to be trusted"
             await webhooks.close()
         assert hook.asked == []
 
     async def test_a_certificate_for_another_name(self, tmp_path: Path) -> None:
         async with serving(tmp_path, ("elsewhere.example",)) as hook:
-            webhooks = Webhooks(SIGNER, client_context(hook.ca_file))
+            webhooks = Webhooks(SIGNER, client_context(hook.ca_file), limits=LOCAL)
             assert await problem(webhooks, hook.url) == "its certificate is not to be trusted"
             await webhooks.close()
             assert hook.asked == []
@@ -307,3 +313,87 @@ def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
             client_context(tmp_path / name)
         assert caught.value.code == "bad-webhook-ca"
     assert client_context(None).verify_mode is ssl.CERT_REQUIRED
+
+
+class TestNames:
+    async def test_one_that_hangs_keeps_no_other_waiting(self) -> None:
+        """However many ask for it: asyncio's own lookups share a few threads."""
+        ends, looked_up = threading.Event(), list[str]()
+
+        def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+            looked_up.append(host)
+            if host == "hangs.example":
+                ends.wait(30)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 0))]
+
+        resolver = Resolver(local_allowed=False, look_up=look_up)
+        hanging = [asyncio.create_task(resolver.resolve("hangs.example", 443)) for _ in range(100)]
+        async with asyncio.timeout(10):
+            for n in range(40):
+                [found] = await resolver.resolve(f"well-{n}.example", 443)
+        assert (found["host"], found["port"]) == ("198.51.100.7", 443)
+        assert looked_up.count("hangs.example") == 1
+        hanging[0].cancel()  # its time is over, and the others' is not
+        ends.set()
+        async with asyncio.timeout(10):
+            assert [len(each) for each in await asyncio.gather(*hanging[1:])] == [1] * 99
+        await resolver.close()
+
+    async def test_no_more_lookups_than_there_may_be(self) -> None:
+        ends = threading.Event()
+
+        def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+            ends.wait(30)
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+        resolver = Resolver(local_allowed=False, look_up=look_up)
+        hanging = [asyncio.create_task(resolver.resolve(f"{n}.example")) for n in range(LOOKUPS_MAX)]
+        await asyncio.sleep(0)
+        with pytest.raises(Unreachable) as caught:
+            await resolver.resolve("one-more.example")
+        assert "too many names" in caught.value.problem
+        ends.set()
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*hanging, return_exceptions=True)
+        assert {type(each) for each in outcomes} == {socket.gaierror}
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "::ffff:127.0.0.1",
+            "169.254.169.254",
+            "fe80::1%eth0",
+            "0.0.0.0",
+            "0.1.2.3",
+            "::",
+        ],
+    )
+    async def test_local_addresses_are_refused(self, address: str) -> None:
+        """As a name's, and as the URL's."""
+
+        def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+
+        with pytest.raises(Unreachable) as caught:
+            await Resolver(local_allowed=False, look_up=look_up).resolve("hook.example")
+        assert "loopback or link-local" in caught.value.problem
+        [found] = await Resolver(local_allowed=True, look_up=look_up).resolve("hook.example")
+        assert found["host"] == address
+        webhooks = Webhooks(SIGNER, client_context(None))
+        host = f"[{address.partition('%')[0]}]" if ":" in address else address
+        assert "loopback or link-local" in await problem(webhooks, f"https://{host}/")
+        await webhooks.close()
+
+    async def test_by_default_this_host_is_not_asked(self, hook: Hook) -> None:
+        webhooks = Webhooks(SIGNER, client_context(hook.ca_file))
+        assert "loopback or link-local" in await problem(webhooks, hook.url)
+        assert "loopback or link-local" in await problem(webhooks, f"https://2130706433:{hook.port}/")  # 127.0.0.1
+        assert hook.connections == 0
+        await webhooks.close()
+
+    @pytest.mark.parametrize("address", ["192.0.2.7", "10.0.0.1", "2001:db8::1", "fd00::1"])
+    def test_others_are_not(self, address: str) -> None:
+        must_be_remote(address)
