@@ -110,6 +110,8 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         renew_if_due(home, settings, clock)
         local = bound("forward_auth", settings.forward_auth, home.path, settings.forward_auth_group)
         forward_auth = parts.enter_context(local)
+        if forward_auth is not None:
+            log_event(log, logging.INFO, "forward-auth", address=settings.forward_auth)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
         jobs: tuple[asyncio.Task[None], ...] = (

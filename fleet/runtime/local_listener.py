@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from fleet.config.addresses import Address, LocalAddress
 from fleet.domain.errors import Invalid, Unavailable
@@ -20,6 +21,8 @@ from fleet.runtime.descriptors import LOCAL_CONNECTIONS_MAX
 from fleet.servers.http import HttpServer
 
 BACKLOG = 1024
+NO_ROOM = "connections-full"
+"""Counter of connections that were closed at once: every other one was busy."""
 
 
 @contextmanager
@@ -134,6 +137,17 @@ class LocalListener:
 
     def _accepted(self) -> asyncio.Protocol:
         http = self._http
-        if len(http.connections) >= LOCAL_CONNECTIONS_MAX and (idle := http.idle.longest()) is not None:
+        if len(http.connections) >= LOCAL_CONNECTIONS_MAX:
+            idle = http.idle.longest()
+            if idle is None:
+                http.counters[NO_ROOM] += 1
+                return _Refused()
             idle.close()
         return http(Peer("-"))
+
+
+class _Refused(asyncio.Protocol):
+    """A connection for which there is no room."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        asyncio.get_running_loop().call_soon(cast(asyncio.Transport, transport).abort)

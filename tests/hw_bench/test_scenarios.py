@@ -233,6 +233,7 @@ def test_revocation(database: str, where: str) -> None:
     assert [figure.at_most for figure in times] == [None, 10, None]
 
 
+@pytest.mark.long
 def test_forward_auth() -> None:
     report = ForwardAuth(devices=3).run(TINY, lambda text: None)
     answers, rate, *times = report.figures

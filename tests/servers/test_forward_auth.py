@@ -24,7 +24,9 @@ from fleet.domain.credential import Credential, CredentialState
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import HttpRules, ModelRules
+from fleet.domain.ports import HolderFacts
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
+from fleet.runtime import local_listener
 from fleet.runtime.local_listener import LocalListener, bound
 from fleet.servers.forward_auth import Decision, build_forward_auth_server
 from fleet.servers.http import HttpServer
@@ -312,6 +314,37 @@ async def test_what_cannot_be_judged_is_denied(house: House, monkeypatch: pytest
 
     monkeypatch.setattr(house.registry, "holder_facts", fails)
     assert (await house.ask("/nginx", *nginx(one.der))).status == 503
+
+
+async def test_a_full_listener_ends_an_idle_connection_and_no_busy_one(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_listener, "LOCAL_CONNECTIONS_MAX", 2)
+    one = await house.enroll("cam-1")
+    asked = nginx(one.der)
+    async with house.connected() as first, house.connected() as second:
+        assert (await first("/nginx", *asked)).status == (await second("/nginx", *asked)).status == 200
+        assert (await house.ask("/nginx", *asked)).status == 200  # in place of the first
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await first("/nginx", *asked)
+        assert (await second("/nginx", *asked)).status == 200
+    may_answer, waits = asyncio.Event(), asyncio.Semaphore(0)
+    found = house.registry.holder_facts
+
+    async def slow(fingerprint: bytes) -> HolderFacts | None:
+        waits.release()
+        await may_answer.wait()
+        return await found(fingerprint)
+
+    monkeypatch.setattr(house.registry, "holder_facts", slow)
+    busy = [asyncio.create_task(house.ask("/nginx", *asked)) for _ in range(2)]
+    for _ in busy:
+        await waits.acquire()
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await house.ask("/nginx", *asked)
+    may_answer.set()
+    assert [answer.status for answer in await asyncio.gather(*busy)] == [200, 200]
+    assert house.server.counters[local_listener.NO_ROOM] == 1
 
 
 @pytest.mark.parametrize(
