@@ -2,12 +2,16 @@
 
 import re
 import ssl
+import subprocess
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from fleet.cli.errors import attempting
+from fleet.cli.errors import CliError, attempting
+from fleet.cli.long_work import noting_interrupts
 from fleet.cli.options import client_option
 from fleet.cli.output import output_option, print_value
 from fleet.client.client import Client, bad_answer, path_of
@@ -15,45 +19,120 @@ from fleet.config.durable_files import write_file
 from fleet.domain.distribution import CA_NAME_PATTERN, CRL_KIND_PATTERN, PLAIN, ca_name, ca_path, crl_path
 from fleet.wire.armor import unwrap
 
+FOLLOW_SECONDS = 1.0  # from one look to the next: a CRL is signed within `crl.max_delay` of a revocation, 5 s
+
 
 @click.command()
 @client_option
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--follow", is_flag=True, help="Go on, and write what is published anew, until interrupted.")
+@click.option(
+    "--run", "command", metavar="COMMAND", help="A shell command to run when files have changed: 'nginx -s reload'."
+)
 @output_option
-def publish(client: Client, folder: Path, output: str) -> None:
+def publish(client: Client, folder: Path, follow: bool, command: str | None, output: str) -> None:
     """Write every CRL and CA certificate into DIR, at the paths at which the publish listener serves them.
 
     A web server that has DIR as its root takes the listener's place, apart from OCSP. For programs that read files
     there are ca.pem, all CAs but the operators', crl.pem, a CRL of each, and trust.pem, both. Each file is replaced in
-    one step; run it again as often as revocations are to be seen, and before the CRLs' nextUpdate.
+    one step. Without --follow, run it again as often as revocations are to be seen, and before the CRLs' nextUpdate.
+
+    With --follow a revocation is in DIR a second after it is in a CRL, and COMMAND has the relying party read it. What
+    fails is reported, and tried again every second.
 
     \b
     Example:
       fleet publish /srv/pki
+      fleet publish /var/lib/fleet-pki --follow --run 'nginx -s reload'
     """
-    from cryptography import x509
-
-    from fleet.ca.crl import key_identifier_of
-
+    published = PublishedFolder(client, folder)
     with attempting(f"publishing into {folder}"):
+        changed = published.update()
+    print_value({"folder": str(folder), "files": published.count, "changed": changed}, output)
+    if not published.has_crls:
+        click.echo("There is no CRL yet: fleet serve signs them, or fleet crl issue.", err=True)
+    is_done = not changed or _run(command)
+    if follow:
+        _follow(published, command, is_done)
+    elif not is_done:
+        raise CliError(f"publishing into {folder}", "the files are written, and the command failed")
+
+
+def _follow(published: "PublishedFolder", command: str | None, is_done: bool) -> None:
+    """Until SIGINT or SIGTERM; `is_done`: whether the command has run for what is there already."""
+    reported = ""
+    with noting_interrupts() as interrupts:
+        while not interrupts:
+            time.sleep(FOLLOW_SECONDS)
+            try:
+                with attempting(f"publishing into {published.folder}"):
+                    is_done = not published.update() and is_done
+                reported = ""
+            except CliError as error:
+                if error.message != reported:
+                    error.show()
+                reported = error.message
+            is_done = is_done or _run(command)
+
+
+def _run(command: str | None) -> bool:
+    """Whether the shell command, if there is one, succeeds; its output is ours."""
+    if command is None:
+        return True
+    status = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, check=False).returncode  # noqa: S602 - asked for
+    if status:
+        click.echo(f"The command ended with status {status}: {command}", err=True)
+    return status == 0
+
+
+class PublishedFolder:
+    """A folder with what is published; looks again at no CRL whose number it has written."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        self._client, self.folder = client, folder
+        self._crls: dict[str, tuple[int, str]] = {}
+        """Number and PEM of each CRL, by path."""
+        self.count = 0
+        """Files."""
+
+    @property
+    def has_crls(self) -> bool:
+        return bool(self._crls)
+
+    def update(self) -> int:
+        """Write what has changed; the number of files that have. Raises: FleetError, OSError."""
+        files, trusted = self._certificates()
+        plain = ""
+        for head in self._client.items("/v1/crls"):
+            path = _path(head)
+            if self._crls.get(path, (None,))[0] != head["number"]:
+                pem = self._client.get(path_of("/v1/crls/{}/{}", head["ca"], head["crl"]))["pem"]
+                self._crls[path] = head["number"], pem
+            pem = self._crls[path][1]
+            files[path] = _der(pem)
+            if head["crl"] == PLAIN and head["ca"] in trusted:
+                plain += pem
+        certificates = "".join(trusted.values())
+        for name, text in (("ca.pem", certificates), ("crl.pem", plain), ("trust.pem", certificates + plain)):
+            files[name] = text.encode("ascii")
+        self.count = len(files)
+        return sum(_write(self.folder, path, data) for path, data in files.items())
+
+    def _certificates(self) -> tuple[dict[str, bytes], dict[str, str]]:
+        """The files of the CA certificates, and, by CA, the PEM of those that sign for devices and servers."""
+        from cryptography import x509
+
+        from fleet.ca.crl import key_identifier_of
+
         files: dict[str, bytes] = {}
         trusted: dict[str, str] = {}
-        for each in client.get("/v1/authorities")["items"]:
+        for each in self._client.get("/v1/authorities")["items"]:
             der = ssl.PEM_cert_to_DER_cert(each["pem"])
             name = ca_name(key_identifier_of(x509.load_der_x509_certificate(der)))
             files[ca_path(name)] = der
             if each["role"] != "operators":
                 trusted[name] = each["pem"]
-        plain = ""
-        for head in client.items("/v1/crls"):
-            pem = client.get(path_of("/v1/crls/{}/{}", head["ca"], head["crl"]))["pem"]
-            files[_path(head)] = _der(pem)
-            if head["crl"] == PLAIN and head["ca"] in trusted:
-                plain += pem
-        pems = {"ca.pem": "".join(trusted.values()), "crl.pem": plain, "trust.pem": "".join(trusted.values()) + plain}
-        for path, data in (files | {name: pem.encode("ascii") for name, pem in pems.items()}).items():
-            _write(folder, path, data)
-    print_value({"folder": str(folder), "files": len(files) + len(pems)}, output)
+        return files, trusted
 
 
 def _path(head: Mapping[str, object]) -> str:
@@ -71,7 +150,12 @@ def _der(pem: str) -> bytes:
     return der
 
 
-def _write(folder: Path, path: str, data: bytes) -> None:
+def _write(folder: Path, path: str, data: bytes) -> bool:
+    """Whether the file at `path` was not `data` already."""
     file = folder / path.lstrip("/")
+    with suppress(FileNotFoundError):
+        if file.read_bytes() == data:
+            return False
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, data, secret=False, force=True)
+    return True

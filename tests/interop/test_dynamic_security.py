@@ -1,0 +1,157 @@
+"""A mosquitto that devices connect to directly: its dynamic-security plugin follows the registry."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from tests.free_ports import free_ports
+from tests.interop.relying_parties import PROJECT, Published, done, listening, running, shown_on_page, until
+from tests.interop.stock_device import StockDevice, needs
+from tests.serving import Served, run_fleet
+
+PAGE = PROJECT / "fleet" / "dynamic_security" / "README.md"
+PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
+PASSWORD = "between-them"
+
+
+@dataclass
+class Client:
+    """A connected device."""
+
+    client: mqtt.Client
+    ended: threading.Event
+
+    def publish(self, topic: str) -> bool:
+        """Whether a message is acknowledged with success."""
+        answered, codes = threading.Event(), []
+
+        def on_publish(client: mqtt.Client, userdata: object, mid: int, reason: ReasonCode, props: object) -> None:
+            codes.append(reason)
+            answered.set()
+
+        self.client.on_publish = on_publish
+        self.client.publish(topic, b"21.5", qos=1)
+        assert answered.wait(60)
+        return not codes[0].is_failure
+
+
+@dataclass
+class Broker:
+    """The mosquitto with its plugin, and the fleet that it follows."""
+
+    served: Served
+    port: int
+    root: Path
+    folder: Path
+
+    def device(self, name: str, model: str = "default") -> StockDevice:
+        return StockDevice(self.served, name, self.folder, model)
+
+    def connect(self, device: StockDevice) -> Client:
+        """A connection of the device, whose certificate is verified."""
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, device.name, protocol=MQTTProtocolVersion.MQTTv5)
+        client.tls_set(str(self.root), str(device.certificate), str(device.key))
+        answered, ended = threading.Event(), threading.Event()
+        client.on_connect = lambda *_: answered.set()
+        client.on_disconnect = lambda *_: ended.set()
+        client.connect("localhost", self.port)
+        client.loop_start()
+        assert answered.wait(60)
+        return Client(client, ended)
+
+    @contextmanager
+    def connected(self, device: StockDevice) -> Iterator[Client]:
+        client = self.connect(device)
+        try:
+            yield client
+        finally:
+            client.client.disconnect()
+            client.client.loop_stop()
+
+    def fleet(self, *words: str) -> None:
+        run_fleet(self.served.home, *words)
+
+    def until_it_may(self, device: StockDevice, topic: str, *, may: bool = True) -> None:
+        """Return when the plugin lets `device` publish to `topic`, or does so no more."""
+        with self.connected(device) as client:
+            until(lambda: client.publish(topic) is may, f"{device.name} may{' not' if may else ''} publish to {topic}")
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    needs("mosquitto", "mosquitto_ctrl")
+    if not PLUGIN.exists():
+        pytest.skip("mosquitto's dynamic-security plugin is not installed")
+    folder = tmp_path_factory.mktemp("dynsec")
+    home, plugin_file = folder / "home", folder / "dynamic-security.json"
+    run_fleet(home, "init")
+    run_fleet(home, "crl", "issue")
+    run_fleet(home, "publish", str(folder / "published"))
+    assert done("mosquitto_ctrl", "dynsec", "init", plugin_file, "admin", PASSWORD).returncode == 0
+    port, control = free_ports(2)
+    (home / "dynsec.password").write_text(PASSWORD + "\n")
+    (home / "dynsec.password").chmod(0o600)
+    settings = home / "fleet.toml"
+    settings.write_text(
+        settings.read_text().replace('dynsec_broker = ""', f'dynsec_broker = "mqtt://127.0.0.1:{control}"')
+    )
+    server = home / "server"
+    published = Published(folder / "published", server / "server.pem", server / "server.key", home / "ca" / "root.pem")
+    shown = shown_on_page("mosquitto", published, port, PAGE).replace("listener 1883", f"listener {control}")
+    config = folder / "mosquitto.conf"
+    config.write_text(shown.replace("/var/lib/mosquitto/dynamic-security.json", str(plugin_file)) + "user root\n")
+    with running(folder, "mosquitto", "-v", "-c", config):
+        until(lambda: listening(port), "mosquitto does not listen")
+        served = Served(home, folder / "ready.json").start()
+        try:
+            yield Broker(served, port, published.root, folder)
+        finally:
+            served.stop()
+
+
+def test_a_device_may_what_its_model_allows_and_is_cut_off_when_it_is_revoked(broker: Broker) -> None:
+    device = broker.device("cam-1")
+    broker.until_it_may(device, "devices/cam-1/up/t")
+    with broker.connected(device) as client:
+        assert not client.publish("devices/cam-2/up/t")
+        broker.fleet("device", "revoke", "cam-1", "--reason", "keyCompromise")
+        assert client.ended.wait(60)
+    broker.until_it_may(device, "devices/cam-1/up/t", may=False)
+
+
+def test_a_suspended_device_is_disconnected_and_may_again_when_it_is_resumed(broker: Broker) -> None:
+    device = broker.device("cam-3")
+    broker.until_it_may(device, "devices/cam-3/up/t")
+    with broker.connected(device) as client:
+        broker.fleet("device", "suspend", "cam-3")
+        assert client.ended.wait(60)
+    broker.until_it_may(device, "devices/cam-3/up/t", may=False)
+    broker.fleet("device", "resume", "cam-3")
+    broker.until_it_may(device, "devices/cam-3/up/t")
+
+
+def test_a_change_of_the_model_is_followed(broker: Broker) -> None:
+    broker.fleet("model", "add", "meter", "--publish", "meters/all")
+    device = broker.device("meter-1", "meter")
+    broker.until_it_may(device, "meters/all")
+    broker.fleet("model", "set", "meter", "--publish", "meters/{id}")
+    broker.until_it_may(device, "meters/meter-1")
+    broker.until_it_may(device, "meters/all", may=False)
+
+
+def test_what_changed_while_it_did_not_follow_is_found_at_the_next_start(broker: Broker) -> None:
+    kept, gone = broker.device("cam-4"), broker.device("cam-5")
+    broker.until_it_may(gone, "devices/cam-5/up/t")
+    broker.served.stop()
+    broker.fleet("device", "revoke", "cam-5", "--reason", "keyCompromise")
+    broker.until_it_may(gone, "devices/cam-5/up/t")  # nobody has told the broker
+    broker.served.start()
+    broker.until_it_may(gone, "devices/cam-5/up/t", may=False)
+    broker.until_it_may(kept, "devices/cam-4/up/t")

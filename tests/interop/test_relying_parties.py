@@ -1,0 +1,61 @@
+"""Programs of others accept a device, and refuse it once it is revoked and they have read the next CRL."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.interop.relying_parties import PARTIES, Published, until
+from tests.interop.stock_device import StockDevice
+from tests.serving import Served, run_fleet, start
+
+
+@dataclass
+class Fleet:
+    served: Served
+    published: Published
+    good: StockDevice
+    folder: Path
+
+    def device(self, name: str) -> StockDevice:
+        return StockDevice(self.served, name, self.folder)
+
+    def revoke(self, device: StockDevice) -> None:
+        """Returns when it is in the published CRL."""
+        before = (self.published.folder / "trust.pem").read_bytes()
+        run_fleet(self.served.home, "device", "revoke", device.name, "--reason", "keyCompromise")
+        until(lambda: (self.published.folder / "trust.pem").read_bytes() != before, "the CRL is not published anew")
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("relying")
+    home = folder / "home"
+    run_fleet(home, "init")
+    served = Served(home, folder / "ready.json").start()
+    try:
+        server = home / "server"
+        published = Published(folder / "published", server / "server.pem", server / "server.key", served.ca_file)
+        following = start(
+            "fleet publish", "-m", "fleet", "publish", "--home", str(home), str(published.folder), "--follow"
+        )
+        try:
+            until((published.folder / "trust.pem").exists, "nothing is published")
+            yield Fleet(served, published, StockDevice(served, "good", folder), folder)
+        finally:
+            assert following.stop() == 0
+    finally:
+        served.stop()
+
+
+@pytest.mark.parametrize("program", PARTIES)
+def test_a_device_is_let_in_until_it_is_revoked(program: str, fleet: Fleet, tmp_path: Path) -> None:
+    device = fleet.device(f"{program}-1")
+    with PARTIES[program](tmp_path, fleet.published) as party:
+        assert party.accepts(device)
+        assert party.accepts(fleet.good)
+        fleet.revoke(device)
+        party.read_crls()
+        assert not party.accepts(device)
+        assert party.accepts(fleet.good)
