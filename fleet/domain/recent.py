@@ -1,4 +1,4 @@
-"""Tables that forget: one of bounded size, of its oldest entries, and one of entries that are over."""
+"""Bounded tables: what is evicted is the oldest entry, what is over, or an entry of the holder that has most."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -40,3 +40,43 @@ class Swept(dict[K, V]):
         self._swept_at = now
         for key in [key for key, value in self.items() if self._is_over(value, now)]:
             del self[key]
+
+
+class Holdings:
+    """How many entries each holder has, and who has most, in a time that does not depend on the number of holders."""
+
+    __slots__ = ("_counts", "_ranks", "most")
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._ranks: dict[int, OrderedDict[str, None]] = {}  # holders by their number of entries
+        self.most = 0
+        """Number of entries of the holder that has most."""
+
+    def __getitem__(self, holder: str) -> int:
+        return self._counts.get(holder, 0)
+
+    def set(self, holder: str, count: int) -> None:
+        """`holder` now has `count`."""
+        before = self._counts.pop(holder, 0)
+        if count:
+            self._counts[holder] = count
+        if count == before:
+            return
+        if count:  # before it is removed: its old rank is the next to its new one
+            rank = self._ranks.setdefault(count, OrderedDict())
+            rank[holder] = None
+            if before > count:
+                rank.move_to_end(holder, last=False)
+            self.most = max(self.most, count)
+        if before:
+            rank = self._ranks[before]
+            del rank[holder]
+            if not rank:
+                del self._ranks[before]
+            while self.most and self.most not in self._ranks:
+                self.most -= 1
+
+    def biggest(self) -> str | None:
+        """The holder that has most, of several the one that has had so many for longest; None: nobody has any."""
+        return next(iter(self._ranks[self.most])) if self.most else None

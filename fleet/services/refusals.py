@@ -6,7 +6,7 @@ have every refusal; the audit needs the fact, the source, the time and the numbe
 all entries: those suppressed last get a row of their own (`due`) when no further entry of their kind brings one.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from datetime import datetime, timedelta
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.peer import Peer, network_of
 from fleet.domain.ports import Registry
+from fleet.domain.recent import Holdings
 from fleet.services.identity import NOBODY, audit_actor_of
 
 ROW_EVERY = timedelta(minutes=1)
@@ -39,7 +40,7 @@ class Refusals:
     def __init__(self, kinds_max: int = KINDS_MAX) -> None:
         self._kinds_max = kinds_max
         self._written: OrderedDict[_Kind, _Written] = OrderedDict()  # the longest since first
-        self._held: Counter[str] = Counter()  # kinds by actor
+        self._held = Holdings()  # kinds by actor
 
     def row(self, entry: AuditEntry, *, by_itself: bool = True) -> AuditEntry | None:
         """`entry` as it is to be written, or None when one of its kind was written within the last minute.
@@ -89,7 +90,7 @@ class Refusals:
     def _remember(self, kind: _Kind, at: datetime) -> None:
         """A row of `kind` is written now."""
         if kind not in self._written:
-            self._held[_holder(kind)] += 1
+            self._count(kind, 1)
         self._written[kind] = _Written(at)
         self._written.move_to_end(kind)
 
@@ -118,26 +119,23 @@ class Refusals:
         """Forget the oldest kind of the actor with most of them, unless that is `actor` or has hardly more. All
         unauthenticated clients are one actor.
         """
-        most = max((each for each in self._held if each != ANYWHERE), key=self._held.__getitem__, default=actor)
-        if self._held[most] <= self._held[actor] + 1:
+        most = self._held.biggest()
+        if most is None or self._held.most <= self._held[actor] + 1:
             return False
-        self._forget(next(kind for kind in self._written if _holder(kind) == most))
+        self._forget(next(kind for kind in self._written if kind[0] == most and kind[3] != ANYWHERE))
         return True
 
     def _forget(self, kind: _Kind) -> None:
         known = self._written.pop(kind)
         if known.last is not None:
             self._leave_out(_anywhere(kind), known.last, known.left_out)
-        holder = _holder(kind)
-        self._held[holder] -= 1
-        if not self._held[holder]:
-            del self._held[holder]
+        self._count(kind, -1)
 
-
-def _holder(kind: _Kind) -> str:
-    """Whose share of the memory `kind` takes. Kinds of anywhere are few, and nobody's to give."""
-    actor, _, _, source = kind
-    return ANYWHERE if source == ANYWHERE else actor
+    def _count(self, kind: _Kind, change: int) -> None:
+        """`kind` takes a part of its actor's share of the memory. Kinds of anywhere are few, and nobody's to give."""
+        actor, _, _, source = kind
+        if source != ANYWHERE:
+            self._held.set(actor, self._held[actor] + change)
 
 
 def _anywhere(kind: _Kind) -> _Kind:

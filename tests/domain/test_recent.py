@@ -1,8 +1,10 @@
 """Tables that forget: which entry goes, and when."""
 
+from random import Random
+
 import pytest
 
-from fleet.domain.recent import SWEEP_SECONDS_MIN, Recent, Swept
+from fleet.domain.recent import SWEEP_SECONDS_MIN, Holdings, Recent, Swept
 
 
 @pytest.mark.parametrize("entries_max", [1, 2, 3])
@@ -44,3 +46,28 @@ def test_a_sweep_forgets_what_is_over_and_is_not_repeated_at_once() -> None:
     assert set(table) == {"b", "c"}
     table.sweep(10.0 + SWEEP_SECONDS_MIN)
     assert not table
+
+
+def test_the_biggest_holder_is_the_one_that_has_had_most_for_longest() -> None:
+    held = Holdings()
+    assert (held.biggest(), held["a"]) == (None, 0)
+    steps = [("a", 1, "a"), ("b", 1, "a"), ("b", 2, "b"), ("c", 2, "b")]
+    steps += [("b", 2, "b"), ("b", 1, "c"), ("c", 0, "b"), ("b", 0, "a")]
+    for holder, count, biggest in steps:
+        held.set(holder, count)
+        assert (held.biggest(), held[holder], held.most) == (biggest, count, max(held[each] for each in "abc"))
+    held.set("a", 0)
+    held.set("a", 0)
+    assert (held.biggest(), held.most) == (None, 0)
+
+
+def test_holdings_agree_with_a_count_of_all() -> None:
+    held, counts, dice = Holdings(), dict.fromkeys("abcdef", 0), Random(7)
+    for _ in range(2_000):
+        holder = dice.choice("abcdef")
+        counts[holder] = max(0, counts[holder] + dice.choice((-3, -1, 0, 1, 2)))
+        held.set(holder, counts[holder])
+        most = max(counts.values())
+        biggest = held.biggest()
+        assert held.most == most
+        assert biggest is None if not most else counts[biggest or ""] == most

@@ -47,4 +47,5 @@ def test_when_nobody_holds_anything_there_is_none() -> None:
     for count in (1, 2, 1, 0, 0):
         ranking.set("a", count)
     assert ranking.biggest() is None
-    assert not ranking._counts
+    assert not ranking._of_known._counts
+    assert not ranking._of_strangers._counts

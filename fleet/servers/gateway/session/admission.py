@@ -14,7 +14,6 @@ from fleet.servers.gateway.close_reasons import (
     MALFORMED_CONNECT_311,
     UNSUPPORTED_VERSION,
     WILL_RESPONSE_INVALID,
-    CloseReason,
     CloseSession,
     connect_refused,
 )
@@ -76,13 +75,6 @@ def connect_in(body: bytes, is_whole: bool) -> Connect:
         raise CloseSession(WILL_RESPONSE_INVALID)
     is_dropped = connect.will is not None and connect.will.topic.startswith(BRIDGE_TOPICS)
     return replace(connect, will=None) if is_dropped else connect
-
-
-def connect_too_large(begun: bytes) -> CloseReason:
-    """For a CONNECT over its limit, of which `begun` has arrived."""
-    head = remaining_length(begun, 1)
-    is_v5 = head is not None and answer_version(begun[head[1] :]) == V5
-    return close_reasons.CONNECT_TOO_LARGE if is_v5 else close_reasons.CONNECT_TOO_LARGE_311
 
 
 def must_be_servable(connect: Connect, *, speaks_v5: bool, feed_is_up: bool) -> None:
