@@ -1,9 +1,11 @@
 """Renewal schedule of the current certificate: by its lifetime, or earlier if the server suggests it.
 
-The server's renewal information (as in RFC 9773, under EST's path) is polled every few hours, in a child process like
-an enrollment. A server that does not support it, or cannot be reached, changes nothing.
+The server's renewal information (as in RFC 9773, under EST's path) is polled every few hours, and soon after the server
+has refused the certificate, in a child process like an enrollment. A server that does not support it, or cannot be
+reached, changes nothing.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,9 +32,12 @@ class RenewalSchedule:
     fraction: float
     chance: Callable[[], float]
     monotonic: Callable[[], float]
+    refused_seconds: float = ASK_SECONDS_MIN
+    """At least, between two polls while the server refuses the certificate."""
     process: EnrollmentProcess | None = None
     _process_until: float = 0.0
     _ask_at: float | None = None
+    _asked_at: float = -math.inf
     _share: float = 0.0
     _suggested: dict[str, datetime] = field(default_factory=dict)
     """By certificate fingerprint; one entry."""
@@ -57,11 +62,17 @@ class RenewalSchedule:
             self._ask_at = now + within * self.chance()
         if self.process is not None or now < self._ask_at:
             return
+        self._asked_at = now
         fingerprint = identity.certificate.fingerprint
         self.process = EnrollmentProcess(
             EnrollmentJob(self.home, "window", replaces=fingerprint, deadline_seconds=DEADLINE_SECONDS)
         )
         self._process_until = now + DEADLINE_SECONDS + 5
+
+    def refused(self) -> None:
+        """The server refuses the certificate, and may want it renewed: poll soon, each device at another moment."""
+        soon = max(self.monotonic(), self._asked_at + self.refused_seconds) + self.refused_seconds * self.chance()
+        self._ask_at = min(soon, self._ask_at if self._ask_at is not None else math.inf)
 
     def read(self) -> str:
         """The newly suggested time, for the log; "" if there is none."""

@@ -66,7 +66,9 @@ class Runner:
         self.connection = Connection(config, self._wakeup.wake, monotonic, chance)
         self.rotation = Rotation(config.refused_retry_seconds, chance, monotonic)
         self.phase = Phase.SERVING
-        self.schedule = RenewalSchedule(config.home, config.renew_at_fraction, chance, monotonic)
+        self.schedule = RenewalSchedule(
+            config.home, config.renew_at_fraction, chance, monotonic, refused_seconds=config.refused_retry_seconds
+        )
         self.last_error = ""
         self._stop_by: float | None = None
         self._answers = ControlHandlers(self)
@@ -312,6 +314,8 @@ class Runner:
         if event.handed_over:
             return
         self.last_error = event.reason
+        if event.setback is Setback.REFUSED and self.connection.last_tried is Role.CURRENT:
+            self.schedule.refused()
         name = "disconnected" if event.was_up else "connect-failed"
         self._log.event(name, setback=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1))
         if self.connection.last_tried is Role.CANDIDATE and self._candidate is not None:

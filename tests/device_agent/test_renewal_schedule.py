@@ -181,3 +181,22 @@ def test_it_is_asked_again_within_bounds(device: Device, monkeypatch: pytest.Mon
         clock.now += most - least
         schedule.poll_if_due(identity)
         assert started
+
+
+def test_it_asks_soon_after_a_refusal_and_not_at_each(device: Device, est: EstServer) -> None:
+    identity = current(device)
+    schedule, clock = schedule_of(device.home, chance=0.5)
+    schedule.poll_if_due(identity)
+    assert schedule.process is None
+    for _ in range(3):
+        schedule.refused()
+        schedule.poll_if_due(identity)
+        assert schedule.process is None  # within a minute, each device at another moment
+        clock.now += 31.0
+        schedule.poll_if_due(identity)
+        assert schedule.process is not None
+        heard(schedule)
+        schedule.refused()
+        clock.now += 60.0  # a minute after the last, and not sooner
+        schedule.poll_if_due(identity)
+        assert schedule.process is None
