@@ -14,3 +14,5 @@ class CaCertificate:
     certificate: x509.Certificate
     tenant: str = ""
     """Whose it is; "" for the fleet's own."""
+    key_here: bool = False
+    """Whether its key is in the home."""

@@ -18,7 +18,7 @@ from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
 from fleet.domain.errors import no_such
 
-COLUMNS = ("role", "subject", "not_after", "sha256", "tenant")
+COLUMNS = ("role", "subject", "not_after", "sha256", "tenant", "key_here")
 _tenant = click.option(
     "--tenant", default="", metavar="NAME", type=TENANT_IF_ANY, help="Of this tenant, in place of the fleet's own."
 )
@@ -40,7 +40,9 @@ for _command in (csr_, import_, sign, cross_sign_, crl, check):
 def show(client: Client, output: str) -> None:
     """List the CAs with their validity and fingerprints.
 
-    A former CA issues no more certificates; those that it issued are still accepted.
+    A former CA issues no more certificates; those that it issued are still accepted. A serving home needs the keys of
+    its issuing CAs, and none of a root: `key here` says which are there. A root's key is safest in a home without a
+    network.
     """
     with attempting("reading the CAs"):
         authorities = client.get("/v1/authorities")["items"]

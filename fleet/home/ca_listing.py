@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 
 from cryptography import x509
 
@@ -9,6 +10,7 @@ from fleet.ca.issuer import LocalIssuer
 from fleet.ca.view import CaCertificate
 from fleet.domain.errors import Unavailable
 from fleet.home.authorities import read_authorities
+from fleet.home.ca_store import FORMER, ROOT_KEY, fingerprint
 from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer, load_operators_issuer, operators_authority
 from fleet.servers.admin.authorities import Authorities
@@ -30,15 +32,30 @@ def shown_authorities(home: Home) -> list[CaCertificate]:
     """Root CAs and issuing CAs, the fleet's own root first."""
     found = read_authorities(home)
     shown: list[CaCertificate] = []
+
+    def show(role: str, certificate: x509.Certificate, tenant: str, key: Path) -> None:
+        shown.append(CaCertificate(role, certificate, tenant, key_here=key.exists()))
+
     for each in found.all:
+        folder = each.key_file.parent
         if not each.tenant or each.root != found.own.root:
-            shown.append(CaCertificate("root", each.root, each.tenant))
-            shown += [CaCertificate("former root", root.certificate, each.tenant) for root in each.former_roots]
-        shown.append(CaCertificate("issuing", each.issuing, each.tenant))
-        shown += [CaCertificate("former", former, each.tenant) for former in each.former]
+            show("root", each.root, each.tenant, folder / ROOT_KEY)
+            for root in each.former_roots:
+                show("former root", root.certificate, each.tenant, root.key_file)
+        show("issuing", each.issuing, each.tenant, each.key_file)
+        for former in each.former:
+            show("former", former, each.tenant, folder / FORMER / f"{fingerprint(former)}.key")
     if home.operators_certificate.exists():
-        shown.append(CaCertificate("operators", certificate_in(home.operators_certificate)))
+        show("operators", certificate_in(home.operators_certificate), "", home.operators_key)
     return shown
+
+
+def root_keys_here(home: Home) -> list[Path]:
+    """Keys of roots, present and former, in `home`: a serving node needs none."""
+    found = read_authorities(home)
+    folders = dict.fromkeys(each.key_file.parent for each in found.all)
+    former = (root.key_file for each in found.all for root in each.former_roots)
+    return [key for key in dict.fromkeys((*(folder / ROOT_KEY for folder in folders), *former)) if key.exists()]
 
 
 def forecasted_authorities(home: Home) -> list[OwnCertificate]:

@@ -33,7 +33,7 @@ from fleet.home.layout import certificate_in, certificates_in, sync_tree
 
 NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
 OLD, NEW_WITH_OLD, OLD_WITH_NEW, ISSUING = "root", "new-with-old", "old-with-new", "issuing"
-CERTIFICATE, KEY = "issuing.pem", "issuing.key"
+CERTIFICATE, KEY, ROOT_KEY = "issuing.pem", "issuing.key", "root.key"
 FORMER_MAX = 8  # each is one more trust anchor of every listener
 
 

@@ -23,6 +23,7 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
+from fleet.home.ca_listing import root_keys_here
 from fleet.home.layout import Home, open_registry, revocation_journal
 from fleet.runtime.background import background
 from fleet.runtime.jobs.audit_sealing import sealing_audit
@@ -108,6 +109,8 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
     async with AsyncExitStack() as parts:
         workers_lock = parts.enter_context(_sole_server(home))
         renew_if_due(home, settings, clock)
+        for key in root_keys_here(home):
+            log_event(log, logging.WARNING, "root-key", outcome="here", file=key, reason="serving needs none")
         local = bound("forward_auth", settings.forward_auth, home.path, settings.forward_auth_group)
         forward_auth = parts.enter_context(local)
         if forward_auth is not None:

@@ -11,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from fleet.cli import main
+from fleet.home.ca_listing import root_keys_here
+from fleet.home.layout import Home
 
 
 def run_fleet(home: Path, *words: str, expect: int = 0) -> Result:
@@ -197,3 +199,13 @@ def test_a_former_root_is_forgotten_once_no_tenant_is_below_it(home: Path) -> No
     run_fleet(home, "ca", "forget", first["root"], expect=1)
     run_fleet(home, "ca", "rollover", "--root")
     assert sorted(file.name for file in (home / "ca" / "roots").iterdir())[0] == "1-issuing.pem"
+
+
+def test_show_says_which_keys_are_here(home: Path) -> None:
+    run_fleet(home, "ca", "rollover", "--root")
+    assert all(row["key_here"] for row in parsed(home, "ca", "show"))
+    (home / "ca" / "root.key").unlink()
+    (home / "ca" / "roots" / "1-root.key").unlink()
+    shown = {row["role"]: row["key_here"] for row in parsed(home, "ca", "show")}
+    assert shown == {"root": False, "former root": False, "issuing": True, "former": True, "operators": True}
+    assert root_keys_here(Home(home)) == []

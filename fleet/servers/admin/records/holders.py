@@ -141,6 +141,7 @@ class Authority(Record):
     not_after: Time
     sha256: CertificateSha256
     tenant: Annotated[str, about("Its tenant; empty for the fleet's own.")]
+    key_here: Annotated[bool, about("Whether its key is in the server's home, where a root's is not needed.")]
     pem: str
 
     @classmethod
