@@ -27,7 +27,7 @@ class PublishedCertificates:
 
     async def find(self, path: str) -> PublishedFile | None:
         """The certificate at `path`."""
-        current = self._authorities.current
+        current = self._authorities.recent
         if current is not self._read:
             self._files = certificate_files(self._home, current)
             self._read = current

@@ -66,6 +66,12 @@ class LiveAuthorities:
         """As `current`, without a look at the disk."""
         return self._current
 
+    @property
+    def recent(self) -> Authorities:
+        """As `current`, at most LOOK_EVERY_NS old."""
+        self.look_if_due()
+        return self._current
+
     def look(self) -> None:
         """Reload the CAs if they have changed. Costs some microseconds if they have not."""
         stamp = self._seen()

@@ -38,7 +38,7 @@ class Publishing:
 
     @classmethod
     def of(cls, home: Home, settings: Settings, authorities: LiveAuthorities, clock: Clock) -> "Publishing":
-        responders = OcspResponders(home, lambda: authorities.current, clock)
+        responders = OcspResponders(home, lambda: authorities.recent, clock)
         return cls(settings, PublishedCertificates(home, authorities), responders, clock)
 
     def stapler(self) -> Stapler | None:

@@ -5,6 +5,7 @@ unread: everybody is answered.
 """
 
 import enum
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ SHA1, SHA256 = "1.3.14.3.2.26", "2.16.840.1.101.3.4.2.1"
 SHA384, SHA512 = "2.16.840.1.101.3.4.2.2", "2.16.840.1.101.3.4.2.3"
 
 _NONCE = "1.3.6.1.5.5.7.48.1.2"
+_NONCE_OID = encode_oid(_NONCE)
 _BASIC = encode_oid("1.3.6.1.5.5.7.48.1.1")
 _BOOLEAN, _NULL, _ENUMERATED = 0x01, b"\x05\x00", 0x0A
 _CONTEXT_2 = 0xA2
@@ -200,7 +202,7 @@ def encode_response_data(
     """The ResponseData to be signed; `key_hash` is SHA-1 of the responder's public key, its id (RFC 6960, 4.2.1)."""
     extensions = b""
     if nonce is not None:
-        extension = sequence(encode_oid(_NONCE), encode_element(OCTET_STRING, encode_element(OCTET_STRING, nonce)))
+        extension = sequence(_NONCE_OID, encode_element(OCTET_STRING, encode_element(OCTET_STRING, nonce)))
         extensions = encode_element(CONTEXT_1, sequence(extension))
     return sequence(
         encode_element(_CONTEXT_2, encode_element(OCTET_STRING, key_hash)),
@@ -243,4 +245,9 @@ def encode_failure(failure: Failure) -> bytes:
 
 def _time(at: datetime) -> bytes:
     """A GeneralizedTime in whole seconds."""
-    return encode_element(GENERALIZED_TIME, at.astimezone(UTC).strftime("%Y%m%d%H%M%SZ").encode())
+    return _second(at.astimezone(UTC).replace(microsecond=0))
+
+
+@functools.lru_cache(maxsize=1024)  # answers of one second share theirs
+def _second(at: datetime) -> bytes:
+    return encode_element(GENERALIZED_TIME, at.strftime("%Y%m%d%H%M%SZ").encode())

@@ -42,7 +42,7 @@ class Ocsp:
     name: str = "ocsp"
     asked: int = 20_000
     """Certificates that are asked for in turn, with a nonce."""
-    hot: int = 1000
+    hot: int = 50
     """The same without one."""
 
     def description(self) -> str:
