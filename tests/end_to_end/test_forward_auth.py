@@ -1,5 +1,6 @@
 """nginx and HAProxy in front of an HTTP API, as the page configures them, ask a served fleet about every request."""
 
+import base64
 import http.client
 import http.server
 import json
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -47,7 +50,8 @@ class Api(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = json.dumps([self.path, *self.headers.items()]).encode()
+        received = len(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        body = json.dumps([received, *self.headers.items()]).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -184,12 +188,25 @@ class Client:
         self._socket = self._connection.sock
 
     def get(self, target: str, headers: Mapping[str, str] | None = None) -> tuple[int, list[list[str]]]:
-        """Status, and the headers that reached the API, if it was asked."""
-        self._connection.request("GET", target, headers=headers or {})
-        answer = self._connection.getresponse()
-        body = answer.read()
+        """Status, and the headers that reached the API, if it was asked. The connection is kept."""
+        status, arrived = self._ask("GET", target, headers or {})
         assert self._connection.sock is self._socket, "the connection was not kept"
-        return answer.status, json.loads(body)[1:] if answer.status == 200 else []
+        return status, arrived[1:]
+
+    def post(self, target: str, body: bytes) -> tuple[int, int]:
+        """Status, and how much of `body` reached the API."""
+        status, arrived = self._ask("POST", target, {}, body)
+        return status, arrived[0] if arrived else 0
+
+    def refused(self, target: str, headers: Mapping[str, str]) -> int:
+        """Status of a request after which the proxy may close the connection."""
+        return self._ask("GET", target, headers)[0]
+
+    def _ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> tuple[int, Any]:
+        self._connection.request(method, target, body, headers)
+        answer = self._connection.getresponse()
+        content = answer.read()
+        return answer.status, json.loads(content) if answer.status == 200 else []
 
     def close(self) -> None:
         self._connection.close()
@@ -233,6 +250,7 @@ def test_a_device_goes_on_by_its_certificate_until_it_is_revoked(site: Site, tmp
         status, arrived = client.get("/v1/things", other)
         assert (status, identity(arrived)) == (200, {**mine, "X-Device-Tenant": []})
         assert [key for key, value in arrived if value == "forged" and "device" in key.lower()] == []
+        assert client.post("/v1/things", b"x" * 300_000) == (200, 300_000)
         site.fleet("device", "suspend", name)
         assert client.get("/v1/things")[0] == 403
         site.fleet("device", "resume", name)
@@ -240,8 +258,24 @@ def test_a_device_goes_on_by_its_certificate_until_it_is_revoked(site: Site, tmp
         site.fleet("device", "revoke", name)
         assert client.get("/v1/things")[0] == 403
         client.close()
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_a_client_that_sends_a_certificate_as_a_header_is_nobody(site: Site, tmp_path: Path, proxy: Proxy) -> None:
+    text = site.device(f"{proxy.__name__}-3").read_text()
+    pem = text[text.index("-----BEGIN CERTIFICATE") :]
+    escaped, encoded = quote(pem, safe=""), base64.b64encode(ssl.PEM_cert_to_DER_cert(pem)).decode()
+    with proxy(site, tmp_path) as port:
         nobody = Client(port)
         assert nobody.get("/v1/things")[0] == 401
+        for value in (escaped, encoded):
+            for name in ("X-Client-Cert", "x-client-cert", "X_Client_Cert", "X-Forwarded-Client-Cert"):
+                assert nobody.get("/v1/things", {name: value, "X-Device-Id": "forged"})[0] == 401
+        for target in ("/fleet-auth", "/nginx", "/haproxy"):  # what asks us is not for clients
+            assert nobody.refused(target, {"X-Client-Cert": escaped}) in (401, 404)
+        nobody.close()
+        nobody = Client(port)
+        assert nobody.refused("/v1/things", {"X-Long": "x" * 65_536}) in (400, 431)
         nobody.close()
 
 
