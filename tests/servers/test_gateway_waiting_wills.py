@@ -183,7 +183,9 @@ class Stage:
         self.broker.is_ours = True
         self.wills, self.outcomes = WaitingWills(1000), OutcomeLog()
         self.broker_visits = BrokerVisits(self.broker)
-        self.cancellation = WillCancellation(self.wills, cast(Any, self), self.broker_visits, self.outcomes, self)
+        self.cancellation = WillCancellation(
+            self.wills, cast(Any, self), self.broker_visits, self.outcomes, cast(Any, self)
+        )
 
     def holds(self, device_id: str) -> bool:
         return device_id in self.here

@@ -8,7 +8,6 @@ import asyncio
 import math
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState, Model
@@ -17,22 +16,15 @@ from fleet.domain.ports import Registry
 from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, RightChanged
 from fleet.servers.gateway.broker.visit import BrokerVisits, cancel_will
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.session.holders import SessionHolders
 from fleet.servers.gateway.tasks import Tasks
 from fleet.servers.gateway.wills.waiting import WaitingWill, WaitingWills
 
 
-class Holders(Protocol):
-    """Sessions at the broker: none is taken over to cancel a pending will from an earlier connection."""
-
-    def holds(self, device_id: str) -> bool:
-        """Whether this gateway has one of the device."""
-
-    async def is_held_elsewhere(self, device_id: str) -> bool | None:
-        """Whether another gateway of the broker has one; None: not known."""
-
-
 class WillCancellation:
-    """`after_seconds`: what it takes other gateways of the broker to receive an event as well, and to close their
+    """No session of `holders` is taken over to cancel a will from an earlier connection.
+
+    `after_seconds`: what it takes other gateways of the broker to receive an event as well, and to close their
     sessions; a will that is due earlier is cancelled earlier.
     """
 
@@ -42,7 +34,7 @@ class WillCancellation:
         registry: Registry,
         visits: BrokerVisits,
         outcomes: OutcomeLog,
-        holders: Holders,
+        holders: SessionHolders,
         *,
         after_seconds: float = 0.0,
     ) -> None:
