@@ -1,6 +1,7 @@
 """The publish listener: CRLs and CA certificates over plain HTTP, with validators, and nothing else."""
 
 import asyncio
+import contextlib
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 
@@ -125,3 +126,28 @@ async def test_the_last_connection_to_end_is_counted() -> None:
         async with asyncio.timeout(DEADLINE_SECONDS):
             await listener.wait_closed()
         assert (listener.stats.connected, listener.stats.handshaking) == (0, 0)
+
+
+@pytest.mark.long
+async def test_ten_thousand_at_once_leave_room_for_a_newcomer() -> None:
+    limits = ListenerLimits(connected_max=2000, connected_per_address_max=200)
+    gate = asyncio.Semaphore(200)
+    kept: list[asyncio.StreamWriter] = []
+
+    async def come(number: int) -> None:
+        async with gate:
+            with contextlib.suppress(OSError):
+                local = (f"127.1.{number // 100}.2", 0)  # a hundred from each address
+                _, writer = await asyncio.open_connection("127.0.0.1", listener.port, local_addr=local)
+                kept.append(writer)
+
+    async with served(limits) as listener:
+        try:
+            await asyncio.gather(*map(come, range(10_000)))
+            assert listener.stats.connected <= 2000
+            assert listener.stats.refused[Refusal.GAVE_WAY] >= 7000
+            async with connected(listener) as newcomer:
+                assert (await newcomer.ask("GET", "/ca/ab.cer")).body == CA.body
+        finally:
+            for writer in kept:
+                writer.close()

@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
+from msgspec.structs import replace
 
 from fleet.ca.authority import spki_sha256
 from fleet.ca.issuer import LocalIssuer
@@ -33,6 +34,7 @@ from fleet.home.authorities import new_issuing_key, new_tenant, read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry
 from fleet.home.ocsp_responders import OcspResponders
+from fleet.home.pki import load_operators_issuer
 from fleet.servers.gateway.events.feed import EventFollower
 from fleet.servers.publish.ocsp import KEPT_FOR, VALIDITY, OcspHandler
 from fleet.services import revocation
@@ -63,12 +65,10 @@ class Fleet:
         assert found is not None
         return found.issuing
 
-    async def enroll(self, name: str, tenant: str = "") -> x509.Certificate:
-        """A new device's certificate."""
-        authority = read_authorities(self.home).of(tenant)
-        assert authority is not None
+    def permit(self, name: str) -> IssuePermit:
+        """For a new key."""
         key = generate_key().public_key()
-        permit = IssuePermit(
+        return IssuePermit(
             kind=CredentialKind.DEVICE,
             holder=name,
             hardware_serial="",
@@ -78,6 +78,12 @@ class Fleet:
             not_after=START + timedelta(days=90),
             grant="token t1",
         )
+
+    async def enroll(self, name: str, tenant: str = "") -> x509.Certificate:
+        """A new device's certificate."""
+        authority = read_authorities(self.home).of(tenant)
+        assert authority is not None
+        permit = self.permit(name)
         made: Credential = LocalIssuer(authority.issuing, load_key(authority.key_file)).issue(permit, START)
         device = Device(device_id(name), "default", DeviceState.ACTIVE, START)
         entry = AuditEntry(START, "user alice", "device.enroll", f"device {name}", "ok")
@@ -258,6 +264,39 @@ def _joined(*requests: bytes) -> bytes:
     listed = bytes((0x30, 0x81, len(singles))) + singles
     tbs = bytes((0x30, 0x81, len(listed))) + listed
     return bytes((0x30, 0x81, len(tbs))) + tbs
+
+
+async def test_operators_certificates_are_answered_for_by_their_ca(fleet: Fleet) -> None:
+    issuer = load_operators_issuer(fleet.home, START)
+    permit = replace(fleet.permit("bob"), kind=CredentialKind.OPERATOR)
+    made = issuer.issue(permit, START)
+    entry = AuditEntry(START, "user alice", "operator.add", "operator bob", "ok")
+    await fleet.registry.commit(Change(entry, (AddCredential(made),)))
+    question = asked(x509.load_der_x509_certificate(made.der), issuer.certificate)
+    assert (await fleet.status(question)).certificate_status is ocsp.OCSPCertStatus.GOOD
+    await revocation.revoke_certificates(fleet.registry, CredentialKind.OPERATOR, "bob", act=ACT, reason="")
+    found = await fleet.status(question)
+    assert found.certificate_status is ocsp.OCSPCertStatus.REVOKED
+    found.certificates[0].verify_directly_issued_by(issuer.certificate)
+
+
+async def test_without_its_key_nobody_answers_for_a_ca(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    question = asked(await fleet.enroll("cam-1"), fleet.ca())
+    fleet.home.issuing_key.unlink()
+    for _ in range(3):
+        assert (await fleet.status(question)).response_status is ocsp.OCSPResponseStatus.UNAUTHORIZED
+    assert "outcome=not-delegated" in caplog.text
+
+
+async def test_nodes_with_a_copy_of_the_home_answer_each_with_a_certificate_of_its_own(fleet: Fleet) -> None:
+    question = asked(await fleet.enroll("cam-1"), fleet.ca())
+    other = Fleet(fleet.home, fleet.registry)
+    answers = [await each.status(question) for each in (fleet, other)]
+    certificates = [answer.certificates[0] for answer in answers]
+    assert certificates[0] != certificates[1]
+    for each in certificates:
+        each.verify_directly_issued_by(fleet.ca())
+        assert each.public_key() == certificates[0].public_key()
 
 
 async def test_several_certificates_are_answered_in_their_order(fleet: Fleet) -> None:
