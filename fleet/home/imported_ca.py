@@ -72,9 +72,14 @@ def request_issuing(home: Home, tenant: str, *, name: str = "", new_key: bool = 
     fleet = f"{settings_of(home).name} {tenant}".rstrip()
     subject = issuing_name(fleet, next_generation(authority), name)
     with locked(home.ca):
-        if new_key:
+        if new_key or (file.exists() and _is_answered(authority, load_key(file))):
             file.unlink(missing_ok=True)
         return authority_request(subject, load_or_make_key(file))
+
+
+def _is_answered(authority: Authority, key: ec.EllipticCurvePrivateKey) -> bool:
+    """Whether an import that was interrupted after its commit has left the key of its request."""
+    return any(key.public_key() == ca.public_key() for ca in authority.issuers)
 
 
 def read_import(home: Home, tenant: str, data: bytes, models: Sequence[Model], now: datetime) -> Imported:
@@ -86,7 +91,7 @@ def read_import(home: Home, tenant: str, data: bytes, models: Sequence[Model], n
     authority = authority_of(home, tenant)
     key = _request_key(authority)
     given, crls = _given(data)
-    chain = checked_chain(given, key.public_key(), [authority.root], now)
+    chain = checked_chain(given, key.public_key(), [authority.root, known.own.root], now)
     must_be_called_otherwise(chain[0], known)
     if not tenant:
         _server_must_verify(home, (chain[0], key), chain, now)
@@ -141,9 +146,10 @@ def import_root_crl(home: Home, tenant: str, data: bytes) -> x509.CertificateRev
 
 def _request_key(authority: Authority) -> ec.EllipticCurvePrivateKey:
     file = authority.key_file.with_name(REQUEST_KEY)
-    if not file.exists():
+    key = load_key(file) if file.exists() else None
+    if key is None or _is_answered(authority, key):
         raise NotFound("no-ca-request", "There is no request that this could answer.", "Make one with: fleet ca csr")
-    return load_key(file)
+    return key
 
 
 def _given(data: bytes) -> tuple[tuple[x509.Certificate, ...], tuple[x509.CertificateRevocationList, ...]]:

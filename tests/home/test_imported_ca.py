@@ -20,6 +20,7 @@ from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
 from fleet.domain.model_rules import ModelRules, ProfileRules
 from fleet.domain.published_file import CRL
+from fleet.home import ca_store
 from fleet.home.authorities import (
     authority_of,
     forget_former,
@@ -241,6 +242,29 @@ async def test_a_present_root_whose_key_is_away_is_not_left_behind_unless_forced
     assert unverified(home, root.certificate) == ""
     assert unverified(home, before) != ""
     assert kept.exists()
+
+
+async def test_an_import_that_is_killed_after_its_commit_is_completed_by_the_next_reader(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = corporate_root("Corp Root", NOW)
+    data = pem(answered(home, root), root.certificate)
+    whole = ca_store.finish_rollover
+
+    def killed(folder: Path) -> None:
+        if (folder / ca_store.NEXT).exists():
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(ca_store, "finish_rollover", killed)
+    with pytest.raises(ZeroDivisionError):
+        imported(home, data)
+    monkeypatch.setattr(ca_store, "finish_rollover", whole)
+    assert (home.ca / "issuing.next").exists()
+    assert authority_of(home, "").root == root.certificate
+    assert not home.root_key.exists()
+    with pytest.raises(NotFound, match="no request"):
+        imported(home, data)
+    assert request(home).public_key() != authority_of(home, "").issuing.public_key()
 
 
 async def test_issuing_and_root_rollover_of_an_imported_chain(home: Home) -> None:

@@ -20,7 +20,7 @@ from fleet.home.publication_check import fetch_over_http
 from tests.free_ports import free_ports
 from tests.home.corporate import below, corporate_root
 from tests.interop.test_root_rollover import Rolled, gnutls, go, mbedtls, openssl
-from tests.serving import Served, run_fleet
+from tests.serving import Served, run_agent, run_fleet
 from tests.tenant_fixtures import pem
 
 __all__ = ["gnutls", "go", "mbedtls", "openssl"]  # fixtures
@@ -102,4 +102,26 @@ def test_openssl_verifies_a_certificate_by_the_shard_that_it_names(corporate: Ro
     ]
     words += ["-untrusted", Home(home).issuing_certificate, leaf]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("root", [0, 1], ids=["corporate root", "first root"])
+def test_a_device_that_trusts_either_root_enrolls_and_is_verified_by_it(
+    corporate: Rolled, root: int, tmp_path: Path
+) -> None:
+    served, device = corporate.served, f"cam-{root}"
+    run_fleet(served.home, "device", "add", device, "--model", "default")
+    token = tmp_path / "token"
+    run_fleet(served.home, "token", "create", "--device", device, "--out", str(token))
+    est, mqtt = (served.address(door)[1] for door in ("est", "mqtt"))
+    agent = tmp_path / device
+    ca = corporate.roots[root]
+    words = ("--est", f"https://localhost:{est}", "--mqtt", f"localhost:{mqtt}", "--ca", str(ca))
+    run_agent(agent, "init", "--device-id", device, *words)
+    run_agent(agent, "enroll", "--token-file", str(token))
+    issued = x509.load_pem_x509_certificates((agent / "current" / "cert.pem").read_bytes())
+    assert issued[0].extensions.get_extension_for_class(x509.CRLDistributionPoints)
+    chain = agent / "current" / "cert.pem"
+    verify = ["openssl", "verify", "-CAfile", ca, "-untrusted", chain, chain]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
