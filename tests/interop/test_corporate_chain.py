@@ -122,6 +122,6 @@ def test_a_device_that_trusts_either_root_enrolls_and_is_verified_by_it(
     issued = x509.load_pem_x509_certificates((agent / "current" / "cert.pem").read_bytes())
     assert issued[0].extensions.get_extension_for_class(x509.CRLDistributionPoints)
     chain = agent / "current" / "cert.pem"
-    verify = ["openssl", "verify", "-CAfile", ca, "-untrusted", chain, chain]
+    verify: list[str | Path] = ["openssl", "verify", "-CAfile", ca, "-untrusted", chain, chain]
     done = subprocess.run(verify, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
