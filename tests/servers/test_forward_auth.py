@@ -199,6 +199,13 @@ async def test_who_may_not_go_on(house: House) -> None:
     }
 
 
+async def test_the_log_names_the_certificate_that_was_refused(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fleet.servers.forward_auth")
+    await house.ask("/nginx", *nginx(certificate("x")))
+    assert "code=certificate-unknown" in caplog.text
+    assert " serial=1 " in caplog.text
+
+
 async def test_a_revocation_holds_for_the_next_request_of_a_kept_connection(house: House) -> None:
     one = await house.enroll("cam-1")
     async with house.connected() as ask:

@@ -21,6 +21,7 @@ from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused
 from fleet.services.http_access import HTTP_REQUEST, NO_DEVICE, HttpAccess, admit_request
 from fleet.services.refusals import audit_refusal
+from fleet.wire.certificate_fields import certificate_fields
 
 SECRET = "X-Proxy-Secret"  # noqa: S105  the name of a header
 PLAIN = "text/plain; charset=utf-8"
@@ -71,7 +72,11 @@ class _Handler:
             raise
         fingerprint, tenant = hashlib.sha256(der).digest(), decision.tenant_of(der)
         exchange.peer = structs.replace(exchange.peer, certificate_der=der, fingerprint=fingerprint, tenant=tenant)
-        access = await admit_request(decision.registry, exchange.peer, request, now)
+        try:
+            access = await admit_request(decision.registry, exchange.peer, request, now)
+        except FleetError:
+            exchange.serial = f"{certificate_fields(der).serial_number:x}"  # for the log: whose it was
+            raise
         exchange.holder, exchange.serial = access.device.id, access.credential.serial
         return Response(200, b"", identity_headers(access))
 
