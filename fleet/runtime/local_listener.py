@@ -138,7 +138,7 @@ class LocalListener:
     def _accepted(self) -> asyncio.Protocol:
         http = self._http
         if len(http.connections) >= LOCAL_CONNECTIONS_MAX:
-            idle = http.idle.longest()
+            idle = http.idle.oldest()
             if idle is None:
                 http.counters[NO_ROOM] += 1
                 return _Refused()

@@ -17,10 +17,11 @@ from aiohttp import HttpVersion11, StreamReader
 from aiohttp.http import RawRequestMessage
 from aiohttp.web import RequestPayloadError
 
+from fleet.config.deadlines import Deadlines
 from fleet.config.logs import log_event
 from fleet.domain.peer import Peer, network_of
 from fleet.domain.rates import Rates
-from fleet.servers.http_connection import Connection, HttpLimits, IdleConnections, Response
+from fleet.servers.http_connection import Connection, HttpLimits, Response
 from fleet.servers.line_limit import LineLimit
 from fleet.servers.refusals import HttpRefused, refusal_of
 
@@ -146,7 +147,8 @@ class HttpServer:
     draining: bool = False
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     connections: set[Connection] = field(default_factory=set)
-    idle: IdleConnections = field(init=False)
+    idle: Deadlines[Connection] = field(init=False)
+    """Connections that wait for a request."""
     _log: logging.Logger = field(init=False)
     _lines: LineLimit = field(init=False)
     _busy: int = 0
@@ -155,7 +157,7 @@ class HttpServer:
     def __post_init__(self) -> None:
         self._log = logging.getLogger(f"fleet.servers.{self.name}")
         self._lines = LineLimit(self._log)
-        self.idle = IdleConnections(asyncio.get_running_loop(), self.limits.idle_seconds_max)
+        self.idle = Deadlines(asyncio.get_running_loop(), self.limits.idle_seconds_max, Connection.close)
         self._quiet.set()
 
     def __call__(self, peer: Peer) -> asyncio.Protocol:

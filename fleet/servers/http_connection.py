@@ -134,51 +134,6 @@ def _why_none(error: HttpProcessingError, data: bytes, limits: HttpLimits) -> Ht
     return _no_http()
 
 
-class IdleConnections:
-    """Connections that wait for a request. The time allowed is the same for all, so the first is always due next and
-    one timer serves them all.
-    """
-
-    __slots__ = ("_due", "_loop", "_seconds", "_timer")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self._loop, self._seconds = loop, seconds
-        self._due: dict[Connection, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def enter(self, connection: "Connection") -> None:
-        self._due[connection] = self._loop.time() + self._seconds
-        self._arm()
-
-    def leave(self, connection: "Connection") -> None:
-        self._due.pop(connection, None)
-
-    def __contains__(self, connection: "Connection") -> bool:
-        return connection in self._due
-
-    def longest(self) -> "Connection | None":
-        """The one that has waited longest."""
-        return next(iter(self._due), None)
-
-    def _arm(self) -> None:
-        if self._timer is None and self._due:
-            self._timer = self._loop.call_at(next(iter(self._due.values())), self._close_due)
-
-    def _close_due(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        for connection in [connection for connection, due in self._due.items() if due <= now]:
-            connection.close()
-        self._arm()
-
-    def stop(self) -> None:
-        """Stop the timer."""
-        self._due.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-
 class Connection(BaseProtocol):
     """One client's connection."""
 

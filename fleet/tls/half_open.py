@@ -4,14 +4,12 @@ A handshake costs the server more than the client, and an idle one costs the cli
 and each has a deadline. When there is no room, it is made at the expense of the address block that holds most, and of
 connections on which nothing has arrived first, never of a newcomer from another block. What a block holds counts less
 when a client has been admitted from there before.
-
-The time allowed is the same for all, so the oldest is always due next and one timer serves them all.
 """
 
 import asyncio
-from itertools import takewhile
 from typing import Protocol
 
+from fleet.config.deadlines import Deadlines
 from fleet.domain.peer import network_of
 from fleet.domain.rates import Buckets
 from fleet.tls.errors import Refusal
@@ -54,18 +52,17 @@ class HalfOpen:
     """The set of half-open connections. Each entry must `leave` exactly once, however it ends."""
 
     __slots__ = ("_arrivals", "_closed", "_due", "_holders", "_known_arrivals", "_limits", "_loop", "_ranking",
-                 "_timer", "_waiting", "known")  # fmt: skip
+                 "_waiting", "known")  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, limits: ListenerLimits, known: KnownBlocks | None = None
     ) -> None:
         self._loop = loop
         self._limits = limits
-        self._due: dict[Expiring, float] = {}  # in order of their deadlines
+        self._due: Deadlines[Expiring] = Deadlines(loop, limits.deadline_s, lambda entry: entry.expire())
         self._waiting: set[Expiring] = set()
         self._closed = False
         self._holders: dict[str, _Holder] = {}
-        self._timer: asyncio.TimerHandle | None = None
         self._arrivals = Buckets(limits.per_address_per_second)
         self._known_arrivals = Buckets(limits.per_address_per_second * KNOWN_WEIGHT)
         self.known = KnownBlocks() if known is None else known
@@ -94,7 +91,7 @@ class HalfOpen:
         holder = self._holders.setdefault(block, _Holder())
         holder.silent[entry] = None
         self._ranking.set(block, len(holder))
-        self._set_deadline(entry)
+        self._due.enter(entry)
         return None
 
     def heard(self, entry: Expiring) -> None:
@@ -106,25 +103,20 @@ class HalfOpen:
 
     def waits(self, entry: Expiring) -> None:
         """Others are before it: it has no deadline until it `begins`."""
-        if self._due.pop(entry, None) is not None:
+        if self._due.leave(entry):
             self._waiting.add(entry)
 
     def begins(self, entry: Expiring) -> None:
         """It waits no longer, and has as long as one that has just arrived."""
         if entry in self._waiting:
             self._waiting.remove(entry)
-            self._set_deadline(entry)
-
-    def _set_deadline(self, entry: Expiring) -> None:
-        self._due[entry] = self._loop.time() + self._limits.deadline_s
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._limits.deadline_s, self._expire_due)
+            self._due.enter(entry)
 
     def leave(self, entry: Expiring) -> None:
         """Remove an entry, completed or failed. An unknown entry is ignored."""
         if entry in self._waiting:
             self._waiting.remove(entry)
-        elif self._due.pop(entry, None) is None:
+        elif not self._due.leave(entry):
             return
         block = network_of(entry.address)
         holder = self._holders[block]
@@ -152,10 +144,7 @@ class HalfOpen:
     def _drop_silent(self, holder: _Holder) -> bool:
         """End the oldest one that has had time to send something and has not; False when there is none."""
         oldest = next(iter(holder.silent), None)
-        if oldest is None:
-            return False
-        arrived_at = self._due[oldest] - self._limits.deadline_s
-        if self._loop.time() - arrived_at < SILENT_SECONDS:
+        if oldest is None or self._due.age(oldest) < SILENT_SECONDS:
             return False
         self._drop(oldest)
         return True
@@ -164,20 +153,9 @@ class HalfOpen:
         self.leave(entry)
         entry.give_way()
 
-    def _expire_due(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        for entry, _ in list(takewhile(lambda item: item[1] <= now, self._due.items())):
-            entry.expire()
-        first = next(iter(self._due.values()), None)
-        if first is not None and self._timer is None:
-            self._timer = self._loop.call_at(first, self._expire_due)
-
     def close(self) -> None:
         """Close every entry, and take no other."""
         self._closed = True
         for entry in [*self._due, *self._waiting]:
             entry.dismiss()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._due.stop()
