@@ -1,5 +1,6 @@
 """`fleet distrust`: refuse certificates by what they are, and see their devices come back with new ones."""
 
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import click
 from fleet.cli.bulk import confirm
 from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.options import LOCATION, client_at, location_option, reading_answers, reason_option
+from fleet.cli.options import LOCATION, client_at, client_option, location_option, reading_answers, reason_option
 from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import DISTRUST_ID, MODEL, PAST_TIME
 from fleet.cli.records import Records
-from fleet.client.client import Client
+from fleet.client.client import Client, path_of
+from fleet.config.streams import EXIT_FAILED
 from fleet.domain.distrust import KEY_MARKS
 
 COLUMNS = ("id", "model", "ca_key_id", "key_type", "issued_from", "issued_before", "refuses", "devices", "created_at")
@@ -153,3 +155,35 @@ DISTRUSTS.act(
     """,
     {"state": "undone"},
 )
+
+
+@distrust.command()
+@client_option
+@click.argument("id_", type=DISTRUST_ID, metavar="DISTRUST_ID")
+@click.option("--yes", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--count", type=click.IntRange(0), metavar="N", help="Do not ask, but refuse unless N devices match.")
+@reason_option
+@output_option
+def revoke(client: Client, id_: str, is_confirmed: bool, count: int | None, reason: str, output: str) -> None:
+    """Revoke, permanently, the devices that are still under a distrust: those that have not renewed.
+
+    It goes in steps; one that is interrupted is continued by the same command. Undoing the distrust afterwards gives
+    nothing back.
+
+    \b
+    Example:
+      fleet distrust revoke 91ab0c2d77de --reason 'never came back'
+    """
+    path = path_of("/v1/distrusts/{}", id_)
+    done, failed = 0, []
+    with attempting("revoking devices"):
+        left: int = client.get(path)["left"]
+        confirm("revoking", "device", left, f"distrust {id_}", wanted=count, is_confirmed=is_confirmed)
+        while left:
+            step = client.post(f"{path}/revoke", {"reason": reason, "expected": left})
+            done, failed, left = done + step["done"], step["failed"], step["left"]
+            if not step["done"]:
+                break
+    print_value({"id": id_, "done": done, "left": left, "failed": failed}, output)
+    if left:
+        sys.exit(EXIT_FAILED)

@@ -128,7 +128,7 @@ class Outcome:
             raise Unavailable(self.code, self.why)
 
 
-async def _act_on_one(registry: Registry, device: Device, operation: Operation) -> Outcome:
+async def act_on_one(registry: Registry, device: Device, operation: Operation) -> Outcome:
     """Do `operation` to `device`, as it was seen."""
     try:
         change = await operation.change(registry, device)
@@ -194,7 +194,7 @@ async def one_step(
             await operation.must_be_permitted()
             some = page[start : start + WINDOW]
             # Shielded: the client may disconnect, and what has begun is finished all the same.
-            acts = asyncio.gather(*(_act_on_one(registry, device, operation) for device in some if place.takes(device)))
+            acts = asyncio.gather(*(act_on_one(registry, device, operation) for device in some if place.takes(device)))
             outcomes += await asyncio.shield(acts)
             place = replace(place, after=place_of(some[-1], where))
         if len(page) < room:

@@ -3,8 +3,10 @@
 rule = checked(rule, ...)                        what it would cover, unless it is no rule
 scope = await counted(registry, rule)            how many devices, of which models: reads each device
 await begin(registry, rule, act=act)             in force at once; live sessions under it end by one event
+await revoke_some(registry, rule, operation)     in steps, until none is left
 """
 
+import asyncio
 import secrets
 from datetime import datetime, timedelta
 
@@ -13,10 +15,12 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
+from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.distrust import DISTRUSTS_MAX, Distrust, rule_text
 from fleet.domain.errors import Invalid, no_such
 from fleet.domain.ports import Registry
 from fleet.domain.writes import AddDistrust, DropDistrust
+from fleet.services.bulk import STEP_DEVICES_MAX, WINDOW, Outcome, Revoke, act_on_one
 from fleet.services.inventory import known_model
 from fleet.services.revocation import checked_reason, given_reason
 
@@ -85,6 +89,30 @@ async def known_distrust(registry: Registry, id_: str) -> Distrust:
     if found is None:
         raise no_such("distrust", id_)
     return found
+
+
+async def revoke_some(registry: Registry, rule: Distrust, operation: Revoke) -> list[Outcome]:
+    """Do `operation` to the first STEP_DEVICES_MAX devices under `rule`, each as it was seen: one that has got another
+    certificate meanwhile is left alone. A further step finds those that are left.
+
+    Raises: what `operation.must_be_permitted` raises, asked before each WINDOW of them. Unavailable.
+    """
+    ids = await registry.distrusted(rule, STEP_DEVICES_MAX)
+    outcomes: list[Outcome] = []
+    for start in range(0, len(ids), WINDOW):
+        await operation.must_be_permitted()
+        # Shielded: the client may disconnect, and what has begun is finished all the same.
+        acts = (_revoke_one(registry, rule, operation, id_) for id_ in ids[start : start + WINDOW])
+        outcomes += await asyncio.shield(asyncio.gather(*acts))
+    return outcomes
+
+
+async def _revoke_one(registry: Registry, rule: Distrust, operation: Revoke, id_: str) -> Outcome:
+    device = await registry.device(id_)  # read first: an issue after this changes its revision
+    held = [c for c in await registry.credentials(id_) if c.kind is CredentialKind.DEVICE and c.state in USABLE]
+    if device is None or not held or not rule.covers(device.model, held[-1]):
+        return Outcome(id_, "not-distrusted", "It has another certificate now.")
+    return await act_on_one(registry, device, operation)
 
 
 async def undo(registry: Registry, rule: Distrust, *, act: Act, reason: str = "") -> None:

@@ -96,3 +96,17 @@ def test_wrong_uses(enrolled: Path) -> None:
     assert json.loads(nothing.stdout)["distrust"]["refuses"] is False
     nowhere = CliRunner().invoke(main, ["distrust", "--model", "default"], env={"FLEET_HOME": "", "FLEET_URL": ""})
     assert nowhere.exit_code == 2
+
+
+def test_devices_that_do_not_come_back_are_revoked(enrolled: Path) -> None:
+    made = json.loads(fleet(enrolled, "distrust", "--model", "default", "--yes", "-o", "json").stdout)["distrust"]["id"]
+    for words, give in ((("--count", "3"), None), ((), "1\n")):
+        refused = fleet(enrolled, "distrust", "revoke", made, *words, give=give)
+        assert refused.exit_code == 1
+        assert "nothing was changed" in refused.stderr
+    done = fleet(enrolled, "distrust", "revoke", made, "--reason", "stolen", "-o", "json", give="2\n")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"id": made, "done": 2, "left": 0, "failed": []}
+    states = json.loads(fleet(enrolled, "device", "list", "-o", "json").stdout)
+    assert [each["state"] for each in states] == ["revoked", "revoked"]
+    assert json.loads(fleet(enrolled, "distrust", "revoke", made, "--yes", "-o", "json").stdout)["done"] == 0

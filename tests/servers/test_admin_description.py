@@ -129,6 +129,7 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
         "import_devices": {"rows": [{"device_id": "m-1", "model": "cam", "hardware_serial": "SN-1"}]},
         "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
         "deny_requests": {"filter": "model=cam", "dry_run": True},
+        "revoke_distrusted": {"expected": 0},
         "begin_distrust": {"model": "cam", "dry_run": True},
         "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
     }

@@ -55,6 +55,7 @@ MAY: dict[str, frozenset[str]] = {
     "list_distrusts": OPERATORS,
     "get_distrust": OPERATORS,
     "begin_distrust": frozenset({"operator", "admin", "held"}),
+    "revoke_distrusted": frozenset({"operator", "admin", "held"}),
     "undo_distrust": frozenset({"operator", "admin", "held"}),
     "list_device_credentials": OPERATORS,
     "get_credential": OPERATORS,
@@ -135,6 +136,7 @@ BODIES: dict[str, object] = {
     "import_devices": {"rows": [{"device_id": "m-1", "model": "cam", "hardware_serial": "SN-1"}]},
     "create_operator": {"name": "new", "role": "viewer", "csr": csr_text("new")},
     "deny_requests": {"filter": "model=cam", "dry_run": True},
+    "revoke_distrusted": {"expected": 0},
     "begin_distrust": {"model": "cam", "dry_run": True},
     "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }

@@ -12,9 +12,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from fleet.domain.access import Act, Role
+from fleet.domain.crl import CrlReason
 from fleet.domain.distrust import DISTRUSTS_MAX, Distrust
 from fleet.domain.errors import Invalid
 from fleet.services import distrust, inventory
+from fleet.services.bulk import Revoke
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
@@ -159,6 +161,36 @@ async def test_what_is_no_distrust(api: AdminHarness) -> None:
     with pytest.raises(Invalid) as caught:
         await distrust.checked(registry, rule, act.now)
     assert caught.value.code == "too-many-distrusts"
+
+
+async def test_those_that_do_not_come_back_are_revoked_in_steps(
+    api: AdminHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    est, operator = api.est, await api.operator("bob")
+    devices = [await est.enrolled(f"cam-{number}") for number in range(5, 9)]
+    made = await begun(operator, 5, model="cam")
+    assert await renewed(est, devices[0]) == "ok"
+    monkeypatch.setattr(distrust, "STEP_DEVICES_MAX", 3)
+    path = f"{PATH}/{made}/revoke"
+    for body, code in (({}, "count-needed"), ({"expected": 3}, "count-differs")):
+        assert (await operator.ask("POST", path, body))[1]["code"] == code
+    steps = [(await operator.ask("POST", path, {"expected": 5, "reason": "stolen"}))[1] for _ in range(3)]
+    assert [(step["done"], step["left"], step["failed"]) for step in steps] == [(3, 1, []), (1, 0, []), (0, 0, [])]
+    states = {str(device.id): device.state.value for device in await est.registry.devices()}
+    assert [states[f"cam-{number}"] for number in (1, 5, 6, 7, 8)] == ["revoked", "active", *["revoked"] * 3]
+    rows = [row.entry for row in await est.registry.audit(limit=1000) if row.entry.action == "device.revoke"]
+    assert {(entry.actor, entry.detail["reason"]) for entry in rows} == {("operator bob", "stolen")}
+
+
+async def test_a_device_that_renews_in_mid_step_is_not_revoked(api: AdminHarness) -> None:
+    est, operator = api.est, await api.operator("bob")
+    made = await begun(operator, 1, model="cam")
+    [rule] = await est.registry.distrusts()
+    assert rule.id == made
+    assert await renewed(est, api.device) == "ok"
+    operation = Revoke(CrlReason.UNSPECIFIED, "operator bob", "", "0" * 12, est.clock)
+    outcome = await distrust._revoke_one(est.registry, rule, operation, "cam-1")
+    assert (outcome.code, outcome.is_failure) == ("not-distrusted", False)
 
 
 async def test_an_operator_of_some_models_distrusts_these(api: AdminHarness) -> None:

@@ -1,22 +1,35 @@
 """Distrusts: certificates that are refused by model, CA, kind of key or time of issue, by one rule for all of them."""
 
 from datetime import timedelta
+from functools import partial
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from fleet.domain import distrust as domain
 from fleet.domain.access import NotPermitted, Operator, Permission, demand_model
+from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.errors import NotFound, no_such
+from fleet.servers.admin.auth import must_be_in_service
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all
 from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
-from fleet.servers.admin.records.distrusts import Distrust, DistrustPlan, DistrustProgress, NewDistrust, UndoneDistrust
+from fleet.servers.admin.records.devices import BulkFailure
+from fleet.servers.admin.records.distrusts import (
+    Distrust,
+    DistrustPlan,
+    DistrustProgress,
+    NewDistrust,
+    RevokedDistrusted,
+    RevokeDistrusted,
+    UndoneDistrust,
+)
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import get, post
 from fleet.services import distrust
-from fleet.services.bulk import must_be_confirmed
+from fleet.services.bulk import DONE, Revoke, must_be_confirmed, new_bulk_id
 
 
 @get("/v1/distrusts", Permission.DEVICE_READ, "Distrusts in force, oldest first.")
@@ -55,6 +68,25 @@ async def begin_distrust(context: Context, call: Call, body: NewDistrust) -> Res
     result: Result[DistrustPlan] = Result(DistrustPlan.shown(scope, rule))
     await distrust.begin(answering(registry, call.once, lambda _: result), rule, act=call.act)
     return result
+
+
+@post(
+    "/v1/distrusts/{distrust}/revoke",
+    Permission.DEVICE_WRITE,
+    "Revoke the devices that are under a distrust, at most 500 at a time, confirmed by their number.",
+    is_one_change=False,
+)
+async def revoke_distrusted(context: Context, call: Call, body: RevokeDistrusted) -> Result[RevokedDistrusted]:
+    rule, registry, act = await _known(context, call), context.registry, call.act
+    matched = (await distrust.counted(registry, rule)).matched
+    # Of those confirmed some may have renewed since, and nobody comes under a rule later.
+    must_be_confirmed(body.expected, matched if body.expected is UNSET else max(matched, body.expected))
+    permitted, why = partial(must_be_in_service, context, call), GIVEN_REASONS[body.crl_reason]
+    operation = Revoke(why, act.actor, body.reason, new_bulk_id(), context.clock, act.address, permitted)
+    outcomes = await distrust.revoke_some(registry, rule, operation)
+    failed = [BulkFailure(id=o.device_id, code=o.code, why=o.why) for o in outcomes if o.is_failure]
+    done, left = sum(o.code == DONE for o in outcomes), (await distrust.counted(registry, rule)).matched
+    return Result(RevokedDistrusted(bulk=operation.bulk, done=done, failed=failed, left=left))
 
 
 @post(

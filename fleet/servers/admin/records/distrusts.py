@@ -16,6 +16,7 @@ from fleet.servers.admin.records.base import (
     Name,
     ReasonText,
     Record,
+    RevocationReason,
     Time,
     TimeText,
     about,
@@ -23,6 +24,7 @@ from fleet.servers.admin.records.base import (
     choice,
     seconds,
 )
+from fleet.servers.admin.records.devices import BulkFailure
 from fleet.services.distrust import Scope
 
 SPREAD = timedelta(minutes=10)
@@ -106,6 +108,23 @@ class DistrustPlan(Record):
     def shown(cls, scope: Scope, rule: domain.Distrust | None) -> Self:
         made = Distrust.shown(rule) if rule is not None else None
         return cls(matched=scope.matched, by_model=scope.models, first=scope.first, distrust=made)
+
+
+class RevokeDistrusted(RevocationReason):
+    """A step of the revocation of every device under a rule."""
+
+    expected: (
+        Annotated[int, Meta(ge=0, le=SEQUENCE_MAX, description="How many there are at most; required.")] | UnsetType
+    ) = UNSET
+
+
+class RevokedDistrusted(Record):
+    """The result of a step."""
+
+    bulk: BulkId
+    done: Annotated[Count, about("Devices revoked in this step.")]
+    failed: Annotated[list[BulkFailure], about("In this step: they are left, too.")]
+    left: Annotated[Count, about("Devices in service that are still under the rule.")]
 
 
 class UndoneDistrust(Record):
