@@ -75,7 +75,7 @@ UNLISTED = Query(
     _unlisted,
 )
 UNPUBLISHED = Query(
-    "SELECT DISTINCT issuer, bucket FROM revoked WHERE number IS NULL AND entry IS NOT NULL AND length(issuer) > 0",
+    "SELECT issuer, bucket FROM revoked WHERE number IS NULL AND entry IS NOT NULL AND length(issuer) > 0",
     _pair,
 )
 ENTRIES = Query(
@@ -149,7 +149,7 @@ class SqlCrlStore(SqlAuditReader):
         return await self._scan(UNLISTED, limit)
 
     async def unpublished(self) -> list[tuple[bytes, int]]:
-        return await self._scan(UNPUBLISHED)
+        return list(dict.fromkeys(await self._scan(UNPUBLISHED)))
 
     async def crl_entries(self, issuer: bytes, buckets: range, since: datetime) -> list[bytes]:
         return await self._scan(ENTRIES, issuer, buckets.start, buckets.stop - 1, micros(since))

@@ -3,6 +3,7 @@
 from hw_bench.scenarios.broker_crash import BrokerCrash
 from hw_bench.scenarios.contract import Scenario
 from hw_bench.scenarios.crash import Crash
+from hw_bench.scenarios.crl import CrlCost
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.fanin import FanIn
 from hw_bench.scenarios.forward_auth import ForwardAuth
@@ -32,6 +33,7 @@ _ALL: tuple[Scenario, ...] = (
     Revocation(),
     ForwardAuth(),
     Ocsp(),
+    CrlCost(),
     LargeRegistry(),
     Crash(),
     BrokerCrash(),

@@ -20,6 +20,7 @@ from hw_bench.scenarios import workers as workers_module
 from hw_bench.scenarios.broker_crash import BrokerCrash
 from hw_bench.scenarios.catalog import SCENARIOS
 from hw_bench.scenarios.contract import Scenario, file_system
+from hw_bench.scenarios.crl import CrlCost
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.fanin import FanIn
 from hw_bench.scenarios.forward_auth import ForwardAuth
@@ -255,6 +256,14 @@ def test_ocsp() -> None:
     assert [figure.at_most for figure in report.figures[1:]] == [None, 5.0, None, 5.0, None, None]
 
 
+def test_crl() -> None:
+    report = CrlCost(revoked=(300,)).run(TINY, lambda text: None)
+    figures = {figure.name.removeprefix("300 revoked: "): figure.value for figure in report.figures}
+    assert figures["entries"] == 300
+    assert 300 * 30 < figures["full CRL"] * 1e6 < 300 * 60
+    assert figures["one shard"] < 1
+
+
 @pytest.mark.long  # a kept registry is the same run, twice
 def test_registry() -> None:
     scenario = LargeRegistry(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
@@ -346,6 +355,7 @@ def test_each_scenario_goes_by_its_name() -> None:
         "revocation",
         "forward-auth",
         "ocsp",
+        "crl",
         "registry",
         "crash",
         "broker-crash",
