@@ -4,6 +4,7 @@ What is not an OCSP request is answered as OCSP has it, with malformedRequest; o
 HTTP's.
 """
 
+import asyncio
 import base64
 import binascii
 import logging
@@ -55,6 +56,8 @@ FRESH = timedelta(seconds=60)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 
+SIGNED_AT_ONCE_MAX = 4
+"""Answers in the making: in a storm of requests others wait, and enrollment has its share of each turn of the loop."""
 KEPT_SIZE_MAX = 512
 """Of a request whose answer is kept: one for a certificate has 80 to 160 octets."""
 
@@ -93,6 +96,7 @@ class OcspHandler:
     reliable: Callable[[], bool] = lambda: False
     """Whether `kept` hears of events in time; else nothing is kept."""
     kept: KeptAnswers[OcspAnswer] = field(default_factory=KeptAnswers)
+    _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIGNED_AT_ONCE_MAX))
 
     async def handle(self, exchange: Exchange) -> Response:
         """The response to a request below OCSP_PATH. Raises: HttpRefused."""
@@ -107,10 +111,11 @@ class OcspHandler:
         now = self.clock()
         if self.reliable() and (kept := self.kept.find(data, now)) is not None:
             return kept
-        generation = self.kept.generation
         try:
             request = read_request(data)
-            answer, holder = await self._signed(request, now)
+            async with self._places:
+                generation = self.kept.generation
+                answer, holder = await self._signed(request, now)
         except WireError:
             return _failure(Failure.MALFORMED_REQUEST)
         except Unavailable as error:
