@@ -11,14 +11,23 @@ from fleet.cli.ca_import import csr_, import_
 from fleet.cli.ca_root import crl, cross_sign_, sign
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
-from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.output import Column, Row, output_option, print_rows, print_value
 from fleet.cli.parameters import SHA256, TENANT_IF_ANY
 from fleet.client.client import Client
 from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
 from fleet.domain.errors import no_such
 
-COLUMNS = ("role", "subject", "not_after", "sha256", "tenant", "key_here")
+ROLES = {"former": "former issuing"}
+"""Names for people of roles that are called otherwise in JSON."""
+COLUMNS = (
+    Column("role", format=lambda role: ROLES.get(role, role)),
+    "subject",
+    "not_after",
+    "sha256",
+    "tenant",
+    "key_here",
+)
 _tenant = click.option(
     "--tenant", default="", metavar="NAME", type=TENANT_IF_ANY, help="Of this tenant, in place of the fleet's own."
 )

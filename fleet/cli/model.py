@@ -27,6 +27,15 @@ COLUMNS = (
     "retain",
 )
 
+MQTT_LIMITS = {
+    "messages_per_second": "no limit",
+    "bytes_per_second": "no limit",
+    "burst_seconds": 0,
+    "subscriptions_max": "fleet.toml's (filters_per_device_max)",
+    "packet_size_max": "fleet.toml's (packet_size_max)",
+}
+"""What a 0 means to people."""
+
 
 @click.group()
 def model() -> None:
@@ -39,7 +48,7 @@ def _shown(model: Row) -> Row:
 
 
 def _in_short(model: Row) -> Row:
-    """For people: without the rules that have their usual value."""
+    """For people: the MQTT limits in force, and of the other rules those that have not their usual value."""
     usual = rules_json(DEFAULT_RULES)
     shown = {key: value for key, value in model.items() if key not in usual}
     shown["lifetime"] = duration_text(timedelta(seconds=model["lifetime"]))
@@ -49,8 +58,8 @@ def _in_short(model: Row) -> Row:
         shown["former_tenants"] = [name or "the fleet's own" for name in model["former_tenants"]]
     for group in ("admission", "profile", "renewal", "mqtt", "http"):
         for name, value in model[group].items():
-            if value != usual[group][name] or name == "paths":
-                shown[f"{group} {name}"] = value
+            if value != usual[group][name] or name == "paths" or name in MQTT_LIMITS:
+                shown[f"{group} {name}"] = value or MQTT_LIMITS.get(name, value)
     return shown
 
 
@@ -62,7 +71,7 @@ MODELS.show("Show models with their rules.", table=_in_short)
 @model.command()
 @client_option
 @click.argument("name", type=MODEL)
-@model_options("90d", retain=False)
+@model_options("90d", retain=False, is_new=True)
 @output_option
 def add(client: Client, name: str, changes: dict[str, Any], output: str) -> None:
     """Add the model NAME.
@@ -82,7 +91,7 @@ def add(client: Client, name: str, changes: dict[str, Any], output: str) -> None
 @model.command(name="set")
 @client_option
 @click.argument("name", type=MODEL)
-@model_options(None, retain=None)
+@model_options(None, retain=None, is_new=False)
 @output_option
 def set_(client: Client, name: str, changes: dict[str, Any], output: str) -> None:
     """Change the model NAME; what is not given stays as it is.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fleet.cli.durations import CERTIFICATE_LIFETIME, DURATION
+from fleet.cli.sizes import size_in_bytes, size_text
 from fleet.client.client import Client
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.device import KEY_TYPES
@@ -42,17 +43,17 @@ _KEYS_AND_FILTERS = (
         help="A topic filter that its devices may subscribe to. May be repeated.",
     ),
 )
+_END_FORMER_TENANTS = click.option(
+    "--end-former-tenants",
+    "former_tenants",
+    flag_value=[],
+    default=None,
+    type=click.UNPROCESSED,
+    help="Refuse certificates issued by former tenants at once; else they stay valid until renewed or expired.",
+)
 _RULES = (
     click.option(
         "--tenant", metavar="NAME", help="Tenant whose issuing CA signs its certificates; '' for the fleet's own."
-    ),
-    click.option(
-        "--end-former-tenants",
-        "former_tenants",
-        flag_value=[],
-        default=None,
-        type=click.UNPROCESSED,
-        help="Refuse certificates issued by former tenants at once; else they stay valid until renewed or expired.",
     ),
     click.option(
         "--admit",
@@ -180,8 +181,9 @@ _RULES = (
     click.option(
         "--bytes-per-second",
         "mqtt__bytes_per_second",
-        type=click.IntRange(0, RATE_MAX),
-        help="Bytes that a device may send on average; 0: no limit.",
+        type=size_in_bytes(RATE_MAX),
+        metavar="BYTES",
+        help="Bytes that a device may send on average, as 65536 or 64KiB; 0: no limit.",
     ),
     click.option(
         "--burst",
@@ -199,10 +201,10 @@ _RULES = (
     click.option(
         "--max-packet-size",
         "mqtt__packet_size_max",
-        type=click.IntRange(0, PACKET_SIZE_MAX),
+        type=size_in_bytes(PACKET_SIZE_MAX),
         metavar="BYTES",
-        help=f"Bytes of an MQTT packet of a device, at least {PACKET_SIZE_MIN}, if fewer than fleet.toml allows "
-        "(packet_size_max); 0: its limit.",
+        help=f"Bytes of an MQTT packet of a device, as 65536 or 64KiB, at least {size_text(PACKET_SIZE_MIN)}, if fewer "
+        "than fleet.toml allows (packet_size_max); 0: its limit.",
     ),
     click.option(
         "--check-response-topic/--no-check-response-topic",
@@ -221,8 +223,13 @@ _RULES = (
 )
 
 
-def model_options(lifetime: str | None, retain: bool | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options, with these defaults, gathered as `changes`: what was said, as the API takes it."""
+def model_options(
+    lifetime: str | None, retain: bool | None, *, is_new: bool
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options, with these defaults, gathered as `changes`: what was said, as the API takes it.
+
+    A new model has no former tenants to end.
+    """
     options = (
         click.option(
             "--lifetime",
@@ -240,6 +247,7 @@ def model_options(lifetime: str | None, retain: bool | None) -> Callable[[Callab
             help="Whether its devices may publish retained messages, which the broker keeps.",
         ),
         *_RULES,
+        *(() if is_new else (_END_FORMER_TENANTS,)),
     )
 
     def with_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -83,7 +83,7 @@ class TestModel:
             "--max-subscriptions",
             "7",
             "--max-packet-size",
-            "2048",
+            "2KiB",
             "--no-check-response-topic",
         )
         added = parsed(run_fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
@@ -100,6 +100,15 @@ class TestModel:
         assert added["mqtt"] == {**rules_json(DEFAULT_RULES)["mqtt"], **changes}
         table = " ".join(run_fleet("model", "show", "cam2").stdout.split())
         assert "mqtt on denied: close mqtt messages per second: 50" in table
+        assert "mqtt bytes per second: 4194304 mqtt burst seconds: 10" in table
+        assert "mqtt subscriptions max: 7 mqtt packet size max: 2048" in table
+        run_fleet(
+            "model", "set", "cam2", "--max-subscriptions", "0", "--max-packet-size", "0", "--bytes-per-second", "0"
+        )
+        table = " ".join(run_fleet("model", "show", "cam2").stdout.split())
+        assert "mqtt bytes per second: no limit" in table
+        assert "mqtt subscriptions max: fleet.toml's (filters_per_device_max)" in table
+        assert "mqtt packet size max: fleet.toml's (packet_size_max)" in table
         assert "admission paths:" in table
         assert "claim" in table
         assert "renewal grace seconds: 604800" in table
@@ -116,6 +125,9 @@ class TestModel:
             (("add", "m", "--lifetime", "soon"), 2, "'soon' is not a duration; write 90s, 15m, 1h or 30d"),
             (("add", "m", "--lifetime", "0s"), 2, "greater than zero"),
             (("add", "m", "--key-type", "RSA-1024"), 2, "RSA-1024"),
+            (("add", "m", "--end-former-tenants"), 2, "No such option"),
+            (("add", "m", "--max-packet-size", "64KB"), 2, "'64KB' is not a size: write bytes, or 64KiB, 1MiB."),
+            (("add", "m", "--bytes-per-second", "3GiB"), 2, "'3GiB' is too large: at most 2147483647"),
             (("set", "default"), 2, "Nothing to change"),
             (("set", "m", "--lifetime", "1h"), 1, "there is no model 'm'. See: fleet model list"),
             (("show", "m"), 1, "there is no model 'm'. See: fleet model list"),

@@ -139,6 +139,7 @@ def test_a_rollover_under_load_of_two_workers(served: Served, tmp_path: Path) ->
     assert agent.connects()
     roles = [(row["role"], row["sha256"]) for row in shown(home, "ca", "show")]
     assert ("former", after["former"]) in roles
+    assert "\nformer issuing  " in run_fleet(home, "ca", "show")
     assert {row["role"] for row in before} == {"root", "issuing", "operators"}
     host, port = served.address("est")
     shows = subprocess.run(

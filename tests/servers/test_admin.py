@@ -88,6 +88,7 @@ PATHS = (
 )
 OPEN = {("GET", "/healthz", who) for who in ("nobody", "token", "device", "revoked", "station")}
 OPEN |= {("GET", "/v1/whoami", "device"), ("GET", "/v1/whoami", "station"), ("GET", "/v1/status", "station")}
+OPEN |= {("HEAD", path, who) for _, path, who in OPEN}
 
 
 async def test_only_what_is_named_is_let_in(est: EstHarness) -> None:

@@ -234,10 +234,11 @@ class TestForm:
 
     async def test_methods_and_paths(self, admin: Client) -> None:
         for method, path, status, allow in (
-            ("DELETE", "/v1/devices/cam-1", 405, "GET, PATCH"),
-            ("POST", "/v1/models/cam", 405, "GET, PATCH, PUT"),
-            ("HEAD", "/v1/models", 405, "GET, POST"),
+            ("DELETE", "/v1/devices/cam-1", 405, "GET, HEAD, PATCH"),
+            ("POST", "/v1/models/cam", 405, "GET, HEAD, PATCH, PUT"),
+            ("PUT", "/v1/models", 405, "GET, HEAD, POST"),
             ("GET", "/v1/devices/cam-1/revoke", 405, "POST"),
+            ("HEAD", "/v1/devices/cam-1/revoke", 405, "POST"),
             ("GET", "/v1/devices/cam%2F1", 404, None),
             ("GET", "/v1/devices/cam%0a", 404, None),
             ("GET", "/v1/devices/", 404, None),
@@ -247,6 +248,24 @@ class TestForm:
         ):
             answer = await admin.send(method, path)
             assert (answer.status, answer.header("Allow")) == (status, allow), (method, path)
+
+    async def test_head_is_answered_as_get_is_without_content(self, admin: Client) -> None:
+        for path in ("/healthz", "/v1/models", "/v1/models/cam", "/v1/devices/cam-1", "/v1/status", "/v1/devices/none"):
+            got, headed = await admin.send("GET", path), await admin.send("HEAD", path)
+            assert (headed.status, headed.body) == (got.status, b""), path
+            for name in ("Content-Type", "ETag", "Vary", "Cache-Control"):
+                assert headed.header(name) == got.header(name), (path, name)
+            if path != "/v1/status":  # whose counters go on
+                assert headed.header("Content-Length") == got.header("Content-Length"), path
+        unchanged = {"If-None-Match": (await admin.send("GET", "/v1/models/cam")).header("ETag") or ""}
+        assert (await admin.send("HEAD", "/v1/models/cam", headers=unchanged)).status == 304
+
+    async def test_head_of_the_event_stream_opens_none(self, admin: Client) -> None:
+        for _ in range(12):  # more than an operator may follow at once
+            answer = await admin.send("HEAD", "/v1/events")
+            assert (answer.status, answer.body) == (200, b"")
+            assert answer.header("Content-Type") == "text/event-stream"
+            assert answer.header("Content-Length") is None
 
 
 async def test_a_certificate_in_three_forms(api: AdminHarness, admin: Client) -> None:

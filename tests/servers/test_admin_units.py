@@ -333,9 +333,10 @@ class TestRoutes:
     def test_methods_that_a_path_does_not_take(self) -> None:
         with pytest.raises(HttpRefused) as caught:
             find(ROUTES, "DELETE", "/v1/models/cam")
-        assert (caught.value.status, caught.value.headers) == (405, {"Allow": "GET, PATCH, PUT"})
-        route, values = find(ROUTES, "GET", "/v1/devices/a%3Ab")
-        assert (route.name, values) == ("get_device", {"id": "a:b"})
+        assert (caught.value.status, caught.value.headers) == (405, {"Allow": "GET, HEAD, PATCH, PUT"})
+        for method in ("GET", "HEAD"):
+            route, values = find(ROUTES, method, "/v1/devices/a%3Ab")
+            assert (route.name, values) == ("get_device", {"id": "a:b"})
 
     async def test_a_route_without_a_handler_is_denied(self) -> None:
         with refused("404 no-such-path"):

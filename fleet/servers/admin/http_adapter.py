@@ -36,6 +36,8 @@ def _target(url: URL) -> str:
 
 async def _streamed(exchange: Exchange, status: int, headers: Mapping[str, str], stream: Stream) -> Response:
     try:
+        if exchange.request.method == "HEAD":  # RFC 9110, 9.3.2: no content
+            return Response(status, b"", headers)
         with suppress(ConnectionError):  # the reader has gone
             return await exchange.stream(status, headers, aiter(stream))
         return Response(status, b"", headers, is_written=True)

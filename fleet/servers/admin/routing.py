@@ -170,7 +170,8 @@ def _segments(template: str) -> tuple[str, ...]:
 
 
 def find(routes: Sequence[Route], method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
-    """The route of `method` on `raw_path` (as sent, without a query), and the path's parameters.
+    """The route of `method` on `raw_path` (as sent, without a query), and the path's parameters. HEAD takes GET's
+    (RFC 9110, 9.3.2).
 
     Raises: HttpRefused: 404; 405, naming the methods that the path takes.
     """
@@ -178,10 +179,12 @@ def find(routes: Sequence[Route], method: str, raw_path: str) -> tuple[Route, di
     found = [(route, values) for route in routes if (values := _matched(route.template, given)) is not None]
     if not found:
         raise _no_such_path()
+    wanted = "GET" if method == "HEAD" else method
     for route, values in found:
-        if route.method == method:
+        if route.method == wanted:
             return route, values
-    allowed = ", ".join(sorted({route.method for route, _ in found}))
+    methods = {route.method for route, _ in found}
+    allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
     raise HttpRefused(405, "bad-method", f"This path takes {allowed} only.", {"Allow": allowed})
 
 
