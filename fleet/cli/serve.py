@@ -38,7 +38,10 @@ ADDRESS = Checked("A:P", parse_address)
 @click.option(
     "--ready-file",
     type=FILE,
-    help="Written atomically when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid.",
+    help=(
+        "Written atomically when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid, and "
+        "publish where that listener is on."
+    ),
 )
 @click.option(
     "--log-level",
