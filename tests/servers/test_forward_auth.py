@@ -19,9 +19,10 @@ from msgspec.structs import replace
 
 from fleet.config.addresses import parse_local_address
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change
+from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialState
 from fleet.domain.device import DeviceState, Model
+from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import HttpRules, ModelRules
 from fleet.domain.ports import HolderFacts
@@ -30,6 +31,7 @@ from fleet.runtime import local_listener
 from fleet.runtime.local_listener import LocalListener, bound
 from fleet.servers.forward_auth import Decision, build_forward_auth_server
 from fleet.servers.http import HttpServer
+from fleet.services import distrust
 from fleet.services.revocation import revoke
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.forwarded_certificate import VALUE_SIZE_MAX
@@ -213,6 +215,22 @@ async def test_a_revocation_holds_for_the_next_request_of_a_kept_connection(hous
         await revoke(house.registry, "cam-1", act=Act("operator", datetime.now(UTC)))
         answer = await ask("/nginx", *nginx(one.der))
         assert (answer.status, answer.code) == (403, "certificate-revoked")
+
+
+async def test_a_distrust_holds_for_the_next_request_and_so_does_a_revocation_that_the_registry_forgot(
+    house: House,
+) -> None:
+    one, act = await house.enroll("cam-1"), Act("operator", datetime.now(UTC))
+    async with house.connected() as ask:
+        rule = Distrust("0" * 12, act.now, act.now, MODEL.name)
+        await distrust.begin(house.registry, rule, act=act)
+        answer = await ask("/nginx", *nginx(one.der))
+        assert (answer.status, answer.code) == (403, "certificate-distrusted")
+        await distrust.undo(house.registry, rule, act=act)
+        assert (await ask("/nginx", *nginx(one.der))).status == 200
+        house.registry.revoked.on_event(Event(EventKind.DEVICE_STATE, "cam-1", "revoked"))
+        answer = await ask("/nginx", *nginx(one.der))
+        assert (answer.status, answer.code) == (403, "device-revoked")
 
 
 async def test_the_first_use_of_a_certificate_supersedes_the_one_before(house: House) -> None:
