@@ -9,6 +9,8 @@ from typing import Any
 from device_agent.atomic_files import write_atomically
 from fleet.est_client.arguments import check_device_id
 from fleet.est_client.errors import BadConfig
+from fleet.wire.errors import Malformed
+from fleet.wire.text import without_mark
 
 FILE_NAME = "agent.toml"
 CA_NAME = "ca.pem"
@@ -93,12 +95,12 @@ def read_config(home: Path) -> AgentConfig:
     try:
         if path.stat().st_size > FILE_SIZE_MAX:
             raise BadConfig(f"{path} is larger than {FILE_SIZE_MAX} bytes.")
-        tree = tomllib.loads(path.read_text("utf-8"))
+        tree = tomllib.loads(without_mark(path.read_bytes()).decode())
     except FileNotFoundError:
         raise BadConfig(f"{home} is not a device's home: it has no {FILE_NAME}.", "Run `device-agent init`.") from None
     except OSError as error:
         raise BadConfig(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, Malformed) as error:
         raise BadConfig(f"{path}: {error}") from error
     flat = _flatten(tree)
     for key in flat:

@@ -22,6 +22,8 @@ from device_agent.interpreter import module_command
 from fleet.config.streams import Program, os_problem
 from fleet.est_client.arguments import AGENT_KEY_TYPES, check_device_id, check_printable, parse_host_port
 from fleet.est_client.errors import BadConfig, ClientError
+from fleet.wire.errors import Malformed
+from fleet.wire.text import without_mark
 
 # Loaded when they are called, and not before. name: (module, its line in --help)
 LAZY = {
@@ -310,6 +312,13 @@ def send(home: Path, topic: str, payload: str, qos: int, wait: bool, timeout: fl
     control.send(home, request, timeout)
 
 
+def _text(data: bytes, where: str) -> str:
+    try:
+        return without_mark(data).decode("utf-8", "replace")
+    except Malformed as error:
+        raise click.UsageError(f"{where}: {error}") from error
+
+
 def _token(token_file: Path | None, token_env: str | None) -> str:
     if token_file is not None and token_env is not None:
         raise click.UsageError("--token-file and --token-env exclude each other.")
@@ -317,14 +326,14 @@ def _token(token_file: Path | None, token_env: str | None) -> str:
         with token_file.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 click.echo(f"Warning: {token_file} is readable by other users. Run: chmod 600 {token_file}", err=True)
-            token = file.read(TOKEN_SIZE_MAX).decode("utf-8", "replace")
+            token = _text(file.read(TOKEN_SIZE_MAX), str(token_file))
     elif token_env is not None:
         # Removed from the environment: the child process that enrolls would expose it in /proc.
         token = os.environ.pop(token_env, "")
     elif sys.stdin.isatty():
         token = click.prompt("Token", hide_input=True)
     else:
-        token = sys.stdin.read(TOKEN_SIZE_MAX)
+        token = _text(sys.stdin.buffer.read(TOKEN_SIZE_MAX), "standard input")
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable():
         raise click.UsageError(

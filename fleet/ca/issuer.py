@@ -7,6 +7,7 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
 from fleet.ca import lints
@@ -29,6 +30,16 @@ OPERATORS = frozenset({CredentialKind.OPERATOR})
 """Kinds of holder that the operators' CA certifies: the two CAs have none in common."""
 
 
+def spki_of(certificate: x509.Certificate) -> bytes:
+    """DER of its SubjectPublicKeyInfo."""
+    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def own_key() -> Refused:
+    """Of a request for a certificate with a key of the fleet's own, which nobody else can hold."""
+    return Refused("key-in-use", "This key belongs to a CA or the server of the fleet.", "Make a new key.")
+
+
 class LocalIssuer:
     """Issues under `certificate` with its P-256 `private_key`, to holders of `kinds` only; implements
     `fleet.domain.ports.Issuer`. Its certificates name what `publication` says, where their profile does.
@@ -49,6 +60,7 @@ class LocalIssuer:
             raise Invalid("bad-issuer", "The issuing key is not P-256.")
         self.certificate = certificate
         self._key = private_key
+        self._spki = spki_of(certificate)
         self._kinds = frozenset(kinds)
         self._name = certificate.subject.public_bytes()
         self._validity = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -65,6 +77,8 @@ class LocalIssuer:
         Raises: Refused: `wrong-issuer`, `issuer-expired`, `bad-hardware-serial`, `name-impossible`. LintFailed: our own
         fault; the certificate is discarded.
         """
+        if permit.spki_der == self._spki:
+            raise own_key()
         if permit.kind not in self._kinds:
             raise Refused("wrong-issuer", f"This CA signs nothing for {permit.kind} {permit.holder}.")
         profile = PROFILES[permit.kind]

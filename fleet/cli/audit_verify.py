@@ -104,10 +104,11 @@ def verify_(
         given = [head_key_in(file) for file in key_files]
         own = _own_keys(client)
         keys = [*(own or ()), *given] if given or own is not None else None
+        sealed_here = _sealed_here(client)
 
         async def work() -> Verified:
             async with _reader(client, copy) as reader:
-                return await verify(reader, keys, since=since, noted=noted)
+                return await verify(reader, keys, since=since, noted=noted, sealed_here=sealed_here)
 
         verified = asyncio.run(work())
         if not verified.rows:
@@ -127,6 +128,17 @@ def _own_keys(client: Client | None) -> list[HeadKey] | None:
 
     public = open_home(client.home).audit_public_key
     return [head_key_in(public)] if public.exists() else []
+
+
+def _sealed_here(client: Client | None) -> Noted | None:
+    """The home's note of the last head that was sealed there."""
+    if client is None or client.home is None:
+        return None
+    from fleet.home.audit_note import read_head_note
+    from fleet.home.layout import open_home
+
+    note = read_head_note(open_home(client.home))
+    return Noted(note.size, bytes.fromhex(note.root)) if note is not None else None
 
 
 @asynccontextmanager

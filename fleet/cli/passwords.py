@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from fleet.cli.errors import CliError, attempting
+from fleet.wire.errors import Malformed
+from fleet.wire.text import without_mark
 
 PASSWORD_SIZE_MAX = 4096
 
@@ -87,7 +89,10 @@ def _first_line(purpose: str, path: Path) -> bytes:
         text = file.read(PASSWORD_SIZE_MAX + 1)
     if len(text) > PASSWORD_SIZE_MAX:
         raise CliError(attempted, f"the file is longer than {PASSWORD_SIZE_MAX} bytes", "Check the path")
-    text = text.partition(b"\n")[0].removesuffix(b"\r")
+    try:
+        text = without_mark(text).partition(b"\n")[0].removesuffix(b"\r")
+    except Malformed as error:
+        raise CliError(attempted, "the file is UTF-16 text", "Save it as UTF-8") from error
     if not text:
         raise CliError(attempted, "its first line is empty", "Put the password there")
     return text

@@ -29,6 +29,8 @@ from fleet.config.durable_files import MODE_SECRET, write_file
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.device import device_id
 from fleet.domain.errors import FleetError, Invalid, Unauthenticated, Unavailable
+from fleet.wire.errors import Malformed
+from fleet.wire.text import without_mark
 
 FILE_SIZE_MAX = 256 * 1024 * 1024  # two million lines
 
@@ -211,6 +213,10 @@ def _ids_in(file: Path) -> list[str]:
     """
     with click.open_file(str(file), "rb") as opened:
         data = _limited(opened, file)
+    try:
+        data = without_mark(data)
+    except Malformed as error:
+        raise Invalid("bad-device-id", f"{file} is UTF-16 text.", "Save it as UTF-8.") from error
     ids: dict[str, None] = {}
     for number, line in enumerate(data.decode("utf-8", "backslashreplace").splitlines(), 1):
         text = line.strip()

@@ -236,8 +236,10 @@ def read_settings(file: Path) -> Settings:
     if len(data) > SETTINGS_SIZE_MAX:
         raise SettingsError(file, 0, f"is larger than {SETTINGS_SIZE_MAX} bytes")
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # an editor's byte order mark aside
     except UnicodeDecodeError as error:
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise SettingsError(file, 1, "is UTF-16; save it as UTF-8") from error
         raise SettingsError(file, data.count(b"\n", 0, error.start) + 1, "is not UTF-8") from error
     return parse_settings(text, file)
 

@@ -177,12 +177,12 @@ class EstClient:
             why = f": {reason}" if reason else "."
             if waited_seconds > self._policy.patience_seconds:
                 raise EstBusy(
-                    f"The EST server asks to retry after {wait_seconds:.0f} s{why}",
+                    f"The EST server asks to retry after {_spoken(wait_seconds)}{why}",
                     "Try again later: the same key will be used.",
                     wait_seconds,
                     pending=answer.status == 202,
                 )
-            self._policy.report(f"Waiting for {wait_seconds:.0f} s, as the EST server asks{why}")
+            self._policy.report(f"Waiting for {_spoken(wait_seconds)}, as the EST server asks{why}")
             self._pause(wait_seconds)
 
     def _ask_once(self, method: str, path: str, csr: bytes | BoundCsr | None) -> Answer:
@@ -259,6 +259,11 @@ def _retry_after_seconds(answer: Answer) -> float:
     if not text.strip().isascii() or not text.strip().isdigit():
         return RETRY_AFTER_DEFAULT_SECONDS
     return min(RETRY_AFTER_MAX_SECONDS, max(RETRY_AFTER_MIN_SECONDS, float(text)))
+
+
+def _spoken(seconds: float) -> str:
+    """For people, who count in hours what takes more than two; RETRY_AFTER_MAX_SECONDS is a day."""
+    return f"{seconds:.0f} s" + (f" ({seconds / 3600:.0f} h)" if seconds >= 7200 else "")
 
 
 def _certificates(answer: Answer) -> list[x509.Certificate]:

@@ -83,6 +83,7 @@ class Home(Struct, frozen=True):
     ocsp_key = _Below("server/ocsp.key")
     registry = _Below("registry.db")
     revocations = _Below("state/revocations.jsonl")
+    audit_head = _Below("state/audit-head.json")
     event_marks = _Below("state/event-marks.jsonl")
     archive = _Below("archive")
     run = _Below("run")

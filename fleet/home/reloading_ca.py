@@ -8,12 +8,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.issuer import FLEET, LocalIssuer
+from fleet.ca.issuer import FLEET, LocalIssuer, own_key, spki_of
 from fleet.ca.issuers import TENANTS, TenantIssuers
 from fleet.ca.keys import load_key
 from fleet.config.logs import log_event
@@ -101,6 +103,8 @@ class LiveAuthorities:
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
         self.look_if_due()
+        if permit.spki_der in self._own_keys:
+            raise own_key()
         if permit.profile.service:
             self._must_not_be_ours(permit)
         return self._issuers.issue(permit, now)
@@ -140,6 +144,7 @@ class LiveAuthorities:
             except _TROUBLE as error:
                 signers[name] = error
         self._current, self._signers, self._server = current, signers, stamp[0]
+        self._own_keys = _own_keys(self._home, current)
         now = time.time_ns()  # the file system's clock, not the injected one
         is_fresh = any(abs(now - changed) < FRESH_NS for changed, _ in stamp)
         self._stamp = None if is_fresh else stamp
@@ -174,6 +179,19 @@ def _changed(path: str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_ctime_ns, found.st_ino  # ctime, which `cp -p` and `touch -d` cannot set back
+
+
+def _own_keys(home: Home, authorities: Authorities) -> frozenset[bytes]:
+    """SubjectPublicKeyInfo of every CA of the home, and of its server."""
+    certificates = [c for a in authorities.all for c in (*a.chain, *a.issuers)]
+    for file in (home.server_chain, home.operators_certificate):
+        with suppress(OSError, ValueError):  # away, or damaged: others report it
+            certificates += x509.load_pem_x509_certificates(file.read_bytes())
+    keys = set()
+    for certificate in certificates:
+        with suppress(ValueError, UnsupportedAlgorithm):  # an odd key of a corporate CA
+            keys.add(spki_of(certificate))
+    return frozenset(keys)
 
 
 def _signer(authority: Authority, settings: Settings) -> LocalIssuer:

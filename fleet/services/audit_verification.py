@@ -62,11 +62,16 @@ class Verified:
 
 
 async def verify(
-    reader: AuditReader, keys: Sequence[HeadKey] | None, *, since: Noted | None = None, noted: Noted | None = None
+    reader: AuditReader,
+    keys: Sequence[HeadKey] | None,
+    *,
+    since: Noted | None = None,
+    noted: Noted | None = None,
+    sealed_here: Noted | None = None,
 ) -> Verified:
     """Verify what is stored, or only what follows `since`; signatures against `keys`, or none if that is None.
 
-    `noted` is verified along the way.
+    `noted` is verified along the way, and so is `sealed_here`, the home's own note, unless its rows are archived.
 
     Raises: Invalid: `audit-changed`, `audit-removed`, `audit-inserted`, `audit-moved` for rows; `audit-rewritten` for
     rows that do not yield the root of a head or of `noted`; `head-key`, `head-signature`, `audit-head-removed`
@@ -76,7 +81,7 @@ async def verify(
     sealed = await reader.last_sealed()
     newest = await reader.last_audit()
     work = _Verification(reader, keys, sealed, newest, [noted] if noted is not None else [])
-    await work.begin(since)
+    await work.begin(since, sealed_here)
     await work.walk()
     await work.end()
     head = sealed.head if sealed is not None else None
@@ -128,8 +133,11 @@ class _Verification:
     def sealed_size(self) -> int:
         return self.sealed.head.size if self.sealed is not None else 0
 
-    async def begin(self, since: Noted | None) -> None:
+    async def begin(self, since: Noted | None, sealed_here: Noted | None) -> None:
         """Determine the tree to start from."""
+        if sealed_here is not None and self.newest < sealed_here.size:
+            missing = _rows(self.newest, sealed_here.size)
+            raise _broken("audit-removed", f"{missing} missing; a head of {sealed_here.size} rows was sealed here.")
         if self.newest < self.sealed_size:
             message = f"{_rows(self.newest, self.sealed_size)} missing; a head of {self.sealed_size} rows was signed."
             raise _broken("audit-removed", message)
@@ -140,6 +148,8 @@ class _Verification:
         self.archived = first[0].seq - 1 if first else 0
         if self.archived % BLOCK_ROWS or self.archived > self.sealed_size:
             raise _broken("audit-removed", f"{_rows(0, self.archived)} missing.")
+        if sealed_here is not None and sealed_here.size > self.archived:
+            self.noted.append(sealed_here)
         if since is not None and since.size < self.archived:
             self.noted.append(since)  # not all rows after it are stored: its head must still exist
             since = None

@@ -68,6 +68,41 @@ def leaf_of_page(seq: int, entry: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), sort_keys=True).encode("ascii")
 
 
+class TestTheHomesNote:
+    """The home knows that it had an audit: the registry's own tables may all be emptied."""
+
+    TABLES = ("audit", "audit_head", "audit_node", "audit_frontier")
+
+    def test_an_emptied_audit_that_has_begun_again(self, run_fleet: RunFleet, home: Path) -> None:
+        run_fleet("audit", "seal")
+        run_fleet("audit", "verify")
+        for table in self.TABLES:
+            edit(home, f"DELETE FROM {table}")  # noqa: S608
+        assert "audit-removed" in run_fleet("audit", "verify", "-o", "json", expect=1).stderr
+        run_fleet("device", "add", "d9", "--model", "default")
+        assert "rows 2 to 4 are missing" in run_fleet("audit", "verify", expect=1).stderr
+        assert "audit-removed" in run_fleet("audit", "seal", expect=1).stderr  # and the note stays
+        for n in range(10, 14):
+            run_fleet("device", "add", f"d{n}", "--model", "default")
+        assert "audit-rewritten" in run_fleet("audit", "seal", expect=1).stderr
+        assert "its first 4 rows are not those noted" in run_fleet("audit", "verify", expect=1).stderr
+        (home / "state" / "audit-head.json").unlink()
+        run_fleet("audit", "verify")
+
+    def test_it_goes_on_with_the_audit(self, run_fleet: RunFleet, home: Path) -> None:
+        for n in range(10, 13):
+            run_fleet("device", "add", f"d{n}", "--model", "default")
+            run_fleet("audit", "seal")
+            assert json.loads((home / "state" / "audit-head.json").read_text())["size"] == n - 5
+        run_fleet("audit", "verify")
+
+    @pytest.mark.parametrize("text", ["", "{}", '{"size":0,"root":""}', "x" * 5000, '{"size":4,"root":"é"}'])
+    def test_one_that_is_damaged(self, run_fleet: RunFleet, home: Path, text: str) -> None:
+        run_fleet("audit", "seal")
+        (home / "state" / "audit-head.json").write_text(text)
+        assert "bad-head-note" in run_fleet("audit", "verify", expect=1).stderr
+
+
 class TestSealAndVerify:
     def test_seal_once(self, run_fleet: RunFleet) -> None:
         before = parsed(run_fleet("audit", "verify", "-o", "json"))

@@ -167,3 +167,14 @@ def test_openssl_tells_the_two_cas_apart(run_fleet: RunFleet, home: Path, tmp_pa
         command = ["openssl", "verify", "-x509_strict", "-purpose", "sslclient", *trust, certificate]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == expected, done.stderr
+
+
+def test_a_password_file_with_a_byte_order_mark(run_fleet: RunFleet, tmp_path: Path) -> None:
+    """An editor's mark is no part of the password; a file in UTF-16 is named."""
+    file, out = tmp_path / "password", tmp_path / "out"
+    file.write_text("pass\n", "utf-8-sig")
+    words = ("add", "bob", "--role", "viewer", "--out", str(out), "--password-file", str(file))
+    run_fleet(*words)
+    assert load_pkcs12((out / "bob.p12").read_bytes(), b"pass").key is not None
+    file.write_text("pass\n", "utf-16")
+    assert "UTF-16" in run_fleet("add", "carol", *words[2:], expect=1).stderr

@@ -196,3 +196,12 @@ def test_a_listener_without_tls_is_local(tmp_path: Path, text: str, says: str) -
 )
 def test_a_local_address_is_shown_as_it_is_written(text: str) -> None:
     assert str(parse_local_address(text)) == text
+
+
+def test_an_editors_byte_order_mark(tmp_path: Path) -> None:
+    (file := tmp_path / "fleet.toml").write_bytes("\ufeff[webhook]\nwebhook_seconds_max = 7\n".encode())
+    assert read_settings(file).webhook_seconds_max == 7
+    for encoding in ("utf-16", "utf-16-be"):
+        file.write_bytes("\ufeff[webhook]\n".encode(encoding))
+        with pytest.raises(SettingsError, match="is UTF-16; save it as UTF-8"):
+            read_settings(file)

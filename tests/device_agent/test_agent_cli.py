@@ -29,7 +29,10 @@ def test_the_walk_of_one_device(lone: Device, tmp_path: Path) -> None:
     blank = lone.call("status", expect=1)
     assert "not enrolled" in blank.stdout
     token = tmp_path / "a token"
-    token.write_text(lone.est.token(lone.device_id) + "\n")
+    text = lone.est.token(lone.device_id)
+    token.write_text(text + "\n", "utf-16")
+    assert "UTF-16" in lone.call("enroll", "--token-file", str(token), expect=2).stderr
+    token.write_text(text + "\n", "utf-8-sig")  # an editor's byte order mark
     token.chmod(0o644)
     told = lone.call("enroll", "--token-file", str(token))
     assert lone.device_id in told.stdout

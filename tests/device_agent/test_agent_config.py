@@ -97,3 +97,13 @@ def test_addresses_that_are_none(text: str) -> None:
 def test_names_that_are_none(text: str) -> None:
     with pytest.raises(BadConfig):
         check_device_id(text)
+
+
+def test_an_editors_byte_order_mark(home: Path) -> None:
+    file = home / "agent.toml"
+    text = file.read_text()
+    file.write_text(text, "utf-8-sig")
+    assert read_config(home).device_id == "cam-7"
+    file.write_text(text, "utf-16")
+    with pytest.raises(BadConfig, match="UTF-16 text; save it as UTF-8"):
+        read_config(home)

@@ -7,9 +7,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.ca.issuer import spki_of
 from fleet.ca.keys import load_key
+from fleet.domain.credential import CredentialKind
+from fleet.domain.enrollment import permit_by_operator
+from fleet.domain.errors import Refused
 from fleet.home.layout import Home
 from fleet.home.leaf_issuers import REMEMBERED_MAX, LeafIssuers
 from fleet.home.reloading_ca import LiveAuthorities
@@ -62,3 +66,24 @@ def test_what_no_ca_of_ours_signed(home: Home) -> None:
     for number in range(REMEMBERED_MAX + 10):
         issuers.tenant_of(b"%d" % number)
     assert issuers.tenant_of(own) == ""
+
+
+def test_no_certificate_for_a_key_of_the_fleets_own(home: Home) -> None:
+    """Of its CAs, former ones too, of the operators' CA and of its server."""
+    run_fleet(home.path, "tenant", "add", "acme")
+    run_fleet(home.path, "ca", "rollover")
+    live = LiveAuthorities(home)
+    files = [home.root_certificate, home.operators_certificate, *home.path.glob("ca/**/issuing*.pem")]
+    own = [c for file in files for c in x509.load_pem_x509_certificates(file.read_bytes())]
+    own += x509.load_pem_x509_certificates(home.server_chain.read_bytes())[:1] if home.server_chain.exists() else []
+    assert len({spki_of(each) for each in own}) >= 5
+    for certificate in own:
+        permit = permit_by_operator(
+            CredentialKind.STATION, "line-1", spki_of(certificate), NOW + timedelta(days=1), NOW
+        )
+        with pytest.raises(Refused) as caught:
+            live.issue(permit, NOW)
+        assert caught.value.code == "key-in-use"
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    spki = other.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    live.issue(permit_by_operator(CredentialKind.STATION, "line-1", spki, NOW + timedelta(days=1), NOW), NOW)

@@ -12,6 +12,7 @@ from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import HeadSigner, Registry
+from fleet.home.audit_note import note_head
 from fleet.home.layout import Home
 from fleet.home.pki import audit_signer
 from fleet.runtime.background import background
@@ -32,25 +33,39 @@ async def sealing_audit(home: Home, registry: Registry, *, clock: Clock) -> Asyn
     """
     signer = audit_signer(home)
     try:
-        async with background(seal_periodically(registry, signer, clock), "audit sealing") as task:
+        async with background(seal_periodically(registry, signer, clock, home=home), "audit sealing") as task:
             yield task
     finally:
-        with suppress(FleetError, TimeoutError):  # the next server, or `fleet audit seal`, does it
+        with suppress(FleetError, OSError, TimeoutError):  # the next server, or `fleet audit seal`, does it
             async with asyncio.timeout(END_SECONDS_MAX):
-                await seal(registry, signer, clock())
+                await _seal_and_note(registry, signer, clock, home)
 
 
 async def seal_periodically(
-    registry: Registry, signer: HeadSigner, clock: Clock, *, every_seconds: float = SEAL_SECONDS
+    registry: Registry,
+    signer: HeadSigner,
+    clock: Clock,
+    *,
+    every_seconds: float = SEAL_SECONDS,
+    home: Home | None = None,
 ) -> None:
-    """Seal until cancelled. A failure is retried, and logged once in FAILURES_A_LINE times."""
+    """Seal until cancelled, and note each head in `home`. A failure is retried, and logged once in FAILURES_A_LINE
+    times.
+    """
     failures = 0
     while True:
         try:
-            await seal(registry, signer, clock())
+            await _seal_and_note(registry, signer, clock, home)
             failures = 0
-        except FleetError as error:
+        except (FleetError, OSError) as error:
             if failures % FAILURES_A_LINE == 0:
-                log_event(log, logging.ERROR, "audit.seal", outcome="failed", code=error.code, reason=error.message)
+                code = error.code if isinstance(error, FleetError) else "note-not-written"
+                log_event(log, logging.ERROR, "audit.seal", outcome="failed", code=code, reason=str(error))
             failures += 1
         await asyncio.sleep(every_seconds)
+
+
+async def _seal_and_note(registry: Registry, signer: HeadSigner, clock: Clock, home: Home | None) -> None:
+    head = await seal(registry, signer, clock())
+    if head is not None and home is not None:
+        await note_head(home, registry, head)
