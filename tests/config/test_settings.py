@@ -35,6 +35,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         dynsec_password_file="control.password",
         dynsec_ca="broker.pem",
         webhook_ca="hooks.pem",
+        webhook_local=True,
         forward_auth=parse_local_address("127.0.0.1:9000"),
         forward_auth_secret_file="proxy.secret",
         forward_auth_group="www-data",
