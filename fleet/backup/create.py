@@ -56,7 +56,7 @@ def is_ours_to_save(name: str) -> bool:
     return not (
         name.partition("/")[0] in LEFT_OUT
         or name.startswith("registry.")  # SQLite's journal files, whose content the registry's copy includes
-        or name == "state/audit-head.json"  # of the home it is in, and younger than the registry of the backup
+        or name == "state/audit-note.json"  # of the home it is in, and perhaps younger than the registry of the backup
         or name == "state/revocations.jsonl"  # a copy in the backup would always be outdated
     )
 

@@ -105,7 +105,7 @@ def _why_none(where: RowFilter, after: int | None) -> str:
 @output_option
 def seal_(home: Path, output: str) -> None:
     """Sign a head over the rows since the last one, now. A running server does it every second."""
-    from fleet.home.audit_note import note_head
+    from fleet.home.audit_note import keep_note
     from fleet.home.layout import opened
     from fleet.home.pki import audit_signer
     from fleet.services.sealing import seal
@@ -114,7 +114,7 @@ def seal_(home: Path, output: str) -> None:
         async with opened(home) as (place, registry):
             ours = await seal(registry, audit_signer(place), datetime.now(UTC))
             if ours is not None:
-                await note_head(place, registry, ours)
+                await keep_note(place, registry, ours)
             newest = await registry.last_sealed()
             return ours, newest.head if newest is not None else None
 

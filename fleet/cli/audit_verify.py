@@ -131,13 +131,13 @@ def _own_keys(client: Client | None) -> list[HeadKey] | None:
 
 
 def _sealed_here(client: Client | None) -> Noted | None:
-    """The home's note of the last head that was sealed there."""
+    """The home's note of how the audit that is sealed there began."""
     if client is None or client.home is None:
         return None
-    from fleet.home.audit_note import read_head_note
+    from fleet.home.audit_note import read_note
     from fleet.home.layout import open_home
 
-    note = read_head_note(open_home(client.home))
+    note = read_note(open_home(client.home))
     return Noted(note.size, bytes.fromhex(note.root)) if note is not None else None
 
 

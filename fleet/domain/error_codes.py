@@ -219,7 +219,7 @@ audit-frontier | 400 | The stored tree frontier was tampered with. | Investigate
 audit-hash-missing | 400 | A stored hash or row is missing. | Investigate; restore the registry from a backup.
 audit-hashes-missing | 503 | The registry lacks hashes needed for an archive. | Run fleet audit verify.
 audit-head-changed | 400 | A signed tree head was changed. | Investigate; restore the registry from a backup.
-bad-head-note | 400 | The home's note of an audit head is damaged. | Find out who changed it.
+bad-audit-note | 400 | The home's note of its audit is damaged. | Find out who changed it.
 audit-head-removed | 400 | A signed tree head was removed. | Investigate; restore the registry from a backup.
 audit-inserted | 400 | A row was inserted later. | Investigate; restore the registry from a backup.
 audit-kept | 409 | The rows are not all sealed, or not whole blocks, and are kept. | Seal the audit first.

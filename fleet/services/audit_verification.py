@@ -71,7 +71,7 @@ async def verify(
 ) -> Verified:
     """Verify what is stored, or only what follows `since`; signatures against `keys`, or none if that is None.
 
-    `noted` is verified along the way, and so is `sealed_here`, the home's own note, unless its rows are archived.
+    `noted` is verified along the way, and so is `sealed_here`, the home's note of how its audit began.
 
     Raises: Invalid: `audit-changed`, `audit-removed`, `audit-inserted`, `audit-moved` for rows; `audit-rewritten` for
     rows that do not yield the root of a head or of `noted`; `head-key`, `head-signature`, `audit-head-removed`
@@ -137,7 +137,7 @@ class _Verification:
         """Determine the tree to start from."""
         if sealed_here is not None and self.newest < sealed_here.size:
             missing = _rows(self.newest, sealed_here.size)
-            raise _broken("audit-removed", f"{missing} missing; a head of {sealed_here.size} rows was sealed here.")
+            raise _broken("audit-removed", f"{missing} missing; they were sealed here.")
         if self.newest < self.sealed_size:
             message = f"{_rows(self.newest, self.sealed_size)} missing; a head of {self.sealed_size} rows was signed."
             raise _broken("audit-removed", message)
@@ -148,7 +148,7 @@ class _Verification:
         self.archived = first[0].seq - 1 if first else 0
         if self.archived % BLOCK_ROWS or self.archived > self.sealed_size:
             raise _broken("audit-removed", f"{_rows(0, self.archived)} missing.")
-        if sealed_here is not None and sealed_here.size > self.archived:
+        if sealed_here is not None:
             self.noted.append(sealed_here)
         if since is not None and since.size < self.archived:
             self.noted.append(since)  # not all rows after it are stored: its head must still exist

@@ -86,21 +86,32 @@ class TestTheHomesNote:
             run_fleet("device", "add", f"d{n}", "--model", "default")
         assert "audit-rewritten" in run_fleet("audit", "seal", expect=1).stderr
         assert "its first 4 rows are not those noted" in run_fleet("audit", "verify", expect=1).stderr
-        (home / "state" / "audit-head.json").unlink()
+        (home / "state" / "audit-note.json").unlink()
         run_fleet("audit", "verify")
 
-    def test_it_goes_on_with_the_audit(self, run_fleet: RunFleet, home: Path) -> None:
+    def test_it_is_of_how_the_audit_began(self, run_fleet: RunFleet, home: Path) -> None:
         for n in range(10, 13):
             run_fleet("device", "add", f"d{n}", "--model", "default")
             run_fleet("audit", "seal")
-            assert json.loads((home / "state" / "audit-head.json").read_text())["size"] == n - 5
+            assert json.loads((home / "state" / "audit-note.json").read_text())["size"] == 5
         run_fleet("audit", "verify")
+        (ids := home / "many.csv").write_text(
+            "device_id,model,hardware_serial,key_sha256,tags,groups\n"
+            + "".join(f"m{n},default,S{n},,,\n" for n in range(300))
+        )
+        run_fleet("device", "import", str(ids))
+        run_fleet("device", "tag", "--filter", "model=default", "lot=L7", "--yes")
+        run_fleet("audit", "seal")
+        assert json.loads((home / "state" / "audit-note.json").read_text())["size"] == 256
+        run_fleet("audit", "verify")
+        run_fleet("device", "add", "last", "--model", "default")
+        run_fleet("audit", "seal")
 
     @pytest.mark.parametrize("text", ["", "{}", '{"size":0,"root":""}', "x" * 5000, '{"size":4,"root":"é"}'])
     def test_one_that_is_damaged(self, run_fleet: RunFleet, home: Path, text: str) -> None:
         run_fleet("audit", "seal")
-        (home / "state" / "audit-head.json").write_text(text)
-        assert "bad-head-note" in run_fleet("audit", "verify", expect=1).stderr
+        (home / "state" / "audit-note.json").write_text(text)
+        assert "bad-audit-note" in run_fleet("audit", "verify", expect=1).stderr
 
 
 class TestSealAndVerify:

@@ -12,7 +12,7 @@ from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import HeadSigner, Registry
-from fleet.home.audit_note import note_head
+from fleet.home.audit_note import keep_note
 from fleet.home.layout import Home
 from fleet.home.pki import audit_signer
 from fleet.runtime.background import background
@@ -38,7 +38,7 @@ async def sealing_audit(home: Home, registry: Registry, *, clock: Clock) -> Asyn
     finally:
         with suppress(FleetError, OSError, TimeoutError):  # the next server, or `fleet audit seal`, does it
             async with asyncio.timeout(END_SECONDS_MAX):
-                await _seal_and_note(registry, signer, clock, home)
+                await _seal_as_noted(registry, signer, clock, home)
 
 
 async def seal_periodically(
@@ -49,13 +49,13 @@ async def seal_periodically(
     every_seconds: float = SEAL_SECONDS,
     home: Home | None = None,
 ) -> None:
-    """Seal until cancelled, and note each head in `home`. A failure is retried, and logged once in FAILURES_A_LINE
-    times.
+    """Seal until cancelled, and check each head against the note of `home`. A failure is retried, and logged once in
+    FAILURES_A_LINE times.
     """
     failures = 0
     while True:
         try:
-            await _seal_and_note(registry, signer, clock, home)
+            await _seal_as_noted(registry, signer, clock, home)
             failures = 0
         except (FleetError, OSError) as error:
             if failures % FAILURES_A_LINE == 0:
@@ -65,7 +65,7 @@ async def seal_periodically(
         await asyncio.sleep(every_seconds)
 
 
-async def _seal_and_note(registry: Registry, signer: HeadSigner, clock: Clock, home: Home | None) -> None:
+async def _seal_as_noted(registry: Registry, signer: HeadSigner, clock: Clock, home: Home | None) -> None:
     head = await seal(registry, signer, clock())
     if head is not None and home is not None:
-        await note_head(home, registry, head)
+        await keep_note(home, registry, head)
