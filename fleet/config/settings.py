@@ -270,6 +270,9 @@ def _check_forward_auth(file: Path, text: str, settings: Settings) -> None:
     if settings.forward_auth.address is not None and not settings.forward_auth_secret_file:
         problem = "forward_auth.address is a TCP port: it needs forward_auth.secret_file"
         raise SettingsError(file, _line_of(text, "forward_auth", "address"), problem)
+    if settings.forward_auth.address is not None and settings.forward_auth_group:
+        problem = "forward_auth.group is for a Unix socket, and forward_auth.address is a TCP port"
+        raise SettingsError(file, _line_of(text, "forward_auth", "group"), problem)
 
 
 def _read_value(file: Path, text: str, table: str, key: str, value: Any) -> Any:

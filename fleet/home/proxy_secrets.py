@@ -1,15 +1,36 @@
 """The secrets by which a reverse proxy of this machine proves itself, as a file of the home holds them."""
 
+import logging
 import re
 import shlex
 from pathlib import Path
 
+from fleet.config.logs import log_event
 from fleet.domain.errors import Invalid
+
+log = logging.getLogger("fleet")
 
 SECRETS_MAX = 2  # the present one, and its successor while it is being changed
 FILE_SIZE_MAX = 4096
 
 _SECRET = re.compile(rb"[!-~]{16,256}")
+
+
+class ProxySecrets:
+    """Those in use; () without a file. Raises: Invalid (`bad-secret-file`)."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.current = proxy_secrets(file) if file is not None else ()
+
+    def reload(self) -> None:
+        """Read the file again. One that cannot be used leaves the old secrets in place."""
+        if self._file is None:
+            return
+        try:
+            self.current = proxy_secrets(self._file)
+        except Invalid as error:
+            log_event(log, logging.ERROR, "proxy-secrets", outcome="failed", kept="old", reason=error.message)
 
 
 def proxy_secrets(file: Path) -> tuple[bytes, ...]:

@@ -26,7 +26,7 @@ from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.layout import Home, waiting_limits
 from fleet.home.leaf_issuers import LeafIssuers
 from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
-from fleet.home.proxy_secrets import proxy_secrets
+from fleet.home.proxy_secrets import ProxySecrets
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
@@ -104,6 +104,8 @@ class Worker:
     gateway: Gateway
     permanent: tuple[asyncio.Task[None], ...]
     """Tasks that must run until shutdown."""
+    secrets: ProxySecrets
+    """By which reverse proxies prove themselves."""
 
     async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
         """Return at a stop signal; a reload applies the server certificate and the CAs on disk to new connections.
@@ -115,6 +117,7 @@ class Worker:
     def _reload(self) -> None:
         self.authorities.reread()
         self.contexts.reload(self.home)
+        self.secrets.reload()
 
 
 @asynccontextmanager
@@ -143,7 +146,7 @@ async def run_worker(
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
         webhooks = _webhooks(home, settings)
         parts.push_async_callback(webhooks.close)
-        servers = _HttpServers(home, settings, registry, authorities, clock)
+        servers = _HttpServers(home, settings, registry, authorities, clock, _secrets(home, settings))
         est = servers.est(webhooks)
         est.on_admitted = listeners.admitted
 
@@ -177,7 +180,7 @@ async def run_worker(
         endpoints = Endpoints.of(home, listeners.with_ports())
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
-        yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors))
+        yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors), servers.secrets)
 
 
 async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer) -> None:
@@ -195,6 +198,7 @@ class _HttpServers:
     registry: Registry
     authorities: LiveAuthorities
     clock: Clock
+    secrets: ProxySecrets
 
     def est(self, authorizer: Webhooks) -> HttpServer:
         return build_est_server(
@@ -226,10 +230,14 @@ class _HttpServers:
         return admin_server(AdminApp(context), rates=rates)
 
     def forward_auth(self, gateway: Gateway) -> HttpServer:
-        """Raises: Invalid (`bad-secret-file`)."""
-        file = self.settings.forward_auth_secret_file
         decision = Decision(self.registry, LeafIssuers(self.authorities).tenant_of, gateway.feed_is_up, self.clock)
-        return build_forward_auth_server(decision, proxy_secrets(self.home.path / file) if file else ())
+        return build_forward_auth_server(decision, lambda: self.secrets.current)
+
+
+def _secrets(home: Home, settings: Settings) -> ProxySecrets:
+    """Raises: Invalid (`bad-secret-file`)."""
+    file = settings.forward_auth_secret_file
+    return ProxySecrets(home.path / file if file else None)
 
 
 def rates_of(settings: Settings) -> Rates:

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -199,8 +201,11 @@ class Client:
         return status, arrived[0] if arrived else 0
 
     def refused(self, target: str, headers: Mapping[str, str]) -> int:
-        """Status of a request after which the proxy may close the connection."""
-        return self._ask("GET", target, headers)[0]
+        """Status of a request after which the proxy may close the connection; 0: it did while it was being sent."""
+        try:
+            return self._ask("GET", target, headers)[0]
+        except OSError:
+            return 0
 
     def _ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> tuple[int, Any]:
         self._connection.request(method, target, body, headers)
@@ -275,7 +280,7 @@ def test_a_client_that_sends_a_certificate_as_a_header_is_nobody(site: Site, tmp
             assert nobody.refused(target, {"X-Client-Cert": escaped}) in (401, 404)
         nobody.close()
         nobody = Client(port)
-        assert nobody.refused("/v1/things", {"X-Long": "x" * 65_536}) in (400, 431)
+        assert nobody.refused("/v1/things", {"X-Long": "x" * 65_536}) in (0, 400, 431)
         nobody.close()
 
 
@@ -290,13 +295,24 @@ def test_two_workers_accept_from_one_port_and_ask_for_the_secret(pristine_home: 
     changed = replace(read_settings(settings), forward_auth=address, forward_auth_secret_file="proxy.secret", workers=2)
     settings.write_text(render(changed))
     served = Served(home, tmp_path / "ready.json").start()
+
+    def answered(given: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection.request("GET", "/nginx", headers={"X-Proxy-Secret": given})
+        try:
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
     try:
-        for given, status in (("0123456789abcdef", 401), ("0123456789abcdex", 403)):
-            for _ in range(4):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-                connection.request("GET", "/nginx", headers={"X-Proxy-Secret": given})
-                assert connection.getresponse().status == status
-                connection.close()
+        assert [answered("0123456789abcdef") for _ in range(4)] == [401] * 4
+        assert [answered("0123456789abcdex") for _ in range(4)] == [403] * 4
+        secret.write_text("0123456789abcdex\n")
+        served.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + PATIENCE
+        while {answered("0123456789abcdef") for _ in range(4)} != {403}:
+            assert time.monotonic() < deadline
+        assert answered("0123456789abcdex") == 401
     finally:
         assert served.stop() == 0
     secret.chmod(0o644)

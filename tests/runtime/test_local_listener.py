@@ -9,7 +9,7 @@ import pytest
 
 from fleet.config.addresses import parse_local_address
 from fleet.domain.errors import Invalid, Unavailable
-from fleet.home.proxy_secrets import proxy_secrets
+from fleet.home.proxy_secrets import ProxySecrets, proxy_secrets
 from fleet.runtime.local_listener import bound
 
 SOCKET = parse_local_address("unix:auth.sock")
@@ -76,6 +76,27 @@ def test_secrets_are_read(tmp_path: Path) -> None:
     assert proxy_secrets(file) == (b"0123456789abcdef",)
     file.write_bytes(b"0123456789abcdef\r\n\r\nfedcba9876543210")
     assert proxy_secrets(file) == (b"0123456789abcdef", b"fedcba9876543210")
+
+
+def test_secrets_are_read_again_and_kept_when_the_file_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "secret"
+    file.touch(mode=0o600)
+    file.write_bytes(b"0123456789abcdef\n")
+    secrets = ProxySecrets(file)
+    file.write_bytes(b"0123456789abcdef\nfedcba9876543210\n")
+    secrets.reload()
+    both = (b"0123456789abcdef", b"fedcba9876543210")
+    assert secrets.current == both
+    file.write_bytes(b"tooshort\n")
+    secrets.reload()
+    assert secrets.current == both
+    assert "event=proxy-secrets outcome=failed kept=old" in caplog.text
+    assert "tooshort" not in caplog.text
+    none = ProxySecrets(None)
+    none.reload()
+    assert none.current == ()
 
 
 @pytest.mark.parametrize(

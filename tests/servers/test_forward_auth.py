@@ -132,7 +132,7 @@ async def opened(folder: Path, *secrets: bytes) -> AsyncIterator[House]:
         return "" if house is not None and der in house.ours else None
 
     decision = Decision(registry, tenant_of, lambda: house is None or house.feed, lambda: datetime.now(UTC))
-    server = build_forward_auth_server(decision, secrets)
+    server = build_forward_auth_server(decision, lambda: secrets)
     listener = LocalListener(server)
     with bound("forward_auth", parse_local_address("unix:auth.sock"), folder) as taken:
         assert taken is not None

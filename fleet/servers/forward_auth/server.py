@@ -46,15 +46,15 @@ class Decision:
     clock: Clock
 
 
-def build_forward_auth_server(decision: Decision, secrets: Sequence[bytes] = ()) -> HttpServer:
-    """The server; a protocol factory. With `secrets`, each request must carry one of them."""
+def build_forward_auth_server(decision: Decision, secrets: Callable[[], Sequence[bytes]] = tuple) -> HttpServer:
+    """The server; a protocol factory. If there are `secrets`, asked for at each request, it must carry one of them."""
     return HttpServer("forward_auth", _Handler(decision, secrets).handle, _refusal, LIMITS)
 
 
 class _Handler:
-    def __init__(self, decision: Decision, secrets: Sequence[bytes]) -> None:
+    def __init__(self, decision: Decision, secrets: Callable[[], Sequence[bytes]]) -> None:
         self._decision = decision
-        self._secrets = tuple(secrets)
+        self._secrets = secrets
 
     async def handle(self, exchange: Exchange) -> Response:
         message, decision = exchange.request, self._decision
@@ -82,12 +82,13 @@ class _Handler:
 
     def _check_secret(self, exchange: Exchange) -> None:
         """Raises: HttpRefused (`bad-proxy-secret`): at once, and to no audit row: no proxy of ours asks."""
-        if not self._secrets:
+        secrets = self._secrets()
+        if not secrets:
             return
         given = exchange.request.headers.getall(SECRET, ())
         sent = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
         # Each is compared, in a time that says nothing of where they differ.
-        if not sum(hmac.compare_digest(sent, secret) for secret in self._secrets):
+        if not sum(hmac.compare_digest(sent, secret) for secret in secrets):
             raise HttpRefused(403, "bad-proxy-secret", f"The header {SECRET} does not hold the proxy's secret.")
 
 
