@@ -129,6 +129,9 @@ class CrlStore(Protocol):
         Raises: Conflict (`lease-held`): another node publishes; nothing was written. Unavailable.
         """
 
+    async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
+        """List certificates of the CAs with these key identifiers; those that are listed already stay as they are."""
+
     async def drop_revoked(self, expired: datetime, issuer: bytes, released: int, lease: Lease, now: datetime) -> None:
         """Delete the entries of the CA `issuer` that expired before `expired`, and removals that CRLs up to the number
         `released` have.

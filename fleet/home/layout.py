@@ -12,7 +12,8 @@
       ca/audit.pub        verifies the audit's signed tree heads; audit.key signs them
       server/server.pem   the listeners' certificate with its chain; server.key; ocsp.key signs OCSP answers
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
-      state/              revocations.jsonl: revocations that the restore of an older registry must not undo
+      state/              revocations.jsonl: revocations that the restore of an older registry must not undo;
+                          revoked.jsonl: certificates that CRLs list
       archive/            records that retention moved out of the registry
       run/                sockets and generated files of a running server; removable when none runs
 
@@ -84,6 +85,7 @@ class Home(Struct, frozen=True):
     registry = _Below("registry.db")
     revocations = _Below("state/revocations.jsonl")
     audit_note = _Below("state/audit-note.json")
+    revoked_certificates = _Below("state/revoked.jsonl")
     event_marks = _Below("state/event-marks.jsonl")
     archive = _Below("archive")
     run = _Below("run")

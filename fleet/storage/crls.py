@@ -95,6 +95,9 @@ HEADS = Query(HEAD.select("ORDER BY path"), HEAD.of)
 ONE_HEAD = Query(HEAD.select("WHERE path = $1"), HEAD.of)
 CRL = Query(f"SELECT {HEAD.listed()}, der FROM crl WHERE path = $1", _crl)
 
+ADD = Statement(
+    f"INSERT INTO revoked ({REVOKED.listed()}, issuer) VALUES ({REVOKED.marks()}, $5::bytea) ON CONFLICT DO NOTHING"
+)
 LIST = Statement("""
     UPDATE revoked SET issuer = $4::bytea, bucket = $5::bigint, entry = $6::bytea
     WHERE serial = $1::bytea AND revoked_at = $2::bigint AND reason = $3::bigint AND entry IS NULL""")
@@ -169,6 +172,9 @@ class SqlCrlStore(SqlAuditReader):
     async def crl(self, path: str) -> Crl | None:
         found = await self._scan(CRL, path)
         return found[0] if found else None
+
+    async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
+        await self._run_steps([(ADD, [(*REVOKED.row(each), issuer) for each, issuer in revoked])])
 
     async def list_revoked(self, listed: Sequence[Listed], lease: Lease, now: datetime) -> None:
         await self._run_steps(_fenced(lease, now, (LIST, list(map(_listed_row, listed)))))

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca.authority import spki_sha256
-from fleet.ca.crl import key_identifier_of, make_entries
+from fleet.ca.crl import key_identifier_of
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind
@@ -27,6 +27,7 @@ from fleet.home.crl_authorities import crl_authorities
 from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer
 from fleet.home.published_certificates import certificate_files
+from fleet.runtime.jobs.crls import noting
 from fleet.services import revocation
 from fleet.services.crl_publishing import CrlPolicy, CrlPublisher
 from fleet.services.published_crls import PublishedCrls
@@ -47,7 +48,7 @@ class CrlFleet:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.publisher = CrlPublisher(self.registry, self.policy, self.node, make_entries, self._tick)
+        self.publisher = CrlPublisher(self.registry, self.policy, self.node, noting(self.home), self._tick)
         self.crls = PublishedCrls(self.registry, fresh_for=self.policy.max_delay)
         self.issuing = ca_name(key_identifier_of(certificate_in(self.home.issuing_certificate)))
 

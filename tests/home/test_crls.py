@@ -13,6 +13,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fleet.backup.create import save_home
+from fleet.backup.restore import RestoreSource, restore_backup
 from fleet.ca.crl import key_identifier_of
 from fleet.config.settings import Settings
 from fleet.domain.distribution import (
@@ -27,8 +29,9 @@ from fleet.domain.distribution import (
 from fleet.domain.writes import DropCredentials, MarkUsed
 from fleet.home.authorities import new_issuing_key, new_tenant
 from fleet.home.creation import create_home
-from fleet.home.layout import certificate_in, open_registry
+from fleet.home.layout import Home, certificate_in, open_registry, revocation_journal
 from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy
+from fleet.services.revocation_journal import catch_up
 from tests.home.crl_fleet import NOW, URL, CrlFleet, number_of, openssl_verify, serial
 from tests.storage.samples import change
 
@@ -178,6 +181,31 @@ async def test_an_expired_certificate_leaves_after_it_was_once_listed_past_its_e
     await fleet.publish()
     assert await fleet.listed() == {}
     assert await fleet.registry.revocation(one.serial) is None
+
+
+async def test_a_restore_lists_what_was_issued_and_revoked_after_its_backup(fleet: CrlFleet, tmp_path: Path) -> None:
+    await fleet.enroll("cam-1")
+    file, journal = tmp_path / "fleet.backup", revocation_journal(fleet.home)
+    await catch_up(fleet.registry, journal)
+    await save_home(fleet.home, fleet.registry, file, encryption=None, act=fleet.act)
+    known, unknown = await fleet.enroll("cam-1", is_new=False), await fleet.enroll("cam-2")
+    await fleet.enroll("cam-3")
+    for name, verb in (("cam-1", "revoke"), ("cam-2", "revoke"), ("cam-3", "suspend"), ("cam-3", "resume")):
+        await fleet.move(verb, name)
+        await fleet.publish()
+    before = await fleet.listed()
+    assert set(before) > {serial(known), serial(unknown)}
+    number = number_of(await fleet.crl())
+    await catch_up(fleet.registry, journal)
+    await restore_backup(RestoreSource(file, fleet.home.revocations), tmp_path / "home2", act=fleet.act)
+    second = Home(tmp_path / "home2")
+    registry = await open_registry(second)
+    restored = replace(fleet, home=second, registry=registry, now=fleet.now + LEASE_TIME)
+    await restored.publish()
+    assert await restored.listed() == before
+    assert number_of(await restored.crl()) > number
+    assert second.revoked_certificates.exists()
+    await registry.close()
 
 
 async def test_every_ca_has_its_crl_and_its_certificate(fleet: CrlFleet) -> None:

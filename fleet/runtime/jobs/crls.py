@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -11,13 +12,14 @@ from fleet.ca.crl import make_entries
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
-from fleet.domain.crl import CrlHead
+from fleet.domain.crl import CrlHead, Listed, Unlisted
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.ports import Registry
 from fleet.home.crl_authorities import crl_authorities
 from fleet.home.layout import Home, settings_of
 from fleet.runtime.jobs.retention import node_name
 from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy, CrlPublisher
+from fleet.storage.journals.revoked_certificates import RevokedCertificates
 
 logger = logging.getLogger("fleet.crl")
 
@@ -38,6 +40,18 @@ def crl_policy(settings: Settings) -> CrlPolicy:
     )
 
 
+def noting(home: Home) -> Callable[[Sequence[Unlisted]], list[Listed]]:
+    """Makes entries, and notes them where a restore of an older registry leaves them."""
+    journal = RevokedCertificates(home.revoked_certificates)
+
+    def make(waiting: Sequence[Unlisted]) -> list[Listed]:
+        made = make_entries(waiting)
+        journal.note(made)
+        return made
+
+    return make
+
+
 async def issue_crls(home: Home, registry: Registry, now: datetime, validity: timedelta | None) -> list[CrlHead]:
     """Sign every CRL of `home` once, beside a server that may be publishing; what was published.
 
@@ -47,7 +61,7 @@ async def issue_crls(home: Home, registry: Registry, now: datetime, validity: ti
     if validity is not None:
         policy = replace(policy, validity=validity)
     # A name of its own: a round of the server at this home must not run beside this one.
-    publisher = CrlPublisher(registry, policy, f"{node_name(home)}#{secrets.token_hex(4)}", make_entries)
+    publisher = CrlPublisher(registry, policy, f"{node_name(home)}#{secrets.token_hex(4)}", noting(home))
     cas = await asyncio.to_thread(crl_authorities, home)
     waits = itertools.count(step=WAIT_SECONDS)
     for waited in waits:
@@ -64,7 +78,8 @@ async def issue_crls(home: Home, registry: Registry, now: datetime, validity: ti
 async def publish_crls(home: Home, registry: Registry, settings: Settings, clock: Clock) -> None:
     """Publish what is due until cancelled. A failure is retried, and logged once in FAILURES_A_LINE times."""
     policy = crl_policy(settings)
-    publisher = CrlPublisher(registry, policy, node_name(home), make_entries)
+    publisher = CrlPublisher(registry, policy, node_name(home), noting(home))
+    await asyncio.to_thread(RevokedCertificates(home.revoked_certificates).trim, clock())
     failures = 0
     while True:
         try:

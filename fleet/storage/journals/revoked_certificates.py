@@ -1,0 +1,105 @@
+"""Certificates that CRLs have listed, outside the registry's own file: a restore of an older one leaves it in place.
+
+    {"serial": "6a2f…", "ca": "3f…", "not_after": "…", "revoked_at": "…", "reason": 1}
+
+A restored registry does not know certificates that were issued after its backup, and CRLs must list them all the same.
+Of several lines about one certificate the last one counts. Lines are durable before a CRL lists their certificates.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from fleet.config.durable_files import write_file
+from fleet.config.timestamps import rfc3339
+from fleet.domain.crl import CrlReason, Listed, Revocation
+
+LINE_MAX = 512  # octets; the longest has two numbers of 40 and 128 hex digits
+
+
+class RevokedCertificates:
+    """The journal at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def note(self, listed: Sequence[Listed]) -> None:
+        """Append `listed`; durable on return. Raises: OSError."""
+        lines = b"".join(_line(each.revocation, each.issuer) for each in listed if each.issuer)
+        with self._locked() as handle:
+            handle.seek(0, os.SEEK_END)
+            if handle.tell() and not self._ends_whole():
+                lines = b"\n" + lines  # a line that was cut off is left behind
+            handle.write(lines)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def read(self, now: datetime) -> dict[str, tuple[Revocation, bytes]]:
+        """Revocation and CA's key identifier by serial number, of those that have not expired at `now`; lines that are
+        damaged are left out. Raises: OSError.
+        """
+        found: dict[str, tuple[Revocation, bytes]] = {}
+        try:
+            with self.path.open("rb") as opened:
+                while line := opened.readline(LINE_MAX):
+                    each = _read(line)
+                    if each is not None:
+                        found[each[0].serial] = each
+        except FileNotFoundError:
+            return {}
+        is_kept = {serial for serial, (held, _) in found.items() if held.not_after > now}
+        return {serial: each for serial, each in found.items() if serial in is_kept}
+
+    def trim(self, now: datetime) -> None:
+        """Drop what has expired at `now` or is repeated. Raises: OSError."""
+        with self._locked():
+            lines = b"".join(_line(*each) for each in self.read(now).values())
+            write_file(self.path, lines, secret=True, force=True)
+
+    def _ends_whole(self) -> bool:
+        with self.path.open("rb") as opened:
+            opened.seek(-1, os.SEEK_END)
+            return opened.read() == b"\n"
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """The file, open at its end; the lock is on a file beside it, since the journal itself is replaced."""
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(handle, "ab") as opened:
+                yield opened
+        finally:
+            os.close(lock)
+
+
+def _line(revocation: Revocation, issuer: bytes) -> bytes:
+    fields = {
+        "serial": revocation.serial,
+        "ca": issuer.hex(),
+        "not_after": rfc3339(revocation.not_after),
+        "revoked_at": rfc3339(revocation.revoked_at),
+        "reason": int(revocation.reason),
+    }
+    return json.dumps(fields).encode() + b"\n"
+
+
+def _read(line: bytes) -> tuple[Revocation, bytes] | None:
+    try:
+        found = json.loads(line)
+        serial, reason = found["serial"], CrlReason(found["reason"])
+        if not line.endswith(b"\n") or not 1 <= len(serial) <= 40 or int(serial, 16) < 0:
+            return None
+        not_after, revoked_at = (datetime.fromisoformat(found[name]) for name in ("not_after", "revoked_at"))
+        if not_after.tzinfo is None or revoked_at.tzinfo is None:
+            return None
+        return Revocation(serial, not_after, revoked_at, reason.value), bytes.fromhex(found["ca"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

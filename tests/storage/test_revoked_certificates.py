@@ -1,0 +1,76 @@
+"""The journal of certificates that CRLs have listed: cut anywhere, it holds every whole line before the cut."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from fleet.domain.crl import Listed, Revocation
+from fleet.storage.journals.revoked_certificates import RevokedCertificates
+from tests.storage.samples import NOW
+
+CA = b"\x01" * 20
+
+
+@dataclass
+class Journal:
+    """One at `path`."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.journal = RevokedCertificates(self.path)
+
+    def note(self, serial: str, reason: int = 0, days: int = 30) -> None:
+        revocation = Revocation(serial, NOW + timedelta(days=days), NOW, reason)
+        self.journal.note([Listed(revocation, CA, 1, b"")])
+
+    def held(self, days: int = 0) -> dict[str, int]:
+        return {serial: each.reason for serial, (each, _) in self.journal.read(NOW + timedelta(days=days)).items()}
+
+
+def test_the_last_line_about_a_certificate_counts_and_expired_ones_leave(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "state/revoked.jsonl")
+    assert journal.held() == {}
+    journal.note("a1", reason=6)
+    journal.note("a2", days=1)
+    journal.note("a1", reason=1)
+    assert journal.held() == {"a1": 1, "a2": 0}
+    assert journal.held(days=1) == {"a1": 1}
+    journal.journal.trim(NOW + timedelta(days=1))
+    assert journal.held() == {"a1": 1}
+    assert journal.path.read_bytes().count(b"\n") == 1
+    journal.note("a3")
+    [(revocation, ca)] = [each for serial, each in journal.journal.read(NOW).items() if serial == "a3"]
+    assert (revocation.not_after, revocation.revoked_at, ca) == (NOW + timedelta(days=30), NOW, CA)
+    assert journal.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_cut_at_every_byte_it_keeps_the_lines_before_and_takes_more(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "revoked.jsonl")
+    journal.note("a1")
+    first = journal.path.stat().st_size
+    journal.note("a2")
+    whole = journal.path.read_bytes()
+    for end in range(len(whole) + 1):
+        journal.path.write_bytes(whole[:end])
+        kept = {"a1"} if first <= end < len(whole) else {"a1", "a2"} if end == len(whole) else set()
+        assert set(journal.held()) == kept
+        if end in (0, 5, first, first + 9):
+            journal.note("a3")
+            assert set(journal.held()) == kept | {"a3"}
+
+
+def test_lines_that_are_no_revocation_are_left_out(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "revoked.jsonl")
+    journal.note("a1")
+    good = journal.path.read_bytes()
+    for bad in (
+        b"[]\n",
+        b"7\n",
+        b"{}\n",
+        good.replace(b'"a1"', b'"zz"'),
+        good.replace(b'"a1"', b"7"),
+        b"[" * 400 + b"\n",
+    ):
+        journal.path.write_bytes(bad + good)
+        assert journal.held() == {"a1": 0}
