@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from fleet.domain.approval import ApprovalRequest, request_id
 from fleet.domain.credential import Station, Token
-from fleet.domain.device import Model
+from fleet.domain.device import OUT_OF_SERVICE, Model
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, IdevidGrant, ManifestGrant, StationGrant, TokenGrant
 from fleet.domain.idevid import Anchor, IdevidCertificate, IdevidReader
@@ -158,8 +158,9 @@ async def _entries(registry: Registry, models: Sequence[str], certificate: Idevi
     serials = [(model, serial) for model in models for serial in certificate.serials]
     entries = (await registry.manifest_facts((), serials, ())).entries
     if len(entries) > 1:  # a board may be registered again once its device is revoked or retired
-        held = {device_id for _, _, device_id in await registry.serial_holders(serials)}
-        entries = tuple(each for each in entries if each.device_id in held) or entries[-1:]
+        devices = [await registry.device(each.device_id) for each in entries]
+        ended = {each.id for each in devices if each is not None and each.state in OUT_OF_SERVICE}
+        entries = tuple(each for each in entries if each.device_id not in ended) or entries[-1:]
     return list(entries)
 
 
