@@ -209,3 +209,27 @@ def test_show_says_which_keys_are_here(home: Path) -> None:
     shown = {row["role"]: row["key_here"] for row in parsed(home, "ca", "show")}
     assert shown == {"root": False, "former root": False, "issuing": True, "former": True, "operators": True}
     assert root_keys_here(Home(home)) == []
+
+
+def test_check_says_what_is_not_there(home: Path) -> None:
+    done = run_fleet(home, "ca", "check")
+    assert "set [publish] url" in done.stderr
+    settings = home / "fleet.toml"
+    settings.write_text(settings.read_text().replace('url = ""', 'url = "http://127.0.0.1:1"', 1))
+    rows = json.loads(run_fleet(home, "ca", "check", "-o", "json", expect=1).stdout)
+    assert {(row["what"], row["state"]) for row in rows} == {(each, "unreachable") for each in ("crl", "ocsp", "ca")}
+
+
+def test_a_request_travels_to_a_root_and_back(home: Path, tmp_path: Path) -> None:
+    asked, answer = tmp_path / "request.pem", tmp_path / "answer.pem"
+    run_fleet(home, "tenant", "add", "apart", "--own-root")
+    run_fleet(home, "ca", "csr", "--tenant", "apart", str(asked))
+    run_fleet(home, "ca", "crl", str(tmp_path / "root.crl"))
+    run_fleet(home, "ca", "sign", str(asked), str(answer), "--days", "30")
+    made = parsed(home, "ca", "import", "--tenant", "apart", str(answer))
+    assert made["chain"] == ["CN=fleet Root CA"]
+    refused = run_fleet(home, "ca", "import", "--tenant", "apart", str(answer), expect=1)
+    assert "there is no request that this could answer" in refused.stderr
+    assert "is no root" in run_fleet(home, "ca", "cross-sign", str(home / "ca" / "issuing.pem"), expect=1).stderr
+    actions = [row["action"] for row in parsed(home, "audit", "list")]
+    assert (actions.count("ca.sign"), actions.count("ca.import")) == (1, 1)
