@@ -54,7 +54,7 @@ class HolderFacts(Struct, frozen=True):
     claim: Claim | None = None
     """Set for a claim certificate."""
     distrusts: tuple[Distrust, ...] = ()
-    """The rules in force, for a device's certificate."""
+    """The rules in force, by id, for a device's certificate."""
 
     @property
     def distrusted(self) -> bool:

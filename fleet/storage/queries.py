@@ -84,6 +84,7 @@ CLAIM = _of(mapping.CLAIM, "WHERE name = $1")
 CLAIMS = _of(mapping.CLAIM, "ORDER BY name")
 ANCHORS = _of(mapping.ANCHOR, "ORDER BY name")
 DISTRUSTS = _of(mapping.DISTRUST, "ORDER BY created_at, id")
+DISTRUSTS_BY_ID = _of(mapping.DISTRUST, "ORDER BY id")
 BINDINGS = _of(mapping.IDEVID, "WHERE key_sha256 = $1 OR device_id = $2 ORDER BY device_id")
 REQUEST = _of(mapping.REQUEST, "WHERE id = $1")
 PENDING = Query(

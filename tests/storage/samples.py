@@ -17,7 +17,7 @@ _serials = itertools.count(1)
 
 
 def device(id_: str, state: DeviceState = DeviceState.REGISTERED, model: str = "cam2") -> Device:
-    return Device(DeviceId(id_), model, state, NOW, "SN 1")
+    return Device(DeviceId(id_), model, state, NOW, f"SN {id_}")
 
 
 def credential(

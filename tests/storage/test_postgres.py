@@ -259,7 +259,7 @@ async def test_a_close_leaves_nothing_behind(registry: PostgresRegistry, strange
 
 
 async def test_no_hot_statement_walks_a_table(registry: PostgresRegistry) -> None:
-    listings = {"MODELS", "STATIONS", "OPERATORS", "TOKENS", "CLAIMS", "ANCHORS"}  # a whole table, on purpose
+    listings = {"MODELS", "STATIONS", "OPERATORS", "TOKENS", "CLAIMS", "ANCHORS", "DISTRUSTS"}  # whole, on purpose
     statements = {
         name: text
         for module in (postgres_commit, postgres_heads)

@@ -79,7 +79,7 @@ HOLDER = Query(
     f"""
     SELECT {mapping.CREDENTIAL.listed("c")}, {DEVICE_AND_MODEL}, {mapping.STATION.listed("s")},
         {mapping.OPERATOR.listed("o")}, {mapping.CLAIM.listed("k")},
-        ARRAY(SELECT ROW({mapping.DISTRUST.listed()}) FROM distrust ORDER BY created_at, id)
+        ARRAY(SELECT ROW({mapping.DISTRUST.listed()}) FROM distrust ORDER BY id)
     FROM credential c
     LEFT JOIN device d ON c.kind = 'device' AND d.id = c.holder
     LEFT JOIN model m ON m.name = d.model

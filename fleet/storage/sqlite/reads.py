@@ -120,7 +120,7 @@ def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | No
     if rest[0] is None:
         return HolderFacts(credential)
     device, model = mapping.DEVICE.of(rest[:_DEVICE_END]), mapping.MODEL.of(rest[_DEVICE_END:])
-    return HolderFacts(credential, device, model, distrusts=tuple(rows_of(db, queries.DISTRUSTS)))
+    return HolderFacts(credential, device, model, distrusts=tuple(rows_of(db, queries.DISTRUSTS_BY_ID)))
 
 
 def manifest_facts(
