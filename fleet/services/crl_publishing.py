@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from fleet.domain import distribution
 from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Unlisted
 from fleet.domain.distribution import buckets_of, ca_name
-from fleet.domain.errors import Conflict
+from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.lease import Lease
 from fleet.domain.ports import CrlSigner, Registry
 
@@ -107,7 +107,7 @@ class CrlPublisher:
     async def publish_due(self, cas: Sequence[CrlCa], now: datetime, *, at_once: bool = False) -> list[CrlHead]:
         """Publish what is due for `cas`, unless another node does; what was published. `at_once`: all, due or not.
 
-        Raises: Unavailable. FleetError, OSError: a CA's key cannot be read; those before it have been published.
+        Raises: Unavailable. FleetError, OSError: a CA's key cannot be read; those of the others have been published.
         """
         held = await self._registry.lease(LEASE)
         if held is not None and held.owner != self._node and held.expires_at > now:
@@ -118,12 +118,20 @@ class CrlPublisher:
             heads = await self._registry.crl_heads()
             dirty = await self._registry.unpublished()
             made: list[CrlHead] = []
+            failure: FleetError | OSError | None = None
             for ca in cas:
                 own = {head.path: head for head in heads if head.issuer == ca.key_identifier}
                 buckets = frozenset(bucket for issuer, bucket in dirty if issuer == ca.key_identifier)
                 newest = await self._registry.newest_listed(ca.key_identifier)
                 round_ = _Round(ca, own, buckets, newest, now)
-                made += await self._publish(round_, lease, at_once=at_once)
+                try:
+                    made += await self._publish(round_, lease, at_once=at_once)
+                except Conflict:
+                    raise
+                except (FleetError, OSError) as error:
+                    failure = failure or error
+            if failure is not None:
+                raise failure
         except Conflict:
             return []  # another node was faster
         return made

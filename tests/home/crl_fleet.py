@@ -12,6 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca.authority import spki_sha256
 from fleet.ca.crl import key_identifier_of
+from fleet.ca.distribution import Publication
+from fleet.ca.issuer import LocalIssuer
+from fleet.ca.keys import load_key
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind
@@ -25,7 +28,6 @@ from fleet.domain.writes import AddCredential, AddDevice
 from fleet.home.authorities import read_authorities
 from fleet.home.crl_authorities import crl_authorities
 from fleet.home.layout import Home, certificate_in
-from fleet.home.pki import load_issuer
 from fleet.home.published_certificates import certificate_files
 from fleet.runtime.jobs.crls import noting
 from fleet.services import revocation
@@ -66,13 +68,22 @@ class CrlFleet:
         made = await self.publisher.publish_due(crl_authorities(self.home), self.now, at_once=at_once)
         return {head.path: head for head in made}
 
-    async def enroll(self, name: str, *, lifetime: timedelta = timedelta(days=90), is_new: bool = True) -> Credential:
+    async def enroll(
+        self,
+        name: str,
+        *,
+        lifetime: timedelta = timedelta(days=90),
+        is_new: bool = True,
+        publication: Publication | None = None,
+    ) -> Credential:
         """A certificate of the fleet's CA for the device `name`."""
         key = ec.generate_private_key(ec.SECP256R1()).public_key()
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         times = (self.now - timedelta(minutes=1), self.now + lifetime)
         permit = IssuePermit(CredentialKind.DEVICE, name, "", spki, spki_sha256(key), *times, "token t1")
-        credential = load_issuer(self.home).issue(permit, self.now)
+        certificate, key_file = certificate_in(self.home.issuing_certificate), self.home.issuing_key
+        issuer = LocalIssuer(certificate, load_key(key_file), publication=publication)
+        credential = issuer.issue(permit, self.now)
         added = (AddDevice(Device(DeviceId(name), "default", DeviceState.ACTIVE, self.now)),) if is_new else ()
         await self.registry.commit(
             Change(AuditEntry(self.now, "test", "test", "", "ok"), (*added, AddCredential(credential)))

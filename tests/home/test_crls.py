@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.backup.create import save_home
 from fleet.backup.restore import RestoreSource, restore_backup
 from fleet.ca.crl import key_identifier_of
+from fleet.ca.distribution import Publication
 from fleet.config.settings import Settings
 from fleet.domain.distribution import (
     ca_name,
@@ -26,6 +27,7 @@ from fleet.domain.distribution import (
     shard_crl_path,
     shard_of,
 )
+from fleet.domain.errors import Invalid
 from fleet.domain.writes import DropCredentials, MarkUsed
 from fleet.home.authorities import new_issuing_key, new_tenant
 from fleet.home.creation import create_home
@@ -229,6 +231,31 @@ async def test_a_ca_whose_key_is_away_is_left_out(fleet: CrlFleet) -> None:
     assert await fleet.crls.find(full_crl_path(root)) is None
     assert await fleet.crls.find("/crl/") is None
     assert await fleet.crls.find("/ocsp") is None
+
+
+async def test_a_key_that_cannot_be_read_leaves_the_crls_of_the_other_cas(fleet: CrlFleet) -> None:
+    fleet.home.issuing_key.chmod(0o644)
+    with pytest.raises(Invalid) as refused:
+        await fleet.publish()
+    assert refused.value.code == "key-exposed"
+    root = ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate)))
+    assert await fleet.crls.find(full_crl_path(fleet.issuing)) is None
+    assert await fleet.crls.find(full_crl_path(root)) is not None
+
+
+async def test_openssl_adds_a_delta_to_its_base(fleet: CrlFleet, tmp_path: Path) -> None:
+    fleet = with_policy(fleet, replace(WITH_URL, shards=1))
+    one = await fleet.enroll("cam-1", publication=Publication(URL))
+    await fleet.publish()
+    root = plain_crl_path(ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate))))
+    base = [(await fleet.file(path)).body for path in (full_crl_path(fleet.issuing), root)]
+    assert openssl_verify(fleet.home, tmp_path, one, base, "-use_deltas") == "OK"
+    await fleet.move("revoke", "cam-1")
+    fleet.now += timedelta(seconds=1)
+    await fleet.publish(soon=True)
+    delta = (await fleet.file(delta_crl_path(fleet.issuing))).body
+    assert "certificate revoked" in openssl_verify(fleet.home, tmp_path, one, [*base, delta], "-use_deltas")
+    assert openssl_verify(fleet.home, tmp_path, one, base, "-use_deltas") == "OK"
 
 
 async def test_of_two_nodes_one_publishes_and_the_other_follows_when_it_is_gone(fleet: CrlFleet) -> None:

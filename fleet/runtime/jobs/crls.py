@@ -79,10 +79,13 @@ async def publish_crls(home: Home, registry: Registry, settings: Settings, clock
     """Publish what is due until cancelled. A failure is retried, and logged once in FAILURES_A_LINE times."""
     policy = crl_policy(settings)
     publisher = CrlPublisher(registry, policy, node_name(home), noting(home))
-    await asyncio.to_thread(RevokedCertificates(home.revoked_certificates).trim, clock())
+    is_trimmed = False
     failures = 0
     while True:
         try:
+            if not is_trimmed:
+                await asyncio.to_thread(RevokedCertificates(home.revoked_certificates).trim, clock())
+                is_trimmed = True
             cas = await asyncio.to_thread(crl_authorities, home)
             for head in await publisher.publish_due(cas, clock()):
                 log_event(logger, logging.INFO, "crl", path=head.path, number=head.number, entries=head.entries)
