@@ -29,7 +29,11 @@ def device() -> None:
 
 
 def _in_short(shown: Row) -> Row:
-    return {**shown, "certificates": [{key: held[key] for key in CERTIFICATE} for held in shown["certificates"]]}
+    value = {key: item for key, item in shown.items() if key not in ("state_change", "certificates")}
+    if change := shown.get("state_change"):
+        state = shown["state"]
+        value |= {f"{state} at": change["at"], f"{state} by": change["actor"], "reason": change["reason"]}
+    return {**value, "certificates": [{key: held[key] for key in CERTIFICATE} for held in shown["certificates"]]}
 
 
 DEVICES = Records(device, DEVICE_ID, COLUMNS)

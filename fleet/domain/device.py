@@ -141,6 +141,19 @@ class Device(Struct, frozen=True):
     """Revision number for optimistic concurrency control."""
 
 
+class StateChange(Struct, frozen=True):
+    """The newest move of a device out of service: suspended, revoked or retired."""
+
+    device_id: DeviceId
+    state: DeviceState
+    """Where it was moved to."""
+    at: datetime
+    actor: str
+    """As the audit has it."""
+    reason: str
+    """"": none was given."""
+
+
 def must_be_in_service(device: Device) -> None:
     """Raises: Refused: `device-suspended`, `device-revoked`, `device-retired`."""
     if device.state not in IN_SERVICE:

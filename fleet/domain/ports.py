@@ -13,7 +13,7 @@ from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
 from fleet.domain.crl import CertificateFacts, Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
-from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place, StateChange
 from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
@@ -150,6 +150,11 @@ class Registry(AuditReader, CrlStore, Protocol):
     async def model(self, name: str) -> Model | None: ...
     async def models(self) -> list[Model]: ...
     async def device(self, device_id: str) -> Device | None: ...
+    async def state_change(self, device_id: str) -> StateChange | None:
+        """The device's newest move out of service; None when it has always been in service, or was moved by a version
+        that did not keep it.
+        """
+
     async def devices(
         self, where: DeviceFilter = EVERY_DEVICE, *, after: Place = FIRST_PLACE, limit: int = 1000
     ) -> list[Device]:

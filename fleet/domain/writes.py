@@ -13,7 +13,7 @@ from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.crl import CrlReason
-from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
+from fleet.domain.device import Device, DeviceId, DeviceState, Model, StateChange, Tags
 from fleet.domain.distrust import Distrust
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
@@ -52,6 +52,8 @@ class MoveDevice(Struct, frozen=True):
     expires_at: datetime | None = None
     """notAfter of the certificate that comes with this move; None leaves the stored value."""
     revision: int | None = None
+    noted: StateChange | None = None
+    """Kept in place of the one before; None leaves that."""
 
 
 class TagDevice(Struct, frozen=True):

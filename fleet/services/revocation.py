@@ -12,7 +12,7 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.crl import CrlReason
-from fleet.domain.device import IN_SERVICE, NEXT, OUT_OF_SERVICE, Device, DeviceState, device_id
+from fleet.domain.device import IN_SERVICE, NEXT, OUT_OF_SERVICE, Device, DeviceState, StateChange, device_id
 from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.ports import Registry
 from fleet.domain.writes import HoldCredentials, MoveDevice, ReleaseCredentials, RevokeCredentials, Write
@@ -150,7 +150,8 @@ def moving(
     # enrolls is revoked. But a resume answers a suspension and nothing else.
     resuming = device.state is DeviceState.SUSPENDED and to in IN_SERVICE
     allowed = {device.state} if resuming else {state for state, following in NEXT.items() if to in following}
-    writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to, revision=revision),)
+    noted = None if to in IN_SERVICE else StateChange(device.id, to, act.now, act.actor, reason)
+    writes: tuple[Write, ...] = (MoveDevice(device.id, frozenset(allowed), to, revision=revision, noted=noted),)
     events: tuple[Event, ...] = (Event(EventKind.DEVICE_STATE, device.id, to.value),)
     if to is DeviceState.SUSPENDED:
         writes += (HoldCredentials(CredentialKind.DEVICE, device.id, act.now),)

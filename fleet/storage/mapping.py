@@ -22,7 +22,7 @@ from fleet.domain.audit_proof import ENTRY_TEXTS
 from fleet.domain.changes import AuditEntry, AuditRow, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
-from fleet.domain.device import Device, DeviceId, Model, Tags
+from fleet.domain.device import Device, DeviceId, Model, StateChange, Tags
 from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Invalid
 from fleet.domain.idempotency import Answer
@@ -207,6 +207,7 @@ def _table(
 # Every enrollment and every connection reads one of a few models.
 MODEL = _table("model", Model, {"lifetime": "certificate_lifetime"}, cached=1024)
 DEVICE = _table("device", Device)
+STATE_CHANGE = _table("state_change", StateChange)
 CREDENTIAL = _table("credential", Credential, {"earned_by": "grant"}, serial=SERIAL)
 TOKEN = _table("token", Token)
 STATION = _table("station", Station)

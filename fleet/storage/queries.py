@@ -56,6 +56,7 @@ def bounded(limit: int) -> int:
 MODEL = _of(mapping.MODEL, "WHERE name = $1")
 MODELS = _of(mapping.MODEL, "ORDER BY name")
 DEVICE = _of(mapping.DEVICE, "WHERE id = $1")
+STATE_CHANGE = _of(mapping.STATE_CHANGE, "WHERE device_id = $1")
 CREDENTIAL = _of(mapping.CREDENTIAL, "WHERE serial = $1")
 CREDENTIALS = _of(mapping.CREDENTIAL, "WHERE holder = $1 ORDER BY seq")
 CREDENTIALS_BY_EXPIRY = _of(

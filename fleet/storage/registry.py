@@ -11,7 +11,7 @@ from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.changes import Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
-from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place, StateChange
 from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Unavailable
 from fleet.domain.idempotency import Answer
@@ -145,6 +145,9 @@ class SqlRegistry(SqlCrlStore):
 
     async def count_open_tokens(self, now: datetime) -> dict[str, int]:
         return dict(await self._scan(queries.OPEN_TOKEN_COUNTS, micros(now)))
+
+    async def state_change(self, device_id: str) -> StateChange | None:
+        return await self._one(queries.STATE_CHANGE, device_id)
 
     async def station(self, name: str) -> Station | None:
         return await self._one(queries.STATION, name)

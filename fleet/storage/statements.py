@@ -17,6 +17,7 @@ from fleet.storage.mapping import (
     MODEL,
     OPERATOR,
     REQUEST,
+    STATE_CHANGE,
     STATION,
     TAG,
     TOKEN,
@@ -87,6 +88,11 @@ _MOVE_DEVICE = """
 MOVE_DEVICE = Statement(f"{_MOVE_DEVICE} AND state IN ({_any_of(4, DEVICE_STATES)})", *_DEVICE_MOVED)
 MOVE_DEVICE_REVISION = Statement(
     f"{_MOVE_DEVICE} AND revision = $4::bigint", "changed-meanwhile", f"Device {{0}} {_CHANGED}", _READ_AGAIN
+)
+NOTE_STATE_CHANGE = Statement(
+    STATE_CHANGE.insert("""
+    ON CONFLICT (device_id) DO UPDATE
+        SET state = excluded.state, at = excluded.at, actor = excluded.actor, reason = excluded.reason""")
 )
 TAG_DEVICE = Statement(
     """

@@ -62,6 +62,8 @@ def _device_steps(write: w.DeviceWrite) -> Iterator[Step]:
             else:
                 yield sql.DEVICE_MAY_MOVE, (id_, *states)
                 yield sql.MOVE_DEVICE_REVISION, (id_, to.value, expires_at, revision)
+            if write.noted is not None:
+                yield sql.NOTE_STATE_CHANGE, mapping.STATE_CHANGE.row(write.noted)
         case w.TagDevice(device_id=id_, tags=tags, groups=groups, revision=revision):
             yield sql.HAS_DEVICE, (id_,)
             yield sql.TAG_DEVICE, (id_, json_text(tags), json_text(groups), revision)

@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -146,6 +147,12 @@ class TestDevice:
         for command, state in (("suspend", "suspended"), ("resume", "registered"), ("revoke", "revoked")):
             moved = parsed(run_fleet("device", command, "cam-7", "--reason", "why not", "-o", "json"))
             assert moved == {**added, "state": state}
+            shown = parsed(run_fleet("device", "show", "cam-7", "-o", "json"))
+            assert shown.get("state_change", {}).get("reason") == (None if command == "resume" else "why not")
+        table = run_fleet("device", "show", "cam-7").stdout
+        assert re.search(r"^revoked at: +20\d\d-\d\d-\d\d [0-9:]{8}Z$", table, re.MULTILINE)
+        assert re.search(r"^revoked by: +user \S+$", table, re.MULTILINE)
+        assert re.search(r"^reason: +why not$", table, re.MULTILINE)
         assert "revoked, not suspended" in run_fleet("device", "resume", "cam-7", expect=1).stderr
         again = run_fleet("device", "add", "cam-7", "--model", "default", expect=1)
         assert "exists already" in again.stderr

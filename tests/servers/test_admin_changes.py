@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.ca.keys import generate_key
+from fleet.config.timestamps import rfc3339
 from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
@@ -213,6 +214,11 @@ class TestDevices:
             assert (status, moved["state"]) == (200, state)
             expected = ("operator bob", f"device.{verb}", "device cam:9", "ok", "127.0.0.1")
             assert await last_entry(api) == expected
+            shown = await admin.get("/v1/devices/cam:9")
+            row = (await api.est.registry.audit(after=await api.est.registry.last_audit() - 1))[0]
+            known = {"at": rfc3339(row.entry.at), "actor": "operator bob", "reason": "odd traffic"}
+            assert shown.pop("state_change", None) == (None if verb == "resume" else known)
+            assert shown == moved
         assert (await admin.ask("POST", "/v1/devices/cam:9/resume"))[1]["code"] == "device-not-suspended"
         assert (await admin.ask("POST", "/v1/devices/cam:9/retire"))[1]["state"] == "retired"
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
-from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model, Place
+from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model, Place, StateChange
 from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
 from fleet.domain.writes import (
@@ -259,6 +259,20 @@ class TestWrites:
         found = await registry.device("cam-7")
         assert found is not None
         assert found.expires_at == NOW
+
+    async def test_the_newest_move_out_of_service_is_kept(self, registry: Registry) -> None:
+        await registry.commit(change(AddDevice(device("cam-7"))))
+        assert await registry.state_change("cam-7") is None
+        every = frozenset(DeviceState)
+        for state, reason in ((DeviceState.SUSPENDED, "odd 'traffic'"), (DeviceState.REVOKED, "")):
+            noted = StateChange(CAM_7, state, NOW, "operator bob", reason)
+            await registry.commit(change(MoveDevice(CAM_7, every, state, noted=noted)))
+            assert await registry.state_change("cam-7") == noted
+            assert await registry.state_change("cam-8") is None
+        later = StateChange(CAM_7, DeviceState.RETIRED, NOW, "operator eve", "late")
+        assert await refused(registry, MoveDevice(CAM_7, every, later.state, revision=1, noted=later)) is not None
+        await registry.commit(change(MoveDevice(CAM_7, every, DeviceState.RETIRED)))
+        assert await registry.state_change("cam-7") == noted
 
     async def test_first_use_supersedes_what_was_issued_before(self, registry: Registry) -> None:
         old, used, newer = (credential("cam-7") for _ in range(3))

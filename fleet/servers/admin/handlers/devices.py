@@ -12,7 +12,7 @@ from fleet.domain.access import Operator, Permission, demand_model
 from fleet.domain.changes import Change
 from fleet.domain.credential import CredentialKind
 from fleet.domain.crl import GIVEN_REASONS
-from fleet.domain.device import DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.device import IN_SERVICE, DeviceFilter, DeviceState, Place, place_of
 from fleet.domain.device_filter import parse_place
 from fleet.domain.errors import no_such
 from fleet.domain.writes import AddDevice, MoveDevice
@@ -95,7 +95,9 @@ async def create_device(context: Context, call: Call, body: NewDevice) -> Result
 
 @get("/v1/devices/{id}", Permission.DEVICE_READ, "One device.", has_etag=True)
 async def get_device(context: Context, call: Call) -> Result[Device]:
-    return _result(await found_device(context, call.operator, call.path["id"]))
+    device = await found_device(context, call.operator, call.path["id"])
+    change = await context.registry.state_change(device.id) if device.state not in IN_SERVICE else None
+    return _result(device, change)
 
 
 @patch(
@@ -180,8 +182,8 @@ async def found_device(context: Context, operator: Operator, device_id: str) -> 
     return device
 
 
-def _result(device: domain.Device) -> Result[Device]:
-    return Result(Device.shown(device), etag=str(device.revision))
+def _result(device: domain.Device, change: domain.StateChange | None = None) -> Result[Device]:
+    return Result(Device.shown(device, change), etag=str(device.revision))
 
 
 def _created(device: domain.Device) -> Result[Device]:

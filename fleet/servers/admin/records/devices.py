@@ -40,6 +40,14 @@ MANIFEST_SIZE_MAX = 1024 * 1024
 _Text256 = Annotated[str, Meta(max_length=256)]
 
 
+class StateChange(Record):
+    """When, by whom and why a device was suspended, revoked or retired."""
+
+    at: Time
+    actor: Annotated[str, about("As in the audit: `operator bob`, `user alice`.")]
+    reason: Annotated[str, about("Empty when none was given.")]
+
+
 class Device(Record):
     """A registered device."""
 
@@ -52,10 +60,15 @@ class Device(Record):
     tags: Tags
     groups: Names
     revision: Count
+    state_change: Annotated[
+        StateChange | UnsetType,
+        about("Of a single device that is suspended, revoked or retired: when, by whom and why, where that is known."),
+    ] = UNSET
 
     @classmethod
-    def shown(cls, d: domain.Device) -> Self:
-        return cls.of(d, tags=dict(d.tags))
+    def shown(cls, d: domain.Device, change: domain.StateChange | None = None) -> Self:
+        noted = StateChange.of(change) if change is not None and change.state is d.state else UNSET
+        return cls.of(d, tags=dict(d.tags), state_change=noted)
 
 
 class NewDevice(Record):
