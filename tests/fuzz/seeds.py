@@ -133,7 +133,7 @@ _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "serial_frames": _serial_streams,
     "serial_messages": _serial_payloads,
     "authorization": lambda: iter((b"Basic Y2FtLTc6c2VjcmV0", b"cam-7:0123456789ab.secret")),
-    "est_path": lambda: iter((b"cacerts", b"cam/simpleenroll", b"renewal-info/" + b"ab" * 32)),
+    "est_path": lambda: iter((b"cacerts", b"cam/simpleenroll", b"renewal-info/" + b"ab" * 32, b"renewal-info/AAEC.AQ")),
     "json_body": lambda: iter((b'{"name": "cam", "n": [1, -2.5e3, null, true, "\\u00e9"]}',)),
     "model_rules": _rules,
     "device_filter": lambda: iter((b"model=cam2 and lot=L7 and expires<30d", b"2026-12-01T12:00:00Z", b"group='a b'")),
