@@ -2,6 +2,7 @@
 
 import binascii
 
+CRL_HEADER, CRL_FOOTER = "-----BEGIN X509 CRL-----", "-----END X509 CRL-----"
 LINE_COLUMNS = 64  # RFC 7468, 2; libest wants it too
 
 _WHITE_SPACE = b" \t\r\n"

@@ -16,6 +16,7 @@ from fleet.domain.errors import Conflict, Unavailable
 from fleet.domain.writes import AddDevice, AddModel
 from fleet.storage import queries
 from fleet.storage.queries import Query
+from fleet.storage.revoked_statements import STATEMENTS as REVOKED
 from fleet.storage.sqlite import connection as sqlite_file
 from fleet.storage.sqlite import reads as sqlite_reads
 from fleet.storage.sqlite import registry as sqlite
@@ -273,7 +274,7 @@ async def test_no_hot_statement_walks_a_table(registry: SqliteRegistry) -> None:
         for name, text in vars(module).items()
         if name.isupper() and not name.startswith("_") and isinstance(text, str)
     }
-    statements |= {name: statement.sqlite for name, statement in STATEMENTS.items()}
+    statements |= {name: statement.sqlite for name, statement in (STATEMENTS | REVOKED).items()}
     statements |= {
         name: query.sqlite for name, query in vars(queries).items() if isinstance(query, Query) and name not in listings
     }

@@ -7,10 +7,9 @@ from msgspec import UNSET, Meta, UnsetType
 from fleet.domain import crl as domain
 from fleet.domain.distribution import kind_of_crl
 from fleet.servers.admin.records.base import Count, Record, Time, about
-from fleet.wire.armor import lines
+from fleet.wire.armor import CRL_FOOTER, CRL_HEADER, lines
 
 HOURS_MAX = 8760 * 5
-HEADER, FOOTER = "-----BEGIN X509 CRL-----", "-----END X509 CRL-----"
 
 
 class Crl(Record):
@@ -36,7 +35,7 @@ class WholeCrl(Crl):
 
     @classmethod
     def whole(cls, found: domain.Crl) -> Self:
-        return cls.shown(found.head, pem=f"{HEADER}\n{lines(found.der).decode()}{FOOTER}\n")
+        return cls.shown(found.head, pem=f"{CRL_HEADER}\n{lines(found.der).decode()}{CRL_FOOTER}\n")
 
 
 class CrlsToIssue(Record):
