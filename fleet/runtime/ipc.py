@@ -13,7 +13,8 @@
         ◄─────────── holds, or holds-not: device, asker    whether it has a session of the device
         held: device ──────────────────────────►        to the one that asked
         not-held: device, worker ──────────────►        likewise
-        ping: workers ─────────────────────────►        every second; what the supervisor says of all workers
+        ping: workers, not_saved ──────────────►        every second; what the supervisor says of all workers, and
+                                                        why the broker can't save, if it can't
         ◄──────────────────────────────── pong
 
 When one side dies the other reads end of file: a worker never outlives its supervisor.

@@ -11,6 +11,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from fleet.config.clock import Clock, utc_now
@@ -25,6 +26,7 @@ from fleet.runtime.service_manager import READY, STOPPING, keep_alive, notify
 from fleet.runtime.signals import Signals
 from fleet.runtime.supervisor import Supervisor, run_supervisor
 from fleet.runtime.worker import Worker, WorkerSlot, loop_factory, run_worker, worker_count
+from fleet.servers.gateway.broker.start import not_saved as broker_not_saved
 
 log = logging.getLogger("fleet")
 
@@ -73,7 +75,8 @@ async def run_service(home: Home, settings: Settings, *, clock: Clock) -> AsyncI
     settings = fitted(settings, raise_limit(), count)
     async with run_host(home, settings, clock=clock) as host:
         if count == 1:
-            slot = WorkerSlot(deadline=host.deadline, forward_auth=host.forward_auth)
+            not_saved = partial(broker_not_saved, host.upstream)
+            slot = WorkerSlot(not_saved=not_saved, deadline=host.deadline, forward_auth=host.forward_auth)
             async with run_worker(home, settings, host.registry, host.upstream, clock=clock, slot=slot) as worker:
                 yield worker, host
         else:

@@ -30,7 +30,7 @@ from fleet.runtime.ipc import Channel, Message, WorkerConfig
 from fleet.runtime.listeners import reserved
 from fleet.runtime.signals import Signals
 from fleet.runtime.stop_deadline import KILL_SECONDS_MIN
-from fleet.servers.gateway.broker.start import shared_socket
+from fleet.servers.gateway.broker.start import not_saved, shared_socket
 from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.events.feed import OTHERS_SECONDS, EventFollower
 from fleet.servers.gateway.events.session_purge import SessionPurger
@@ -127,9 +127,9 @@ class WorkerProcess:
         """Whether it has not exited: it may accept connections before we know that it is ready."""
         return self._process.returncode is None
 
-    def ping(self, workers: Mapping[str, object]) -> None:
+    def ping(self, workers: Mapping[str, object], not_saved: str) -> None:
         self.unanswered += 1
-        self._channel.send("ping", workers=workers)
+        self._channel.send("ping", workers=workers, not_saved=not_saved)
 
     def send(self, message_type: str, **fields: object) -> None:
         self._channel.send(message_type, **fields)
@@ -329,7 +329,7 @@ class Supervisor:
                 for worker in self._workers.values():
                     worker.unanswered = 0
             for worker in listening.values():
-                worker.ping(self._status())
+                worker.ping(self._status(), not_saved(self._host.upstream))
 
     def _status(self) -> Mapping[str, object]:
         """JSON value for `GET /v1/status`, which a worker answers."""

@@ -69,6 +69,8 @@ class WorkerSlot:
     """Whether other processes serve the same home: they share the ports, and the supervisor manages the broker."""
     workers: Callable[[], Mapping[str, object]] = dict
     """What the supervisor says of all workers; nothing when there is none."""
+    not_saved: Callable[[], str] = str
+    """Why a broker of ours can't save what it holds; "" while it can."""
     held_elsewhere: HeldElsewhere | None = None
     """Whether another worker holds a session of the device; None: not known."""
     broker_stops: Callable[[], bool] = lambda: True
@@ -163,10 +165,10 @@ async def run_worker(
                 "forward_auth": forward.counters,
                 "sessions": gateway.sessions,
                 **({"workers": slot.workers()} if slot.is_shared else {}),
-                "upstream": live.status(),
+                "upstream": {**live.status(), **({"not_saved": reason} if (reason := slot.not_saved()) else {})},
             }
 
-        admin, forward = servers.admin(status, live.answers), servers.forward_auth(gateway)
+        admin, forward = servers.admin(status, live.answers, slot.not_saved), servers.forward_auth(gateway)
         publish = await publishing.server(registry, rates_of(settings), parts)
 
         parts.push_async_callback(_drain, gateway, slot.deadline, est, admin, publish, forward)
@@ -209,7 +211,12 @@ class _HttpServers:
             rates=rates_of(self.settings),
         )
 
-    def admin(self, status: Callable[[], dict[str, object]], broker_answers: Callable[[], bool]) -> HttpServer:
+    def admin(
+        self,
+        status: Callable[[], dict[str, object]],
+        broker_answers: Callable[[], bool],
+        not_saved: Callable[[], str],
+    ) -> HttpServer:
         own = replace(authorities_for_admin(self.home, self.clock()), issuer=lambda: self.authorities)
         own.operators()  # a home without an operators' CA gets one now
         context = Context(
@@ -219,6 +226,7 @@ class _HttpServers:
             self.clock,
             status=status,
             broker_answers=broker_answers,
+            broker_saves=lambda: not not_saved(),
             tenants=self.authorities.names,
             waiting=lambda: waiting_limits(self.settings),
             cursor_key=cache(lambda: cursor_key(self.home)),

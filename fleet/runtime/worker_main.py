@@ -43,6 +43,8 @@ class SupervisorLink:
         """The gateway's, once there is one."""
         self.workers: Mapping[str, object] = {}
         """What the supervisor last said of all workers."""
+        self.not_saved = ""
+        """Why the broker can't save, as it last said."""
         self.broker_stops = False
         """Whether the supervisor stops all, the broker as well."""
 
@@ -57,7 +59,7 @@ class SupervisorLink:
                     case "reload":
                         self._signals.reload.set()
                     case "ping":
-                        self.workers = message["workers"]
+                        self.workers, self.not_saved = message["workers"], message["not_saved"]
                         self._channel.send("pong")
                     case "who-holds":
                         answer = "holds" if self.holds(message["device"]) else "holds-not"
@@ -126,6 +128,7 @@ async def _serve(
             config.worker,
             is_shared=True,
             workers=lambda: link.workers,
+            not_saved=lambda: link.not_saved,
             held_elsewhere=link.held_elsewhere,
             broker_stops=lambda: link.broker_stops,
             forward_auth=socket.socket(fileno=config.forward_auth) if config.forward_auth >= 0 else None,

@@ -258,6 +258,46 @@ def test_a_broker_that_hangs_is_seen_and_restarted(shared: Served) -> None:
     assert seen < 20  # 4 on an idle machine
 
 
+@needs_mosquitto
+def test_a_broker_that_cannot_save_is_degraded_and_not_down(shared: Served, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    words = ("operator", "add", "eve", "--role", "viewer", "--password-file", str(tmp_path / "password"))
+    run_fleet(shared.home, *words, "--out", str(tmp_path))
+    context = ssl.create_default_context(cafile=shared.ca_file)
+    context.load_cert_chain(tmp_path / "eve.pem", tmp_path / "eve.key")
+
+    def upstream() -> dict[str, Any]:
+        url = f"{shared.endpoints['http']}/v1/status"
+        with urllib.request.urlopen(url, context=context, timeout=PATIENCE_SECONDS) as answer:
+            found: dict[str, Any] = json.load(answer)["upstream"]
+        return found
+
+    def until_health(body: bytes) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        seen = 0  # answers in a row: of both workers, as good as surely
+        while seen < 20 and time.monotonic() < deadline:
+            seen = seen + 1 if healthz(shared) == (200, body) else 0
+        assert seen == 20
+
+    until_health(b'{"status":"ok"}\n')
+    assert "not_saved" not in upstream()
+    in_its_way = (
+        shared.home / "run" / "mosquitto.db.new"
+    )  # where it writes a database; the error is another than ENOSPC
+    in_its_way.mkdir()
+    try:
+        until_health(b'{"status":"degraded","reasons":["broker-not-saved"]}\n')
+        assert upstream()["not_saved"] == "Is a directory."
+        table = run_fleet(shared.home, "status")
+        assert "not_saved" not in table  # of this command, which runs no broker
+        remote = ("--cert", str(tmp_path / "eve.pem"), "--ca", str(shared.ca_file), "--url", shared.endpoints["http"])
+        shown = CliRunner().invoke(fleet_main, ["status", *remote])
+        assert re.search(r"^upstream +not_saved +Is a directory\.$", shown.stdout, re.MULTILINE), shown.output
+    finally:
+        in_its_way.rmdir()
+    until_health(b'{"status":"ok"}\n')
+
+
 def test_workers_that_hang_all_at_once_are_left_alone_for_longer(shared: Served) -> None:
     before = worker_pids(shared)
     for worker in before:

@@ -19,6 +19,7 @@ from fleet.servers.gateway.broker import process as broker_process
 from fleet.servers.gateway.broker.mosquitto import BACKEND, DATABASE, Mosquitto, mosquitto_program
 from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
 from fleet.servers.gateway.broker.restart import restart_when_hung
+from fleet.servers.gateway.broker.start import not_saved
 from fleet.servers.gateway.broker.upstream import SocketUpstream
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType
@@ -355,9 +356,11 @@ async def test_a_full_disk_is_said_and_costs_nothing_that_was_saved(
             assert (await wire.packet()).type is PacketType.PUBACK
         await until(lambda: "event=broker.not-saved" in caplog.text)
         assert "No space left on device" in caplog.text
+        assert broker.not_saved == not_saved(broker) != ""
         broker.process.signal(signal.SIGKILL)
         await until(lambda: broker.process.restarts)
         await session_is_back(broker)
         (small_disk / "filler").unlink()
         await until(lambda: "event=broker.saved-again" in caplog.text)
         assert caplog.text.count("event=broker.not-saved") == 1
+        assert broker.not_saved == ""

@@ -43,6 +43,8 @@ class Context(Struct, frozen=True):
     """Counters of every part, ready for JSON."""
     broker_answers: Callable[[], bool] = lambda: True
     """Whether the gateway's broker does."""
+    broker_saves: Callable[[], bool] = lambda: True
+    """Whether a broker of ours can save what it holds."""
     tenants: Callable[[], Collection[str]] = frozenset
     """Names of tenants that have an issuing CA."""
     waiting: Callable[[], WaitingLimits] = WaitingLimits

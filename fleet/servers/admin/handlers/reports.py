@@ -17,6 +17,8 @@ async def health(context: Context, call: Call) -> Result[Health]:
     await context.registry.last_event()
     if not context.broker_answers():
         raise Unavailable("broker-silent", "The MQTT broker does not answer.", "Look at the broker and its log.")
+    if not context.broker_saves():
+        return Result(Health(status="degraded", reasons=["broker-not-saved"]))
     return Result(Health(status="ok"))
 
 

@@ -16,7 +16,11 @@ WEEKS = 26
 class Health(Record):
     """The server can reach its registry, and the gateway its broker."""
 
-    status: Literal["ok"]
+    status: Annotated[Literal["ok", "degraded"], about("Degraded: it serves, and an operator is needed.")]
+    reasons: Annotated[
+        list[Literal["broker-not-saved"]] | UnsetType,
+        about("Of a degraded one. broker-not-saved: our own broker can't write to its disk what it holds."),
+    ] = UNSET
 
 
 class Status(msgspec.Struct):

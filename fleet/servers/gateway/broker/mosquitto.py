@@ -86,7 +86,8 @@ class Mosquitto(OwnBroker):
         self._database_is_unreadable = False
         self._save_seconds = SAVE_SECONDS
         self._error = ""  # the last that it has reported
-        self._is_unsaved = False
+        self.not_saved = ""
+        """Why it can't save what it holds, in its own words; "" while it can."""
         self._saving: asyncio.Task[None] | None = None
         self.process = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._on_line)
         self.process.recover = self._set_database_aside
@@ -183,11 +184,11 @@ class Mosquitto(OwnBroker):
         """Whether it has saved, or reported no error; logs when that changes. `before`: the state when it was asked."""
         if self._database_state() != before:
             self._error = ""
-            if self._is_unsaved:
+            if self.not_saved:
                 log_event(log, logging.WARNING, "broker.saved-again", broker=self.address)
-            self._is_unsaved = False
-        elif self._error and not self._is_unsaved:
-            self._is_unsaved = True
+            self.not_saved = ""
+        elif self._error and not self.not_saved:
+            self.not_saved = self._error
             log_event(log, logging.ERROR, "broker.not-saved", broker=self.address, reason=self._error)
         return not self._error
 

@@ -50,6 +50,11 @@ async def start_upstream(
     return await Embedded.start(run_dir)
 
 
+def not_saved(upstream: Upstream) -> str:
+    """Why our own mosquitto can't save what it holds; "" while it can, and for any other broker."""
+    return upstream.not_saved if isinstance(upstream, Mosquitto) else ""
+
+
 def shared_socket(upstream: Upstream) -> Path | None:
     """The socket by which our other processes reach the broker that `upstream` runs; None for an external broker."""
     return upstream.socket if isinstance(upstream, OwnBroker) else None
