@@ -62,7 +62,7 @@ async def admit(
     except Unavailable:
         raise
     except FleetError as refusal:
-        await audit_refusal(registry, peer, now, CONNECT, f"device {_named(client_id or '')}", refusal)
+        await audit_refusal(registry, peer, now, CONNECT, device_named(client_id or ""), refusal)
         raise
     return admission
 
@@ -133,9 +133,9 @@ async def mark_first_use(registry: Registry, credential: Credential, peer: Peer,
         ) from conflict
 
 
-def _named(client_id: str) -> str:
-    """`client_id` for the audit; only if it is a valid device id, as the peer chose it."""
+def device_named(client_id: str) -> str:
+    """The audit's subject for `client_id`, which the peer chose: "device ?" unless it is a valid device id."""
     try:
-        return device_id(client_id)
+        return f"device {device_id(client_id)}"
     except Invalid:
-        return "?"
+        return "device ?"

@@ -10,7 +10,7 @@ from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential
-from fleet.servers.gateway import Limits
+from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway import gateway as gateway_module
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
@@ -227,6 +227,48 @@ async def test_an_authentication_method(tmp_path: Path) -> None:
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "SCRAM"),))))
         assert await refused(wire, V5) == Reason.BAD_AUTHENTICATION_METHOD
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome"),
+    [
+        (b"\x10\x11\0\4MQTT\6\2\0\x3c\0\5cam-1", "unsupported-version"),
+        (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1) + b"\0\4MQTT\5\2\0\x3c", "too-large"),
+        (b"\x10\x0f\0\4MQTT\4\2\0\x3c\0\5cam", "malformed-connect"),
+        (encode_connect(Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "A"),))), "auth-method"),
+    ],
+)
+async def test_a_connect_that_is_refused_before_its_admission_is_audited_and_repeats_are_folded(
+    tmp_path: Path, data: bytes, outcome: str
+) -> None:
+    async with open_gateway(tmp_path) as h:
+        one, two = await populate(h.registry, "cam-1", "cam-2")
+        for peer in (one, one, two, peer_of(credential("cam-3")), one):
+            wire = await h.dial(peer)
+            wire.send(data)
+            await wire.until_closed()
+
+        async def rows() -> list[tuple[str, str]]:
+            found = [row.entry for row in await h.registry.audit() if row.entry.action == "mqtt.connect"]
+            assert {entry.outcome for entry in found} <= {outcome}
+            assert all(entry.address == "127.0.0.1" for entry in found)
+            return sorted((entry.actor, entry.subject) for entry in found)
+
+        async with asyncio.timeout(PATIENCE):
+            while len(await rows()) < 3:
+                pass
+        name = "device cam-1" if outcome == "auth-method" else "device ?"  # where there is a client id to read
+        assert await rows() == [("device cam-1", name), ("device cam-2", name), ("nobody", name)]
+
+
+async def test_a_feed_that_is_down_is_no_clients_doing_and_not_audited(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        before = await h.registry.last_audit()
+        await h.gateway.context.denials.refused_connect(peer_of(cam), "cam-1", close_reasons.FEED_DOWN)
+        assert await h.registry.last_audit() == before
+        await h.gateway.context.denials.refused_connect(peer_of(cam), "cam-1", close_reasons.UNSUPPORTED_VERSION)
+        assert await h.registry.last_audit() == before + 1
 
 
 async def test_version_5_before_a_broker_of_311(tmp_path: Path) -> None:

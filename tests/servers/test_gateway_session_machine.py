@@ -131,6 +131,9 @@ class FakeContext:
     def put(self, peer: object, admission: Admission, action: str, code: str, detail: object) -> None:
         pass
 
+    async def refused_connect(self, peer: object, client_id: str, reason: CloseReason) -> None:
+        pass
+
     def username(self, admission: Admission) -> str:
         return admission.device.id
 

@@ -210,6 +210,7 @@ class Session(asyncio.Protocol):
             self._context.open_sessions.claim(self, connect.client_id)
             must_be_servable(connect, speaks_v5=self._context.broker.speaks_v5, feed_is_up=self._context.feed_is_up())
         except CloseSession as closing:
+            self._context.spawn(self._context.denials.refused_connect(self.peer, self.client_id, closing.reason))
             self._delay(closing.reason.code, partial(self.close, closing.reason))
         else:
             self._delay(None, lambda: self._context.spawn(self._open(connect)))
