@@ -60,6 +60,7 @@ LONGEST_FIRST: tuple[str, ...] = (
     "interop/test_clients.py",
     "end_to_end/test_webhook.py",
     "end_to_end/test_serve.py",
+    "end_to_end/test_durable_workers.py",
     "end_to_end/test_makers.py",
 )
 
