@@ -2,22 +2,26 @@
 
 import hashlib
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
+from msgspec import structs
 
 from fleet.ca import lints
 from fleet.ca.assembly import ExpectedAssembly
+from fleet.ca.authority import Certified
 from fleet.ca.distribution import DistributionPoints, Publication
+from fleet.ca.keys import generate_key
 from fleet.ca.profiles import END_ENTITY, PROFILES, SIGNS_ONLY, key_identifier, new_serial, validity
 from fleet.ca.tbs import Template, extension, raw_extension, sealed
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
-from fleet.domain.enrollment import IssuePermit
+from fleet.domain.enrollment import IssuePermit, permit_by_operator
 from fleet.domain.errors import Invalid, Refused
+from fleet.domain.model_rules import ProfileRules
 from fleet.wire.der import OCTET_STRING, encode_element, encode_oid
 
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
@@ -120,6 +124,18 @@ class LocalIssuer:
             extensions = self._common + extension(purposes, critical=False)
             template = self._templates[usages] = Template(self._name, extensions)
         return template
+
+
+def trial_leaf(issuing: Certified, model: str, profile: ProfileRules, now: datetime) -> x509.Certificate:
+    """A certificate of a device of `model` below `issuing`, of a key that nobody has: it leaves no trace.
+
+    Raises: as LocalIssuer and its `issue`.
+    """
+    # Not the key of the CA, for which the issuer refuses a certificate.
+    spki = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    permit = permit_by_operator(CredentialKind.DEVICE, "trial-1", spki, now + timedelta(days=1), now, model=model)
+    permit = structs.replace(permit, profile=profile, hardware_serial="1")
+    return x509.load_der_x509_certificate(LocalIssuer(*issuing).issue(permit, now).der)
 
 
 def _common_extensions(issuer: x509.Certificate) -> bytes:

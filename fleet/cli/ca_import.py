@@ -92,7 +92,7 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
                 return crl
             before = authority_of(place, tenant)
             models = [each for each in await registry.models() if tenant in each.rules.signers]
-            made = read_import(place, tenant, data, models, act.now)
+            made = read_import(place, tenant, data, {each.name: each.rules.profile for each in models}, act.now)
             ends, new, root = (fingerprint(each) for each in (before.issuing, made.chain[0], made.chain[-1]))
             await announce_import(registry, tenant, ends=ends, sha256=new, root=root, act=act)
             after = import_chain(place, tenant, made, act.now, force=force)

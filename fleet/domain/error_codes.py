@@ -86,7 +86,7 @@ idevid-ambiguous | 403 | The IDevID matches several devices of the manifest. | E
 idevid-bound | 403 | The IDevID has enrolled another device. | An operator checks which device is genuine.
 idevid-of-another | 403 | The device has enrolled with another IDevID. | An operator checks which device is genuine.
 idevid-only-enrolls | 403 | An IDevID authorizes a certificate for its own key only. | Send a CSR with the IDevID's key.
-key-in-use | 403 | The key belongs to another device or station. | Generate a new key.
+key-in-use | 403 | The key belongs to another holder, or to a CA or the server of the fleet. | Generate a new key.
 key-not-allowed | 400 | The model does not allow this type of key. | Use one of the model's key types.
 key-not-new | 403 | The model requires a new key for a renewal. | Generate a new key.
 key-not-same | 403 | The model requires the same key for a renewal. | Keep the key.

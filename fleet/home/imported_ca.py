@@ -4,15 +4,14 @@ FOLDER/request.key    the key of the request, until the chain is imported
 FOLDER/root.crl       the root's own CRL, PEM, where it came along
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from msgspec import structs
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import (
     Certified,
@@ -24,14 +23,12 @@ from fleet.ca.authority import (
 )
 from fleet.ca.authority_request import authority_request
 from fleet.ca.chain import checked_chain, has_signed
-from fleet.ca.issuer import LocalIssuer
+from fleet.ca.issuer import trial_leaf
 from fleet.ca.keys import load_key, load_or_make_key
 from fleet.ca.root_crl import number_of
 from fleet.config.durable_files import sync, write_file
-from fleet.domain.credential import CredentialKind
-from fleet.domain.device import Model
-from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Invalid, NotFound, Refused
+from fleet.domain.model_rules import ProfileRules
 from fleet.home.authorities import (
     authority_of,
     must_be_called_otherwise,
@@ -82,8 +79,8 @@ def _is_answered(authority: Authority, key: ec.EllipticCurvePrivateKey) -> bool:
     return any(key.public_key() == ca.public_key() for ca in authority.issuers)
 
 
-def read_import(home: Home, tenant: str, data: bytes, models: Sequence[Model], now: datetime) -> Imported:
-    """The chain in `data` (PEM, DER, PKCS#7), for the request of `tenant`, whose devices are of `models`.
+def read_import(home: Home, tenant: str, data: bytes, profiles: Mapping[str, ProfileRules], now: datetime) -> Imported:
+    """The chain in `data` (PEM, DER, PKCS#7), for the request of `tenant`, whose devices have `profiles`, by model.
 
     Raises: NotFound (`no-such-tenant`, `no-ca-request`). Invalid (`bad-chain`). Conflict (`name-taken`). OSError.
     """
@@ -95,8 +92,8 @@ def read_import(home: Home, tenant: str, data: bytes, models: Sequence[Model], n
     must_be_called_otherwise(chain[0], known)
     if not tenant:
         _server_must_verify(home, (chain[0], key), chain, now)
-    for model in models:
-        _devices_must_verify(model, (chain[0], key), chain, now)
+    for model, profile in profiles.items():
+        _devices_must_verify(trial_leaf((chain[0], key), model, profile, now), model, chain, now)
     root = chain[-1]
     crl = next((each for each in crls if each.issuer == root.subject), None)
     if crl is not None and not is_crl_of(root, crl):
@@ -171,14 +168,10 @@ def _server_must_verify(home: Home, issuing: Certified, chain: Sequence[x509.Cer
         raise Invalid("bad-chain", f"The chain is refused: clients would reject a server below it: {why}.", advice)
 
 
-def _devices_must_verify(model: Model, issuing: Certified, chain: Sequence[x509.Certificate], now: datetime) -> None:
-    """Likewise, a certificate of this model's profile; it leaves no trace."""
-    spki = issuing[1].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    trial = permit_by_operator(CredentialKind.DEVICE, "trial-1", spki, now + timedelta(days=1), now, model=model.name)
-    permit = structs.replace(trial, profile=model.rules.profile, hardware_serial="1")
-    leaf = x509.load_der_x509_certificate(LocalIssuer(*issuing).issue(permit, now).der)
+def _devices_must_verify(leaf: x509.Certificate, model: str, chain: Sequence[x509.Certificate], now: datetime) -> None:
+    """Likewise, the `leaf` of a device of `model`."""
     if why := why_unverified((leaf, *chain[:-1]), [chain[-1]], now, server=False):
-        what = f"The chain is refused: clients would reject a device of model {model.name} below it: {why}."
+        what = f"The chain is refused: clients would reject a device of model {model} below it: {why}."
         raise Invalid("bad-chain", what, "It has to allow the names of the model's certificates: fleet model show")
 
 

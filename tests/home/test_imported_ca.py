@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from fleet.ca.authority import create_root, identifier_of
 from fleet.ca.root_crl import next_root_crl, number_of
 from fleet.config.settings import Settings
-from fleet.domain.device import Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
-from fleet.domain.model_rules import ModelRules, ProfileRules
+from fleet.domain.model_rules import ProfileRules
 from fleet.domain.published_file import CRL
 from fleet.home import ca_store
 from fleet.home.authorities import (
@@ -67,7 +66,7 @@ def answered(home: Home, above: CorporateCa, tenant: str = "", **options: Any) -
 
 
 def imported(home: Home, data: bytes, tenant: str = "", *, now: datetime = NOW, **options: Any) -> Authority:
-    made = read_import(home, tenant, data, [Model("cam")], now)
+    made = read_import(home, tenant, data, {"cam": ProfileRules()}, now)
     after = import_chain(home, tenant, made, now, **options)
     if not tenant:
         renew_server_certificate(home, SETTINGS, now)
@@ -190,9 +189,9 @@ async def test_each_fault_is_refused_by_its_own_sentence(home: Home, fault: str)
     make, sentence = REFUSED[fault]
     data = make(home, root)
     before = sorted((each, each.read_bytes()) for each in home.ca.rglob("*") if each.is_file())
-    uris = Model("uris", rules=ModelRules(profile=ProfileRules(uris=("https://elsewhere.example/{id}",))))
+    uris = ProfileRules(uris=("https://elsewhere.example/{id}",))
     with pytest.raises((Invalid, Conflict)) as refused:
-        read_import(home, "", data, [uris] if fault == "another device" else [], NOW)
+        read_import(home, "", data, {"uris": uris} if fault == "another device" else {}, NOW)
     assert sentence in str(refused.value)
     assert refused.value.code in ("bad-chain", "name-taken")
     assert sorted((each, each.read_bytes()) for each in home.ca.rglob("*") if each.is_file()) == before
@@ -210,8 +209,8 @@ async def test_a_chain_cut_anywhere_is_refused(home: Home) -> None:
     data = pkcs7.serialize_certificates([answered(home, root), root.certificate], Encoding.DER)
     for cut in range(0, len(data), 3):
         with pytest.raises(Invalid, match="The chain is refused"):
-            read_import(home, "", data[:cut], [], NOW)
-    read_import(home, "", data, [], NOW)
+            read_import(home, "", data[:cut], {}, NOW)
+    read_import(home, "", data, {}, NOW)
 
 
 async def test_path_length_0_above_a_tenant_is_refused(home: Home) -> None:
