@@ -1,6 +1,7 @@
 """CRLs (RFC 5280, 5), assembled from entries that are encoded already and signed with a CA's P-256 key.
 
-The library's builder takes an object for each certificate: 40 s and 2 GB for a million, where this takes a second.
+The builder of `cryptography` takes an object for each certificate: for 100,000 of them 1.6 s and 46 MB at each
+signature (version 50, measured), where joining the kept entries takes 0.03 s.
 """
 
 from collections.abc import Sequence

@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from fleet.cli.bulk import Selection, act_by_filter, ids_or_filter, query_of
+from fleet.cli.crl_reasons import crl_reason_option, given_crl_reason
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, client_option, limit_option
 from fleet.cli.output import Row, Seen, output_option, print_rows, print_value
 from fleet.cli.parameters import DEVICE_ID, FILTER, GROUP, MODEL, TAG, TAG_KEY, TIME, wrong_use
 from fleet.cli.records import Records, print_each
 from fleet.client.client import Client
-from fleet.domain.crl import GIVEN_REASONS, CrlReason
 from fleet.domain.device import DeviceFilter, DeviceState, Place, Tags
 from fleet.domain.device_filter import parse_filter, parse_place, place_text
 from fleet.domain.tags import Retag, checked_groups, checked_tags
@@ -197,12 +197,7 @@ _act(
 
 @device.command()
 @ids_or_filter
-@click.option(
-    "--crl-reason",
-    type=click.Choice(list(GIVEN_REASONS)),
-    default=CrlReason.UNSPECIFIED.text,
-    help="The reason that CRLs and OCSP give (RFC 5280, 5.3.1).",
-)
+@crl_reason_option
 def revoke(selection: Selection, crl_reason: str) -> None:
     """Revoke devices permanently.
 
@@ -210,7 +205,7 @@ def revoke(selection: Selection, crl_reason: str) -> None:
     listed in CRLs, their keys never enroll again, and live sessions are closed at once.
 
     This cannot be undone: hardware that is to be used again is registered under a new id. To refuse a device for a
-    while, suspend it.
+    while, suspend it. Of one that is revoked or retired already, --crl-reason keyCompromise changes what CRLs say.
 
     \b
     Examples:
@@ -218,7 +213,7 @@ def revoke(selection: Selection, crl_reason: str) -> None:
       fleet device revoke cam-7 --crl-reason keyCompromise
     """
 
-    given = {} if crl_reason == CrlReason.UNSPECIFIED.text else {"crl_reason": crl_reason}
+    given = given_crl_reason(crl_reason)
 
     def revoked(device_id: str) -> Row:
         body = {"reason": selection.reason, **given}

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import click
 
+from fleet.cli.crl_reasons import crl_reason_option, given_crl_reason
 from fleet.cli.errors import attempting
 from fleet.cli.key_files import KeyFiles, enroll_with_files
-from fleet.cli.options import client_option, days_option, out_option, reason_option
+from fleet.cli.options import (
+    client_option,
+    days_option,
+    out_option,
+    reason_option,
+)
 from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import MODEL, OPERATOR
 from fleet.cli.passwords import PasswordSource, password_options
@@ -44,9 +50,10 @@ OPERATORS.show("Show operators: role, permissions, certificate.", _with_permissi
 @client_option
 @click.argument("names", type=OPERATOR, nargs=-1, required=True, metavar="OPERATOR...")
 @reason_option
+@crl_reason_option
 @click.option("--tokens", is_flag=True, help="Revoke the tokens, too, that they made and that can still be used.")
 @output_option
-def revoke(client: Client, names: tuple[str, ...], reason: str, tokens: bool, output: str) -> None:
+def revoke(client: Client, names: tuple[str, ...], reason: str, crl_reason: str, tokens: bool, output: str) -> None:
     """Revoke the certificates of operators.
 
     The admin API refuses them from now on, and their event streams are closed. Tokens that they made stay valid
@@ -54,7 +61,8 @@ def revoke(client: Client, names: tuple[str, ...], reason: str, tokens: bool, ou
     """
 
     def ask(name: str) -> Row:
-        done = client.post(f"{OPERATORS.path(name)}/revoke", {"reason": reason, **({"tokens": True} if tokens else {})})
+        body = {"reason": reason, **given_crl_reason(crl_reason), **({"tokens": True} if tokens else {})}
+        done = client.post(f"{OPERATORS.path(name)}/revoke", body)
         if count := done.get("open_tokens"):
             click.echo(
                 f"{count} tokens that '{name}' made can still be used. Revoke them with: "

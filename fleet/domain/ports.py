@@ -130,7 +130,9 @@ class CrlStore(Protocol):
         """
 
     async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
-        """List certificates of the CAs with these key identifiers; those that are listed already stay as they are."""
+        """List certificates of the CAs with these key identifiers; those that are listed already stay as they are,
+        but for the reason KEY_COMPROMISE.
+        """
 
     async def drop_revoked(self, expired: datetime, issuer: bytes, released: int, lease: Lease, now: datetime) -> None:
         """Delete the entries of the CA `issuer` that expired before `expired`, and removals that CRLs up to the number

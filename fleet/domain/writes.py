@@ -105,8 +105,8 @@ class EndCredentials(Struct, frozen=True):
 
 
 class RevokeCredentials(Struct, frozen=True):
-    """Every credential of the holder becomes REVOKED, and is listed in CRLs until it expires. `kind` tells a station
-    from a device of the same name.
+    """Every credential of the holder becomes REVOKED, and is listed in CRLs until it expires; one that is listed keeps
+    its reason, unless that was a hold or this is KEY_COMPROMISE. `kind` tells a station from a device of the same name.
     """
 
     kind: str

@@ -21,11 +21,11 @@ from msgspec import UNSET, UnsetType
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
 from fleet.domain.crl import CrlReason
-from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, Place, place_of
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag
-from fleet.services.revocation import checked_reason, for_crls, given_reason, moving, state_after
+from fleet.services.revocation import checked_reason, given_reason, moving, revoking, state_after
 from fleet.services.tagging import tagging
 
 WINDOW = 64  # Changes under way at once: enough to share an fsync, few beside the 512 that enrollments may fill
@@ -98,9 +98,10 @@ class Revoke(_Bulk[CrlReason]):
     """Revoke, with the reason that CRLs give."""
 
     async def change(self, registry: Registry, device: Device) -> Change:
-        to, revision, reason = DeviceState.REVOKED, device.revision, self.reason
-        change = moving(device, to, "device.revoke", act=self.act(), reason=reason, revision=revision, bulk=self.bulk)
-        return for_crls(change, self.what)
+        reason, revision = self.reason, device.revision
+        return await revoking(
+            registry, device, self.what, act=self.act(), reason=reason, revision=revision, bulk=self.bulk
+        )
 
 
 class Tagging(_Bulk[Retag]):

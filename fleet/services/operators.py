@@ -8,6 +8,7 @@ from datetime import timedelta
 from fleet.domain.access import Act, Operator, Role, operator_actor
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import Credential, CredentialKind
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import checked_lifetime, plain_name
 from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Conflict, Invalid, no_such
@@ -83,7 +84,9 @@ async def revoke_open_tokens(registry: Registry, name: str, *, act: Act, reason:
     return revoked
 
 
-async def revoke_operator(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
+async def revoke_operator(
+    registry: Registry, name: str, *, act: Act, reason: str = "", crl_reason: CrlReason = CrlReason.UNSPECIFIED
+) -> None:
     """Revoke every certificate of the operator; its event streams end at once.
 
     Raises: NotFound (`no-such-operator`). Conflict (`operator-revoked`): it holds none that is not revoked. Invalid
@@ -91,5 +94,6 @@ async def revoke_operator(registry: Registry, name: str, *, act: Act, reason: st
     """
     if await registry.operator(name) is None:
         raise no_such("operator", name)
-    if not await revoke_certificates(registry, CredentialKind.OPERATOR, name, act=act, reason=reason):
+    kind = CredentialKind.OPERATOR
+    if not await revoke_certificates(registry, kind, name, act=act, reason=reason, crl_reason=crl_reason):
         raise Conflict("operator-revoked", f"Operator {name} has no certificate that is not revoked.")

@@ -4,6 +4,7 @@ Each move is one Change: the state, the credentials, the audit row, and the even
 session. Nothing leads out of REVOKED or RETIRED (domain.device.NEXT).
 """
 
+from datetime import datetime
 from functools import partial
 
 from msgspec.structs import replace
@@ -74,10 +75,55 @@ async def revoke(
     """Revoke the device permanently: its live session ends, its certificates are revoked and listed in CRLs with
     `crl_reason`, its keys and its id never enroll again. Raises: as `move`.
     """
-    device, to = await known_device(registry, id_text), DeviceState.REVOKED
-    change = moving(device, to, "device.revoke", act=act, reason=reason, revision=revision)
-    await registry.commit(for_crls(change, crl_reason))
-    return replace(device, state=to, revision=device.revision + 1)
+    device = await known_device(registry, id_text)
+    await registry.commit(await revoking(registry, device, crl_reason, act=act, reason=reason, revision=revision))
+    return revoked(device)
+
+
+def revoked(device: Device) -> Device:
+    """`device` after its revocation; one that was out of service has kept its state."""
+    is_out = device.state in OUT_OF_SERVICE
+    return device if is_out else replace(device, state=DeviceState.REVOKED, revision=device.revision + 1)
+
+
+async def revoking(
+    registry: Registry,
+    device: Device,
+    crl_reason: CrlReason,
+    *,
+    act: Act,
+    reason: str = "",
+    revision: int | None = None,
+    **detail: str,
+) -> Change:
+    """The Change that revokes `device`; of one that is out of service, one that adds keyCompromise to what CRLs say of
+    its certificates. Raises: as `moving`.
+    """
+    if device.state in OUT_OF_SERVICE and await _is_news(
+        registry, CredentialKind.DEVICE, device.id, crl_reason, act.now
+    ):
+        entry = made_by(act, "device.revoke", f"device {device.id}", **given_reason(reason), **detail)
+        writes = (RevokeCredentials(CredentialKind.DEVICE, device.id, act.now),)
+        change = Change(entry, writes, (Event(EventKind.CREDENTIAL_ENDED, device.id),))
+    else:
+        change = moving(
+            device, DeviceState.REVOKED, "device.revoke", act=act, reason=reason, revision=revision, **detail
+        )
+    return for_crls(change, crl_reason)
+
+
+async def _is_news(registry: Registry, kind: CredentialKind, holder: str, crl_reason: CrlReason, now: datetime) -> bool:
+    """Whether `crl_reason` is keyCompromise and CRLs give another reason for a certificate of the holder. No other
+    reason takes the place of one that was given: what relying parties were told would become weaker.
+    """
+    if crl_reason is not CrlReason.KEY_COMPROMISE:
+        return False
+    for held in await registry.credentials(holder):
+        if held.kind is kind and held.not_after > now:
+            known = await registry.revocation(held.serial)
+            if known is None or known.reason != crl_reason:
+                return True
+    return False
 
 
 retire = partial(move, "retire")
@@ -94,29 +140,44 @@ async def state_after(verb: str, registry: Registry, device: Device) -> DeviceSt
     return DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
 
 
-async def revoke_station(registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
+async def revoke_station(
+    registry: Registry, name: str, *, act: Act, reason: str = "", crl_reason: CrlReason = CrlReason.UNSPECIFIED
+) -> None:
     """Revoke every certificate of the station. Devices that it provisioned stay.
 
     Raises: NotFound (`no-such-station`). Conflict (`station-revoked`): it holds none that is not revoked.
     """
     if await registry.station(name) is None:
         raise no_such("station", name)
-    if not await revoke_certificates(registry, CredentialKind.STATION, name, act=act, reason=reason):
+    kind = CredentialKind.STATION
+    if not await revoke_certificates(registry, kind, name, act=act, reason=reason, crl_reason=crl_reason):
         raise Conflict("station-revoked", f"Station {name} has no certificate that is not revoked.")
 
 
-async def revoke_certificates(registry: Registry, kind: CredentialKind, name: str, *, act: Act, reason: str) -> bool:
-    """Revoke every certificate of a station or operator; False when it holds none that is not revoked.
+async def revoke_certificates(
+    registry: Registry,
+    kind: CredentialKind,
+    name: str,
+    *,
+    act: Act,
+    reason: str,
+    crl_reason: CrlReason = CrlReason.UNSPECIFIED,
+) -> bool:
+    """Revoke every certificate of a station or operator; False when it holds none that is not revoked, or to which
+    keyCompromise could be added.
 
     Raises: Invalid (`bad-reason`).
     """
     held = [c for c in await registry.credentials(name) if c.kind is kind]
     ending = [c for c in held if c.state is not CredentialState.REVOKED]
+    if not ending and await _is_news(registry, kind, name, crl_reason, act.now):
+        ending = held
     if ending:
         # By fingerprint: a device may bear the holder's name, and its sessions are none of this.
         events = tuple(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in ending)
         entry = made_by(act, f"{kind}.revoke", f"{kind} {name}", **given_reason(reason))
-        await registry.commit(Change(entry, (RevokeCredentials(kind, name, act.now),), events))
+        change = Change(entry, (RevokeCredentials(kind, name, act.now),), events)
+        await registry.commit(for_crls(change, crl_reason))
     return bool(ending)
 
 

@@ -96,7 +96,10 @@ ONE_HEAD = Query(HEAD.select("WHERE path = $1"), HEAD.of)
 CRL = Query(f"SELECT {HEAD.listed()}, der FROM crl WHERE path = $1", _crl)
 
 ADD = Statement(
-    f"INSERT INTO revoked ({REVOKED.listed()}, issuer) VALUES ({REVOKED.marks()}, $5::bytea) ON CONFLICT DO NOTHING"
+    f"""
+    INSERT INTO revoked ({REVOKED.listed()}, issuer) VALUES ({REVOKED.marks()}, $5::bytea)
+    ON CONFLICT (serial) DO UPDATE SET reason = excluded.reason, entry = NULL, number = NULL
+    WHERE excluded.reason = 1 AND revoked.reason <> 1"""
 )
 LIST = Statement("""
     UPDATE revoked SET issuer = $4::bytea, bucket = $5::bigint, entry = $6::bytea

@@ -6,11 +6,11 @@ _UNTIL_THEN = "not_after > coalesce($1::bigint, 0)"
 _LIST = """
     INSERT INTO revoked (serial, not_after, revoked_at, reason)
     SELECT serial, not_after, coalesce($1::bigint, not_before), $2::bigint FROM credential WHERE """
-# What was on hold stays revoked from then on; what is revoked for good keeps its reason.
+# What was on hold stays revoked from then on; what is revoked for good keeps its reason, or gets keyCompromise.
 _LISTED = """
     ON CONFLICT (serial) DO UPDATE SET reason = excluded.reason, entry = NULL, number = NULL,
         revoked_at = CASE WHEN revoked.reason = 8 THEN excluded.revoked_at ELSE revoked.revoked_at END
-    WHERE revoked.reason IN (6, 8) AND revoked.reason <> excluded.reason"""
+    WHERE (revoked.reason IN (6, 8) OR excluded.reason = 1) AND revoked.reason <> excluded.reason"""
 LIST_HOLDERS = Statement(f"{_LIST} holder = $3::text AND kind = $4::text AND {_UNTIL_THEN}{_LISTED}")
 LIST_ONE = Statement(f"{_LIST} fingerprint = $3::bytea AND state IN ('issued', 'active') AND {_UNTIL_THEN}{_LISTED}")
 RELEASE_HOLDERS = Statement("""

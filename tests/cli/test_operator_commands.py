@@ -83,6 +83,7 @@ def test_list_show_revoke(run_fleet: RunFleet, tmp_path: Path) -> None:
     }
     assert parsed(run_fleet("list", "-o", "json"))[0]["certificate"] == "revoked"
     assert "no certificate that is not revoked" in run_fleet("revoke", "bob", expect=1).stderr
+    run_fleet("revoke", "bob", "--crl-reason", "keyCompromise")
     assert "no operator" in run_fleet("revoke", "nobody", expect=1).stderr
     assert "no operator" in run_fleet("show", "nobody", expect=1).stderr
     done = CliRunner().invoke(main, ["audit", "list", "-o", "json"], env={"FLEET_HOME": str(tmp_path / "home")})
@@ -91,6 +92,7 @@ def test_list_show_revoke(run_fleet: RunFleet, tmp_path: Path) -> None:
     assert rows[1:] == [
         (user, "operator.add", "operator bob"),
         (user, "operator.add", "operator line"),
+        (user, "operator.revoke", "operator bob"),
         (user, "operator.revoke", "operator bob"),
     ]
 

@@ -276,7 +276,7 @@ class TestStation:
         assert f"{leaf.serial_number:x}" == added["serial"]
         (listed,) = parsed(run_fleet("station", "list", "-o", "json"))
         assert (listed["name"], listed["models"], listed["certificate"]) == ("st1", ["default"], "issued")
-        revoked = parsed(run_fleet("station", "revoke", "st1", "--reason", "sold", "-o", "json"))
+        revoked = parsed(run_fleet("station", "revoke", "st1", "--crl-reason", "superseded", "-o", "json"))
         assert revoked == {"name": "st1", "certificate": "revoked"}
         assert "revoked" in run_fleet("station", "list").stdout
 

@@ -74,6 +74,9 @@ async def test_an_operator_gets_a_certificate_for_its_own_key(api: AdminHarness,
     assert {d["id"] for d in (await carol.get("/v1/devices"))["items"]} == {"cam-1", "cam-2"}
     assert {**await admin.get("/v1/operators/carol"), "chain": 0, "root": 0} == {**told, "chain": 0, "root": 0}
     assert (await admin.ask("POST", "/v1/operators/carol/revoke"))[1]["certificate"] == "revoked"
+    dumped = {"crl_reason": "keyCompromise"}
+    assert (await admin.ask("POST", "/v1/operators/carol/revoke", dumped))[1]["certificate"] == "revoked"
+    assert (await admin.ask("POST", "/v1/operators/carol/revoke", dumped))[1]["code"] == "operator-revoked"
     assert (await carol.ask("GET", "/v1/devices"))[0] == 403
     assert (await admin.ask("POST", "/v1/operators/carol/revoke"))[1]["code"] == "operator-revoked"
 

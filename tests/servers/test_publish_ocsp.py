@@ -29,7 +29,7 @@ from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import Device, DeviceState, device_id
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.published_file import PublishedFile
-from fleet.domain.writes import AddCredential, AddDevice
+from fleet.domain.writes import AddCredential, AddDevice, Write
 from fleet.home.authorities import new_issuing_key, new_tenant, read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry
@@ -38,7 +38,10 @@ from fleet.home.pki import load_operators_issuer
 from fleet.servers.gateway.events.feed import EventFollower
 from fleet.servers.publish.ocsp import KEPT_FOR, VALIDITY, OcspHandler
 from fleet.services import revocation
+from fleet.services.retention import Mode, Policy, Retention
 from fleet.storage.engines import Engine
+from fleet.storage.journals.archive import Archive
+from fleet.storage.journals.event_marks import EventMarks
 from fleet.wire.ocsp import REQUEST_SIZE_MAX, REQUEST_TYPE
 from tests.servers.publish_fixtures import Answer, Client, connected, serving
 
@@ -81,13 +84,21 @@ class Fleet:
 
     async def enroll(self, name: str, tenant: str = "") -> x509.Certificate:
         """A new device's certificate."""
+        return await self._certify(
+            name, tenant, AddDevice(Device(device_id(name), "default", DeviceState.ACTIVE, START))
+        )
+
+    async def renew(self, name: str) -> x509.Certificate:
+        """Another one, of the fleet's own CA, for a device that is there."""
+        return await self._certify(name, "")
+
+    async def _certify(self, name: str, tenant: str, *more: Write) -> x509.Certificate:
         authority = read_authorities(self.home).of(tenant)
         assert authority is not None
         permit = self.permit(name)
         made: Credential = LocalIssuer(authority.issuing, load_key(authority.key_file)).issue(permit, START)
-        device = Device(device_id(name), "default", DeviceState.ACTIVE, START)
         entry = AuditEntry(START, "user alice", "device.enroll", f"device {name}", "ok")
-        await self.registry.commit(Change(entry, (AddDevice(device), AddCredential(made))))
+        await self.registry.commit(Change(entry, (*more, AddCredential(made))))
         return x509.load_der_x509_certificate(made.der)
 
     async def status(self, asked: bytes) -> ocsp.OCSPResponse:
@@ -235,6 +246,18 @@ async def test_unknown_is_what_this_ca_has_not_issued(fleet: Fleet) -> None:
     negative = ocsp.OCSPRequestBuilder().add_certificate(ours, fleet.ca(), hashes.SHA1()).build()  # noqa: S303
     spoiled = negative.public_bytes(Encoding.DER).replace(ours.serial_number.to_bytes(20), b"\x80" + b"x" * 19)
     assert (await fleet.status(spoiled)).certificate_status is unknown
+
+
+async def test_retention_makes_no_certificate_unknown_before_its_end(fleet: Fleet, tmp_path: Path) -> None:
+    old, new = await fleet.enroll("cam-1"), await fleet.renew("cam-1")
+    before, after = fleet.now + timedelta(days=90, hours=-1), fleet.now + timedelta(days=92)
+    for fleet.now, expected in ((before, ocsp.OCSPCertStatus.GOOD), (after, ocsp.OCSPCertStatus.UNKNOWN)):
+        marks, policy = EventMarks(tmp_path / "marks.jsonl"), Policy(0, 0, expired_credentials_days=1)
+        with Archive(tmp_path / "archive").held() as archive:
+            await Retention(fleet.registry, archive, marks, policy, Mode("retention")).run(noted=0, now=fleet.now)
+        assert (await fleet.status(asked(old, fleet.ca()))).certificate_status is expected
+        # the newest of a device in service is not archived
+        assert (await fleet.status(asked(new, fleet.ca()))).certificate_status is ocsp.OCSPCertStatus.GOOD
 
 
 async def test_the_servers_own_certificate_is_good_and_the_one_before_it_is_not_known(fleet: Fleet) -> None:

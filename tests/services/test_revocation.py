@@ -7,10 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import NEXT, Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound
 from fleet.domain.writes import AddCredential, AddStation, MoveDevice, Write
@@ -142,6 +144,28 @@ async def test_what_is_out_for_good_takes_its_certificates_along(registry: Sqlit
     }
 
 
+@pytest.mark.parametrize("move", [revocation.revoke, revocation.retire])
+async def test_that_a_key_was_compromised_is_added_once(registry: SqliteRegistry, move: Move) -> None:
+    await give(registry, credential(CAM_7, 1), credential(CAM_7, 2))
+    before = await move(registry, CAM_7, act=Act("operator", NOW))
+    last = await registry.last_event()
+    act, compromised = Act("operator", NOW), CrlReason.KEY_COMPROMISE
+    with pytest.raises(Conflict):
+        await revocation.revoke(registry, CAM_7, act=act, crl_reason=CrlReason.SUPERSEDED)
+    assert await revocation.revoke(registry, CAM_7, act=act, reason="dumped", crl_reason=compromised) == before
+    assert await registry.device(CAM_7) == before
+    detail = {"reason": "dumped", "crl_reason": "keyCompromise"}
+    assert await audited(registry) == ("device.revoke", "device cam-7", "ok", detail)
+    assert await events(registry, last) == [(EventKind.CREDENTIAL_ENDED, CAM_7, "")]
+    assert [each.revocation.reason for each in await registry.unlisted(9)] == [compromised] * 2
+    with pytest.raises(Conflict):
+        await revocation.revoke(registry, CAM_7, act=act, crl_reason=compromised)
+    again = credential(CAM_7, 1)
+    for holder in (CAM_7, "cam-8"):
+        with pytest.raises(Conflict, match="revoked"):
+            await give(registry, structs.replace(again, holder=holder, fingerprint=bytes(32), serial="ff"))
+
+
 async def test_of_two_operators_at_once_one_is_told(registry: SqliteRegistry) -> None:
     await give(registry, credential(CAM_7, 1))
     outcomes = await asyncio.gather(
@@ -196,7 +220,13 @@ async def test_a_station(registry: SqliteRegistry) -> None:
     assert await state(registry) is DeviceState.ACTIVE
     assert await events(registry, before) == [(EventKind.CREDENTIAL_ENDED, CAM_7, own.fingerprint.hex())]
     assert await audited(registry) == ("station.revoke", "station cam-7", "ok", {"reason": "sold"})
+    act = Act("operator", NOW)
     with pytest.raises(Conflict):
-        await revocation.revoke_station(registry, CAM_7, act=Act("operator", NOW))
+        await revocation.revoke_station(registry, CAM_7, act=act)
+    await revocation.revoke_station(registry, CAM_7, act=act, crl_reason=CrlReason.KEY_COMPROMISE)
+    assert [(r.revocation.serial, r.revocation.reason) for r in await registry.unlisted(9)] == [(own.serial, 1)]
+    assert await events(registry, before + 1) == [(EventKind.CREDENTIAL_ENDED, CAM_7, own.fingerprint.hex())]
+    with pytest.raises(Conflict):
+        await revocation.revoke_station(registry, CAM_7, act=act, crl_reason=CrlReason.KEY_COMPROMISE)
     with pytest.raises(NotFound):
         await revocation.revoke_station(registry, "st9", act=Act("operator", NOW))

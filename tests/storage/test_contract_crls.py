@@ -67,6 +67,36 @@ async def test_every_certificate_of_a_revoked_holder_is_listed(registry: Registr
     assert await registry.revocation("no serial") is None
 
 
+async def test_only_a_compromised_key_takes_the_place_of_another_reason(registry: Registry) -> None:
+    await enrolled(registry, "a1")
+    superseded, compromised = CrlReason.SUPERSEDED, CrlReason.KEY_COMPROMISE
+    for reason, expected in ((superseded, 4), (CrlReason.UNSPECIFIED, 4), (compromised, 1), (superseded, 1)):
+        later = NOW + timedelta(seconds=expected == 1)
+        await registry.commit(change(RevokeCredentials("device", "cam-7", later, reason)))
+        await make_entries(registry)
+        assert await entries(registry) == [f"{expected} a1"]
+    await publish(registry, 7)
+    revoked = await registry.revocation("a1")
+    assert revoked is not None
+    assert revoked.revoked_at == NOW
+    # A restore lists again what a journal has: it knows better only what is worse.
+    for known, expected in ((4, 1), (1, 1)):
+        await registry.add_revoked([(Revocation("a1", revoked.not_after, NOW, known), CA)])
+        assert (await registry.revocation("a1")) == Revocation("a1", revoked.not_after, NOW, expected)
+    assert await registry.unlisted(9) == []
+    await enrolled_again(registry, "b1")
+    await registry.add_revoked([(Revocation("b1", revoked.not_after, NOW, 1), CA)])
+    assert [each.revocation.reason for each in await registry.unlisted(9)] == [1]
+
+
+async def enrolled_again(registry: Registry, serial: str) -> None:
+    """Another device, revoked as superseded, with an entry."""
+    await registry.commit(change(AddDevice(device("cam-8"))))
+    await registry.commit(change(AddCredential(credential("cam-8", serial=serial))))
+    await registry.commit(change(RevokeCredentials("device", "cam-8", NOW, CrlReason.SUPERSEDED)))
+    await make_entries(registry)
+
+
 async def test_an_entry_without_a_number_is_found_until_it_is_published(registry: Registry) -> None:
     await enrolled(registry, "10001", "20002")
     await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))

@@ -12,7 +12,7 @@ from fleet.domain.access import Operator, Permission, demand_model
 from fleet.domain.changes import Change
 from fleet.domain.credential import CredentialKind
 from fleet.domain.crl import GIVEN_REASONS
-from fleet.domain.device import IN_SERVICE, DeviceFilter, DeviceState, Place, place_of
+from fleet.domain.device import IN_SERVICE, DeviceFilter, Place, place_of
 from fleet.domain.device_filter import parse_place
 from fleet.domain.errors import no_such
 from fleet.domain.writes import AddDevice, MoveDevice
@@ -151,7 +151,7 @@ resume_device = _moving("resume", "Readmit a suspended device.")
 async def revoke_device(context: Context, call: Call, body: RevocationReason = NO_REVOCATION_REASON) -> Result[Device]:
     device = await found_device(context, call.operator, call.path["id"])
     demand_match(call, device.revision, f"Device {device.id}")
-    changed = replace(device, state=DeviceState.REVOKED, revision=device.revision + 1)
+    changed = revocation.revoked(device)
     revision = None if call.if_match is None else device.revision
     await revocation.revoke(
         answering(context.registry, call.once, lambda _: _result(changed)),

@@ -7,6 +7,7 @@ from fleet.domain import access
 from fleet.domain.access import Permission, demand_grantable, operator_actor
 from fleet.domain.changes import Change, made_by
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.errors import Conflict, no_such
 from fleet.domain.writes import AddOperator
 from fleet.servers.admin.context import Call, Context
@@ -82,15 +83,16 @@ async def revoke_operator(context: Context, call: Call, body: OperatorRevocation
     tokens = {} if body.tokens else await registry.count_open_tokens(call.now)
     result: Result[Operator] = Result(await _shown(context, found, tokens, certificate=CredentialState.REVOKED))
     last = answering(registry, call.once, lambda _: result)
+    why, crl_reason = body.reason, GIVEN_REASONS[body.crl_reason]
     if not body.tokens:
-        await operators.revoke_operator(last, found.name, act=call.act, reason=body.reason)
+        await operators.revoke_operator(last, found.name, act=call.act, reason=why, crl_reason=crl_reason)
         return result
     try:
-        await operators.revoke_operator(registry, found.name, act=call.act, reason=body.reason)
+        await operators.revoke_operator(registry, found.name, act=call.act, reason=why, crl_reason=crl_reason)
     except Conflict:  # revoked before, and tokens may have been left
         if not await registry.open_tokens(operator_actor(found.name), call.now, limit=1):
             raise
-    revoked = await operators.revoke_open_tokens(registry, found.name, act=call.act, reason=body.reason)
+    revoked = await operators.revoke_open_tokens(registry, found.name, act=call.act, reason=why)
     entry = made_by(call.act, "operator.revoke-tokens", f"operator {found.name}", tokens=str(revoked))
     await last.commit(Change(entry))
     return result

@@ -6,12 +6,13 @@ from fleet.domain import credential as domain
 from fleet.domain.access import Permission, demand_model
 from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.errors import no_such
 from fleet.domain.writes import AddStation
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, slice_of
 from fleet.servers.admin.idempotency import answering
-from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
+from fleet.servers.admin.records.base import NO_REVOCATION_REASON, Page, Paging, RevocationReason
 from fleet.servers.admin.records.holders import AddedStation, NewStation, Station, StationChanges, newest
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.routing import get, patch, post
@@ -74,12 +75,15 @@ async def patch_station(context: Context, call: Call, body: StationChanges) -> R
     Permission.STATION_WRITE,
     "Revoke a station's certificates; devices that it provisioned stay.",
 )
-async def revoke_station(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Station]:
+async def revoke_station(
+    context: Context, call: Call, body: RevocationReason = NO_REVOCATION_REASON
+) -> Result[Station]:
     found = await _found(context, call)
     held = await newest_of(context, found.name, CredentialKind.STATION)
     result: Result[Station] = Result(Station.of(found, **{**held, "certificate": CredentialState.REVOKED}))
     registry = answering(context.registry, call.once, lambda _: result)
-    await revocation.revoke_station(registry, found.name, act=call.act, reason=body.reason)
+    crl_reason = GIVEN_REASONS[body.crl_reason]
+    await revocation.revoke_station(registry, found.name, act=call.act, reason=body.reason, crl_reason=crl_reason)
     return result
 
 

@@ -13,8 +13,8 @@ from fleet.servers.admin.records.base import (
     Csr,
     Name,
     Names,
-    Reason,
     Record,
+    RevocationReason,
     Serial,
     Time,
     about,
@@ -115,7 +115,7 @@ class NewOperator(Record):
     lifetime_seconds: Lifetime = int(OPERATOR_LIFETIME.total_seconds())
 
 
-class OperatorRevocation(Reason):
+class OperatorRevocation(RevocationReason):
     """The reason for it, and whether its tokens go, too."""
 
     tokens: Annotated[bool, about("Revoke the tokens that it made and that can still be used.")] = False
