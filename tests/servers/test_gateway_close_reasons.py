@@ -25,6 +25,7 @@ SESSION = {
     "SHUTTING_DOWN": ("shutting-down", 0x8B, 0x88, False),
     "DEVICE_ENDED": ("device-ended", 0x98, 0x8A, False),
     "CREDENTIAL_ENDED": ("credential-ended", 0x87, 0x87, False),
+    "DISTRUSTED": ("certificate-distrusted", 0x87, 0x87, False),
     "POLICY_CHANGED": ("policy-changed", 0x87, 0x87, False),
     "EVENTS_MISSED": ("events-missed", 0x89, 0x88, False),
     "CERTIFICATE_EXPIRED": ("certificate-expired", 0xA0, 0x87, True),
