@@ -30,19 +30,19 @@ def check(context: click.Context, home: Path, output: str) -> None:
 
     from fleet.home.authorities import read_authorities
     from fleet.home.layout import open_home
-    from fleet.home.publication_check import check_place, fetch_over_http, places_of
+    from fleet.home.publication_check import check_url, fetch_over_http, urls_of
 
     with attempting("reading the CAs"):
-        place = open_home(home)
-        places = places_of(place, read_authorities(place))
+        opened = open_home(home)
+        urls = urls_of(opened, read_authorities(opened))
     now = datetime.now(UTC)
     with ThreadPoolExecutor(THREADS_MAX) as threads:
-        found = list(threads.map(lambda each: check_place(each, fetch_over_http, now), places))
+        found = list(threads.map(lambda each: check_url(each, fetch_over_http, now), urls))
     rows = [
         {
-            "what": each.place.kind,
-            "url": each.place.url,
-            "ca": each.place.issuer.subject.rfc4514_string(),
+            "what": each.published.kind,
+            "url": each.published.url,
+            "ca": each.published.issuer.subject.rfc4514_string(),
             "state": each.state,
             "until": each.until,
             "reason": each.reason or None,

@@ -36,7 +36,7 @@ def wrong_use() -> Iterator[None]:
         raise click.UsageError(explained(error)) from error
 
 
-class Listed(Checked):
+class ListedName(Checked):
     """An id or a name that the API lists under `key` at `path`, completed in the shell."""
 
     def __init__(self, name: str, read: Callable[[str], Any], path: str, key: str = "name") -> None:
@@ -55,14 +55,14 @@ class Listed(Checked):
         return (str(row[self.key]) for row in client.items(self.path))
 
 
-class _ListedDevice(Listed):
+class _ListedDevice(ListedName):
     """Of devices there may be a million: the listing begins after what has been typed, and one page is looked at."""
 
     def _texts(self, client: Client, incomplete: str) -> Iterator[str]:
         return (row["id"] for row in client.items(self.path, COMPLETIONS_MAX, after=incomplete or None))
 
 
-class ListedRequest(Listed):
+class ListedRequest(ListedName):
     """A request in one of these states: what a command can act on. Any request can be given."""
 
     def __init__(self, states: Iterable[str]) -> None:
@@ -73,7 +73,7 @@ class ListedRequest(Listed):
         return (row["id"] for state in self.states for row in client.items(self.path, state=state))
 
 
-class _ListedTenant(Listed):
+class _ListedTenant(ListedName):
     """The API lists tenants with their CAs, in one page."""
 
     def _texts(self, client: Client, incomplete: str) -> Iterator[str]:
@@ -120,8 +120,8 @@ def _request_filter(text: str) -> str:
     return text
 
 
-def _named(what: str, path: str) -> Listed:
-    return Listed("NAME", partial(plain_name, what=what), path)
+def _named(what: str, path: str) -> ListedName:
+    return ListedName("NAME", partial(plain_name, what=what), path)
 
 
 DEVICE_ID = _ListedDevice("DEVICE_ID", device_id, "/v1/devices", "id")
@@ -130,9 +130,9 @@ STATION = _named("station", "/v1/stations")
 CLAIM = _named("claim", "/v1/claims")
 ANCHOR = _named("manufacturer's CA", "/v1/anchors")
 OPERATOR = _named("person or program", "/v1/operators")
-TOKEN_ID = Listed("TOKEN_ID", _token_id, "/v1/tokens", "id")
-DISTRUST_ID = Listed("DISTRUST_ID", partial(_id, what="distrust", digits=12), "/v1/distrusts", "id")
-REQUEST_ID = Listed("REQUEST_ID", partial(_id, what="request", digits=16), "/v1/requests", "id")
+TOKEN_ID = ListedName("TOKEN_ID", _token_id, "/v1/tokens", "id")
+DISTRUST_ID = ListedName("DISTRUST_ID", partial(_id, what="distrust", digits=12), "/v1/distrusts", "id")
+REQUEST_ID = ListedName("REQUEST_ID", partial(_id, what="request", digits=16), "/v1/requests", "id")
 TENANT = _ListedTenant("NAME", partial(plain_name, what="tenant"), "/v1/authorities")
 TENANT_IF_ANY = _ListedTenant("NAME", lambda text: plain_name(text, "tenant") if text else "", "/v1/authorities")
 """A tenant, or "" for none."""

@@ -17,7 +17,7 @@ from msgspec import Struct
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.options import client_option, limit_option, reason_option
 from fleet.cli.output import Column, Row, output_option, print_array, print_rows, print_value
-from fleet.cli.parameters import Listed
+from fleet.cli.parameters import ListedName
 from fleet.client.client import Client, path_of
 from fleet.config.streams import EXIT_FAILED
 
@@ -35,7 +35,7 @@ class Records(Struct, frozen=True):
 
     group: click.Group
     """Named as one of them is: "station"; the commands are added to it."""
-    type: Listed
+    type: ListedName
     columns: Sequence[str | Column]
     """Of the list."""
     shown: TableOf = _same
@@ -64,7 +64,13 @@ class Records(Struct, frozen=True):
             print_each(ids, attempted, lambda each: (ask or self.get)(client, each), output, table)
 
     def act(
-        self, verb: str, text: str, done: Row | None = None, *, takes_reason: bool = True, offers: Listed | None = None
+        self,
+        verb: str,
+        text: str,
+        done: Row | None = None,
+        *,
+        takes_reason: bool = True,
+        offers: ListedName | None = None,
     ) -> None:
         """The command `verb`: it prints what is `done`, or the API's answer. `offers`: ids that complete in the shell,
         all unless given."""
@@ -92,7 +98,7 @@ class Records(Struct, frozen=True):
         return path_of(f"{self.type.path}/{{}}", each)
 
     @staticmethod
-    def _ids_of(kind: Listed) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def _ids_of(kind: ListedName) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return click.argument("ids", type=kind, nargs=-1, required=True, metavar=f"{kind.name}...")
 
 

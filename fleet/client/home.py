@@ -23,7 +23,7 @@ from fleet.storage.engines import Engine
 
 if TYPE_CHECKING:
     from fleet.domain.crl import CrlHead
-    from fleet.servers.admin.authorities import Authorities
+    from fleet.servers.admin.ca_access import CaAccess
     from fleet.services.retention import Policy
 
 
@@ -68,7 +68,7 @@ def _context(home: Home, registry: Engine, now: datetime) -> Context:
     """CAs and what else needs heavy libraries are loaded by the requests that use them."""
 
     @functools.cache
-    def authorities() -> "Authorities":
+    def authorities() -> "CaAccess":
         from fleet.home.ca_listing import authorities_for_admin
 
         return authorities_for_admin(home, now)

@@ -149,8 +149,8 @@ webhook_ca = {webhook_ca}
 webhook_seconds_max = {webhook_seconds_max}
 # Concurrent calls to one URL, of each worker; beyond it, devices get 503 and Retry-After.
 webhook_at_once_max = {webhook_at_once_max}
-# Whether a webhook may have a loopback or link-local address: services of this host, or of a cloud, trust whoever
-# reaches them there.
+# Whether a webhook may have a loopback or link-local address: services of this host, or of a cloud, trust
+# any client that reaches them there.
 webhook_local = {webhook_local}
 
 [forward_auth]

@@ -14,22 +14,12 @@ from msgspec.structs import replace
 
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import Refused
+from fleet.wire.key_types import KEY_TYPES
 
 DISTRUSTS_MAX = 64  # read and judged at every connection, some 7 µs each
 SPREAD_MAX = timedelta(days=30)
-KEY_ID_SIZE_MAX = 64
 
-# An AlgorithmIdentifier and the head of the BIT STRING behind it, as they stand in a subjectPublicKeyInfo. The length
-# tells a key from a signature of the same algorithm.
-_KEY_MARKS = {
-    "EC-P256": "301306072a8648ce3d020106082a8648ce3d03010703",
-    "EC-P384": "301006072a8648ce3d020106052b8104002203",
-    "RSA-2048+": "300d06092a864886f70d010101050003",
-    "Ed25519": "300506032b6570032100",
-    "ML-DSA-44": "300b06096086480165030403110382052100",
-    "ML-DSA-65": "300b0609608648016503040312038207a100",
-}
-KEY_MARKS = {name: bytes.fromhex(digits) for name, digits in _KEY_MARKS.items()}
+KEY_MARKS = {each.name: each.spki_mark for each in KEY_TYPES if each.of_models}
 """By key type: octets that a certificate for such a key contains."""
 
 
@@ -43,7 +33,7 @@ class Distrust(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     created_at: datetime
     model: str = ""
     """Name of a model; "" for all."""
-    authority: bytes = b""
+    issuer_key_id: bytes = msgspec.field(default=b"", name="authority")
     """Subject key identifier of the CA that signed; b"" for any."""
     key_type: str = ""
     """One of KEY_MARKS; "" for any."""
@@ -61,8 +51,8 @@ class Distrust(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     reason: str = ""
 
     @property
-    def authority_mark(self) -> bytes:
-        return authority_mark(self.authority) if self.authority else b""
+    def issuer_mark(self) -> bytes:
+        return issuer_mark(self.issuer_key_id) if self.issuer_key_id else b""
 
     @property
     def key_mark(self) -> bytes:
@@ -74,13 +64,13 @@ class Distrust(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
             (not self.model or self.model == model)
             and credential.issued_at < self.issued_before
             and (self.issued_from is None or credential.issued_at >= self.issued_from)
-            and self.authority_mark in credential.der
+            and self.issuer_mark in credential.der
             and self.key_mark in credential.der
             and credential.kind is CredentialKind.DEVICE
         )
 
 
-def authority_mark(key_id: bytes) -> bytes:
+def issuer_mark(key_id: bytes) -> bytes:
     """Octets that a certificate contains whose authority key identifier (RFC 5280, 4.2.1.1) is `key_id`."""
     return bytes((0x80, len(key_id))) + key_id
 

@@ -11,7 +11,7 @@ CA_CERTIFICATE, CRL = "application/pkix-cert", "application/pkix-crl"
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """DER, with what caches are told of it."""
+    """DER, with its cache metadata."""
 
     body: bytes
     content_type: str

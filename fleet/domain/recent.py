@@ -42,7 +42,7 @@ class Swept(dict[K, V]):
             del self[key]
 
 
-class Holdings:
+class HolderCounts:
     """How many entries each holder has, and who has most, in a time that does not depend on the number of holders."""
 
     __slots__ = ("_counts", "_ranks", "most")

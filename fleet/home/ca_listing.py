@@ -13,13 +13,13 @@ from fleet.home.authorities import read_authorities
 from fleet.home.ca_store import FORMER, ROOT_KEY, fingerprint
 from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer, load_operators_issuer, operators_authority
-from fleet.servers.admin.authorities import Authorities
+from fleet.servers.admin.ca_access import CaAccess
 from fleet.services.forecast import OwnCertificate
 
 
-def authorities_for_admin(home: Home, now: datetime) -> Authorities:
+def authorities_for_admin(home: Home, now: datetime) -> CaAccess:
     """The CAs of `home`."""
-    return Authorities(
+    return CaAccess(
         operators=cache(lambda: operators_authority(home, now)),
         issuer=lambda: load_issuer(home),
         operators_issuer=lambda at: _operators_issuer(home, at),

@@ -43,20 +43,20 @@ class OcspResponders:
         place = self._places.get(issuer)
         return self._of(*place) if place is not None else None
 
-    def own(self) -> Responder | None:
+    def fleet_responder(self) -> Responder | None:
         """That of the fleet's own issuing CA: it says that a certificate of a foreign CA is unknown."""
         own = self._authorities().own
         return self._of(own.issuing, own.key_file)
 
     def is_server(self, issuer: IssuerId, serial: int) -> bool:
-        """Whether so the server's own certificate is named, which is in no registry."""
+        """Whether `serial` of `issuer` is the server's own certificate, which is in no registry."""
         self._look()
         server, place = self._server, self._places.get(issuer)
         return (
             server is not None and server.serial_number == serial and place is not None and has_signed(place[0], server)
         )
 
-    def about(self, certificate: x509.Certificate) -> tuple[Responder, CertId] | None:
+    def responder_for(self, certificate: x509.Certificate) -> tuple[Responder, CertId] | None:
         """The responder for `certificate`, and its id; None: no CA here has issued it."""
         self._look()
         for (algorithm, name, key), (ca, key_file) in self._places.items():

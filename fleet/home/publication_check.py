@@ -31,7 +31,7 @@ Fetch = Callable[[str, bytes | None], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PublishedUrl:
     """A URL that certificates name, and the CA that must have signed what is there."""
 
     kind: str
@@ -43,10 +43,10 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CheckResult:
     """What is there."""
 
-    place: Place
+    published: PublishedUrl
     state: str
     """"ok", "stale", "wrong", "unreachable"."""
     until: datetime | None = None
@@ -54,28 +54,28 @@ class Found:
     reason: str = ""
 
 
-class _Wrong(Exception):
+class _Rejected(Exception):
     """It is not what a relying party accepts; the message says why."""
 
 
-class _Stale(Exception):
+class _Expired(Exception):
     """Its nextUpdate has passed."""
 
     def __init__(self, until: datetime) -> None:
         self.until = until
 
 
-def places_of(home: Home, authorities: Authorities) -> list[Place]:
+def urls_of(home: Home, authorities: Authorities) -> list[PublishedUrl]:
     """Everything that the server's certificate and the CAs above it name, and what a certificate of each CA would name
     if it were issued now: every shard of its CRL.
     """
-    found: dict[tuple[str, str, bytes], Place] = {}
-    for place in (*_of_chains(home, authorities), *_of_settings(home, authorities)):
-        found.setdefault((place.kind, place.url, identifier_of(place.issuer)), place)
+    found: dict[tuple[str, str, bytes], PublishedUrl] = {}
+    for published in (*_of_chains(home, authorities), *_of_settings(home, authorities)):
+        found.setdefault((published.kind, published.url, identifier_of(published.issuer)), published)
     return list(found.values())
 
 
-def _of_chains(home: Home, authorities: Authorities) -> Iterator[Place]:
+def _of_chains(home: Home, authorities: Authorities) -> Iterator[PublishedUrl]:
     pool = [ca for each in authorities.all for ca in each.chain]
     served = certificates_in(home.server_chain)
     for certificate in dict.fromkeys((*served, *(ca for a in authorities.all for ca in (a.issuing, *a.above)))):
@@ -84,7 +84,7 @@ def _of_chains(home: Home, authorities: Authorities) -> Iterator[Place]:
             yield from _named(certificate.extensions, issuer, certificate.serial_number)
 
 
-def _of_settings(home: Home, authorities: Authorities) -> Iterator[Place]:
+def _of_settings(home: Home, authorities: Authorities) -> Iterator[PublishedUrl]:
     settings = settings_of(home)
     issuers = [(each.issuing, publication_of(settings, each.tenant)) for each in authorities.all]
     if home.operators_certificate.exists():
@@ -94,7 +94,7 @@ def _of_settings(home: Home, authorities: Authorities) -> Iterator[Place]:
             yield from _of_publication(issuer, publication)
 
 
-def _of_publication(issuer: x509.Certificate, publication: Publication) -> Iterator[Place]:
+def _of_publication(issuer: x509.Certificate, publication: Publication) -> Iterator[PublishedUrl]:
     points = DistributionPoints(identifier_of(issuer), publication)
     for shard in range(publication.shards):
         named = points.extensions(serial_in(shard, publication.shards))
@@ -103,18 +103,18 @@ def _of_publication(issuer: x509.Certificate, publication: Publication) -> Itera
 
 def _named(
     extensions: Iterable[x509.Extension[x509.ExtensionType]], issuer: x509.Certificate, serial: int
-) -> Iterator[Place]:
+) -> Iterator[PublishedUrl]:
     for extension in extensions:
         if isinstance(extension.value, x509.CRLDistributionPoints):
             for point in extension.value:
                 yield from (
-                    Place("crl", name.value, issuer, serial) for name in point.full_name or () if _is_http(name)
+                    PublishedUrl("crl", name.value, issuer, serial) for name in point.full_name or () if _is_http(name)
                 )
         elif isinstance(extension.value, x509.AuthorityInformationAccess):
             for access in extension.value:
                 kind = _METHODS.get(access.access_method)
                 if kind is not None and _is_http(access.access_location):
-                    yield Place(kind, access.access_location.value, issuer, serial)
+                    yield PublishedUrl(kind, access.access_location.value, issuer, serial)
 
 
 _METHODS = {AuthorityInformationAccessOID.OCSP: "ocsp", AuthorityInformationAccessOID.CA_ISSUERS: "ca"}
@@ -124,68 +124,68 @@ def _is_http(name: x509.GeneralName) -> bool:
     return isinstance(name, x509.UniformResourceIdentifier) and name.value.startswith(("http://", "https://"))
 
 
-def check_place(place: Place, fetch: Fetch, now: datetime) -> Found:
-    """Fetch and verify what is at `place`."""
+def check_url(published: PublishedUrl, fetch: Fetch, now: datetime) -> CheckResult:
+    """Fetch and verify what is at `published`."""
     try:
-        until = _CHECKS[place.kind](place, fetch, now)
-    except _Stale as stale:
-        return Found(place, "stale", stale.until, f"its nextUpdate was {stale.until:%Y-%m-%d %H:%M}Z")
-    except _Wrong as wrong:
-        return Found(place, "wrong", reason=str(wrong))
+        until = _CHECKS[published.kind](published, fetch, now)
+    except _Expired as expired:
+        return CheckResult(published, "stale", expired.until, f"its nextUpdate was {expired.until:%Y-%m-%d %H:%M}Z")
+    except _Rejected as rejected:
+        return CheckResult(published, "wrong", reason=str(rejected))
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
-        return Found(place, "wrong", reason="it cannot be read")
+        return CheckResult(published, "wrong", reason="it cannot be read")
     except OSError as error:
         reason = getattr(error, "reason", None) or error.strerror or error
-        return Found(place, "unreachable", reason=str(reason))
-    return Found(place, "ok", until)
+        return CheckResult(published, "unreachable", reason=str(reason))
+    return CheckResult(published, "ok", until)
 
 
-def _check_crl(place: Place, fetch: Fetch, now: datetime) -> datetime | None:
-    crl = x509.load_der_x509_crl(fetch(place.url, None))
-    if crl.issuer != place.issuer.subject or not crl.is_signature_valid(place.issuer.public_key()):  # type: ignore[arg-type]
-        raise _Wrong("it is not signed by the CA")
+def _check_crl(published: PublishedUrl, fetch: Fetch, now: datetime) -> datetime | None:
+    crl = x509.load_der_x509_crl(fetch(published.url, None))
+    if crl.issuer != published.issuer.subject or not crl.is_signature_valid(published.issuer.public_key()):  # type: ignore[arg-type]
+        raise _Rejected("it is not signed by the CA")
     for extension in crl.extensions:
         if isinstance(extension.value, x509.IssuingDistributionPoint):
             names = [name.value for name in extension.value.full_name or ()]
-            if names and place.url not in names:
-                raise _Wrong("its issuing distribution point names another URL")
+            if names and published.url not in names:
+                raise _Rejected("its issuing distribution point names another URL")
     return _must_be_fresh(crl.last_update_utc, crl.next_update_utc, now)
 
 
 def _must_be_fresh(since: datetime, until: datetime | None, now: datetime) -> datetime | None:
     if now < since:
-        raise _Wrong(f"its thisUpdate lies ahead: {since:%Y-%m-%d %H:%M}Z")
+        raise _Rejected(f"its thisUpdate lies ahead: {since:%Y-%m-%d %H:%M}Z")
     if until is not None and until <= now:
-        raise _Stale(until)
+        raise _Expired(until)
     return until
 
 
-def _check_ca(place: Place, fetch: Fetch, now: datetime) -> datetime | None:
-    certificate = x509.load_der_x509_certificate(fetch(place.url, None))
-    if certificate.subject != place.issuer.subject or certificate.public_key() != place.issuer.public_key():
-        raise _Wrong("it is another CA's certificate")
+def _check_ca(published: PublishedUrl, fetch: Fetch, now: datetime) -> datetime | None:
+    certificate = x509.load_der_x509_certificate(fetch(published.url, None))
+    if certificate.subject != published.issuer.subject or certificate.public_key() != published.issuer.public_key():
+        raise _Rejected("it is another CA's certificate")
     if now >= certificate.not_valid_after_utc:
-        raise _Stale(certificate.not_valid_after_utc)
+        raise _Expired(certificate.not_valid_after_utc)
     return certificate.not_valid_after_utc
 
 
-def _check_ocsp(place: Place, fetch: Fetch, now: datetime) -> datetime | None:
+def _check_ocsp(published: PublishedUrl, fetch: Fetch, now: datetime) -> datetime | None:
     builder = ocsp.OCSPRequestBuilder()
-    name, key = _issuer_hashes(place.issuer)
-    request = builder.add_certificate_by_hash(name, key, place.serial, hashes.SHA1()).build()  # noqa: S303  RFC 5019
-    response = ocsp.load_der_ocsp_response(fetch(place.url, request.public_bytes(Encoding.DER)))
+    name, key = _issuer_hashes(published.issuer)
+    request = builder.add_certificate_by_hash(name, key, published.serial, hashes.SHA1()).build()  # noqa: S303  RFC 5019
+    response = ocsp.load_der_ocsp_response(fetch(published.url, request.public_bytes(Encoding.DER)))
     if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-        raise _Wrong(f"it answers {response.response_status.name.lower()}")
+        raise _Rejected(f"it answers {response.response_status.name.lower()}")
     single = next(response.responses)
-    if (single.serial_number, single.issuer_key_hash) != (place.serial, key):
-        raise _Wrong("it answers for another certificate")
-    if place.serial != SERIAL_UNKNOWN and single.certificate_status is not ocsp.OCSPCertStatus.GOOD:
-        raise _Wrong(f"it says that certificate {place.serial:x} is {single.certificate_status.name.lower()}")
-    signer = next(iter(response.certificates), place.issuer)
-    if signer != place.issuer and not _is_delegated(signer, place.issuer, now):
-        raise _Wrong("its signer is not delegated by the CA")
+    if (single.serial_number, single.issuer_key_hash) != (published.serial, key):
+        raise _Rejected("it answers for another certificate")
+    if published.serial != SERIAL_UNKNOWN and single.certificate_status is not ocsp.OCSPCertStatus.GOOD:
+        raise _Rejected(f"it says that certificate {published.serial:x} is {single.certificate_status.name.lower()}")
+    signer = next(iter(response.certificates), published.issuer)
+    if signer != published.issuer and not _is_delegated(signer, published.issuer, now):
+        raise _Rejected("its signer is not delegated by the CA")
     if not _has_signed_response(signer, response):
-        raise _Wrong("its signature does not verify")
+        raise _Rejected("its signature does not verify")
     return _must_be_fresh(single.this_update_utc, single.next_update_utc, now)
 
 
@@ -217,7 +217,7 @@ def _has_signed_response(signer: x509.Certificate, response: ocsp.OCSPResponse) 
     return True
 
 
-_CHECKS: dict[str, Callable[[Place, Fetch, datetime], datetime | None]] = {
+_CHECKS: dict[str, Callable[[PublishedUrl, Fetch, datetime], datetime | None]] = {
     "crl": _check_crl,
     "ocsp": _check_ocsp,
     "ca": _check_ca,

@@ -13,23 +13,23 @@ from fleet.wire.ocsp import SingleResponse, Unrevoked
 
 log = logging.getLogger("fleet")
 
-VALIDITY = timedelta(days=3)
-ANEW_AFTER = timedelta(hours=12)
+STAPLE_VALIDITY = timedelta(days=3)
+RENEW_AFTER = timedelta(hours=12)
 
 
 class ServerStaple:
-    """Gives the answer about `certificate`: good. Whoever revokes it replaces it, or it would not be served."""
+    """Gives the answer about `certificate`: good. One that is revoked is replaced, or it would not be served."""
 
     def __init__(self, certificate: x509.Certificate, responders: OcspResponders, clock: Clock) -> None:
         self._certificate, self._responders, self._clock = certificate, responders, clock
         self._answer = b""
-        self._anew_at: datetime | None = None
+        self._renew_at: datetime | None = None
 
     def __call__(self) -> bytes:
         """DER; b"": no CA here has issued it, or its key is away. Raises nothing: a handshake goes on without."""
         now = self._clock()
-        if self._anew_at is None or now >= self._anew_at:
-            self._anew_at = now + ANEW_AFTER
+        if self._renew_at is None or now >= self._renew_at:
+            self._renew_at = now + RENEW_AFTER
             try:
                 self._answer = self._signed(now)
             except Exception as error:
@@ -38,9 +38,11 @@ class ServerStaple:
         return self._answer
 
     def _signed(self, now: datetime) -> bytes:
-        found = self._responders.about(self._certificate)
+        found = self._responders.responder_for(self._certificate)
         if found is None:
             return b""
         responder, certificate = found
         # Backdated as the certificate itself: some clients (GnuTLS) verify what is stapled, by clocks that are behind.
-        return responder.sign([SingleResponse(certificate, Unrevoked.GOOD, now - CLOCK_SKEW, now + VALIDITY)], now)
+        return responder.sign(
+            [SingleResponse(certificate, Unrevoked.GOOD, now - CLOCK_SKEW, now + STAPLE_VALIDITY)], now
+        )

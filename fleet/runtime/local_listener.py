@@ -69,7 +69,7 @@ def _bound_port(address: Address) -> socket.socket:
 
 
 def _bound_path(path: Path, group: int) -> socket.socket:
-    """Mode 600, or 660 for `group` (-1: none): whoever may connect is believed."""
+    """Mode 600, or 660 for `group` (-1: none): any peer that can connect is trusted."""
     _remove_former(path)
     taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -57,8 +57,8 @@ class Publishing:
             return await self.certificates.find(path) or await crls.find(path)
 
         if self.settings.publish is not None:
-            follower = EventFollower(registry, ocsp.kept.on_event, SILENCE_SECONDS_MAX, ocsp.kept.clear)
-            ocsp.reliable = follower.reliable
+            follower = EventFollower(registry, ocsp.cache.on_event, SILENCE_SECONDS_MAX, ocsp.cache.clear)
+            ocsp.feed_is_up = follower.reliable
             await parts.enter_async_context(background(follower.run(), "the OCSP answers' event feed"))
         # By address alone: relying parties show no credential.
         return build_publish_server(find, ocsp.handle, clock=self.clock, rates=rates)

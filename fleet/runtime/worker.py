@@ -44,7 +44,7 @@ from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
-from fleet.servers.forward_auth import Decision, build_forward_auth_server
+from fleet.servers.forward_auth import ForwardAuthContext, build_forward_auth_server
 from fleet.servers.gateway.broker.mosquitto import DATABASE
 from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
 from fleet.servers.gateway.broker.upstream import Upstream
@@ -53,7 +53,7 @@ from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.session.holders import HeldElsewhere
 from fleet.servers.http import HttpServer
 from fleet.services.enrollment import RegistrationAuthority
-from fleet.storage.journals.revocations import endings
+from fleet.storage.journals.revocations import revocations_in
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
@@ -131,7 +131,7 @@ async def run_worker(
     Raises: FleetError, OSError: a part could not start.
     """
     async with AsyncExitStack() as parts:
-        registry.revoked.on_events(await asyncio.to_thread(list, endings(home.revocations, ENTRIES_MAX)))
+        registry.revoked.on_events(await asyncio.to_thread(list, revocations_in(home.revocations, ENTRIES_MAX)))
         authorities = LiveAuthorities(home)
         publishing = Publishing.of(home, settings, authorities, clock)
         makers = await trust_anchors(registry)
@@ -238,8 +238,10 @@ class _HttpServers:
         return admin_server(AdminApp(context), rates=rates)
 
     def forward_auth(self, gateway: Gateway) -> HttpServer:
-        decision = Decision(self.registry, LeafIssuers(self.authorities).tenant_of, gateway.feed_is_up, self.clock)
-        return build_forward_auth_server(decision, lambda: self.secrets.current)
+        context = ForwardAuthContext(
+            self.registry, LeafIssuers(self.authorities).tenant_of, gateway.feed_is_up, self.clock
+        )
+        return build_forward_auth_server(context, lambda: self.secrets.current)
 
 
 def _secrets(home: Home, settings: Settings) -> ProxySecrets:

@@ -112,7 +112,7 @@ async def known_request(registry: Registry, request_id: str, *, act: Act) -> App
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Verdict:
     """An operator's decision on a request."""
 
     to: RequestState
@@ -161,11 +161,11 @@ def decided(request: ApprovalRequest, write: DecideRequest) -> ApprovalRequest:
     )
 
 
-approve = Decision(RequestState.APPROVED)
+approve = Verdict(RequestState.APPROVED)
 """Let the key of this request have one certificate for the device id requested, and no other key for that id. The
 device collects it with its next request, which must pass every other check then.
 """
-deny = Decision(RequestState.DENIED)
+deny = Verdict(RequestState.DENIED)
 """Refuse the key of this request for as long as the request is kept; an approval whose certificate has not been
 collected is withdrawn.
 """

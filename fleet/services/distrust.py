@@ -48,7 +48,7 @@ async def checked(registry: Registry, rule: Distrust, now: datetime) -> Distrust
     """
     checked_reason(rule.reason)
     is_by_time = rule.issued_from is not None or rule.issued_before < rule.created_at
-    if not (rule.model or rule.authority or rule.key_type or is_by_time):
+    if not (rule.model or rule.issuer_key_id or rule.key_type or is_by_time):
         raise Invalid("bad-distrust", "A distrust names a model, a CA, a key type or times of issue.")
     rule = replace(rule, issued_before=min(rule.issued_before, now)) if rule.issued_before <= now + SKEW_MAX else rule
     if rule.issued_before > now or (rule.issued_from is not None and rule.issued_from >= rule.issued_before):
@@ -73,7 +73,7 @@ async def counted(registry: Registry, rule: Distrust) -> Scope:
 
 async def begin(registry: Registry, rule: Distrust, *, act: Act) -> None:
     """Put `rule`, which has been checked and counted, in force. Raises: Conflict, Unavailable."""
-    shown = {"model": rule.model, "ca_key_id": rule.authority.hex(), "key_type": rule.key_type}
+    shown = {"model": rule.model, "ca_key_id": rule.issuer_key_id.hex(), "key_type": rule.key_type}
     shown |= {"issued_from": rule.issued_from.isoformat() if rule.issued_from is not None else ""}
     detail = {name: value for name, value in shown.items() if value}
     detail |= {"issued_before": rule.issued_before.isoformat(), "devices": str(rule.matched)}

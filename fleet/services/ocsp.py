@@ -1,4 +1,4 @@
-"""The state of a certificate as OCSP has it (RFC 6960, 2.2), and answers that are kept until an event ends them."""
+"""The state of a certificate as OCSP has it (RFC 6960, 2.2), and a cache of responses that events empty."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -11,10 +11,10 @@ from fleet.domain.credential import CredentialKind
 from fleet.domain.crl import CrlReason
 from fleet.domain.ports import Registry
 
-KEPT_MAX = 20_000
-"""Answers in memory, a kilobyte each; the one that was used longest ago goes first."""
+CACHED_MAX = 20_000
+"""Responses in memory, a kilobyte each; the one that was used longest ago goes first."""
 
-_ENDING = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED, EventKind.CLAIM_STATE})
+_INVALIDATING = frozenset({EventKind.DEVICE_STATE, EventKind.CREDENTIAL_ENDED, EventKind.CLAIM_STATE})
 
 T = TypeVar("T")
 
@@ -48,62 +48,62 @@ async def certificate_state(
     return CertificateState(facts.holder)
 
 
-class KeptAnswers(Generic[T]):
-    """Answers by what was asked, each with the holder of its certificate. An event about a holder ends its answers."""
+class ResponseCache(Generic[T]):
+    """Responses by request, each with the holder of its certificate. An event about a holder removes its responses."""
 
-    def __init__(self, entries_max: int = KEPT_MAX) -> None:
+    def __init__(self, entries_max: int = CACHED_MAX) -> None:
         self._max = entries_max
-        self._answers: dict[bytes, tuple[T, str, datetime]] = {}
+        self._responses: dict[bytes, tuple[T, str, datetime]] = {}
         self._by_holder: dict[str, set[bytes]] = {}
         self.generation = 0
-        """Changes with each event that may end an answer: one that was made of an earlier read is not kept."""
+        """Changes with each event that may remove a response: one that was made of an earlier read is not added."""
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._responses)
 
-    def find(self, asked: bytes, now: datetime) -> T | None:
-        """The answer, if it is kept and fresh at `now`."""
-        found = self._answers.get(asked)
+    def find(self, request: bytes, now: datetime) -> T | None:
+        """The response, if it is here and fresh at `now`."""
+        found = self._responses.get(request)
         if found is None:
             return None
-        answer, holder, until = found
-        self._remove(asked, holder)
+        response, holder, until = found
+        self._remove(request, holder)
         if now >= until:
             return None
-        self._add(asked, found)
-        return answer
+        self._insert(request, found)
+        return response
 
-    def keep(self, asked: bytes, answer: T, holder: str, until: datetime, generation: int) -> None:
-        """Keep `answer` until then, unless an event has come since `generation`: that of before its state was read."""
+    def add(self, request: bytes, response: T, holder: str, until: datetime, generation: int) -> None:
+        """Keep `response` until then, unless an event has come since `generation`, from before its state was read."""
         if generation != self.generation:
             return
-        if asked in self._answers:
-            self._remove(asked, self._answers[asked][1])
-        if len(self._answers) >= self._max:
-            oldest = next(iter(self._answers))
-            self._remove(oldest, self._answers[oldest][1])
-        self._add(asked, (answer, holder, until))
+        if request in self._responses:
+            self._remove(request, self._responses[request][1])
+        if len(self._responses) >= self._max:
+            oldest = next(iter(self._responses))
+            self._remove(oldest, self._responses[oldest][1])
+        self._insert(request, (response, holder, until))
 
-    def _add(self, asked: bytes, entry: tuple[T, str, datetime]) -> None:
-        self._answers[asked] = entry
-        self._by_holder.setdefault(entry[1], set()).add(asked)
+    def _insert(self, request: bytes, entry: tuple[T, str, datetime]) -> None:
+        self._responses[request] = entry
+        self._by_holder.setdefault(entry[1], set()).add(request)
 
-    def _remove(self, asked: bytes, holder: str) -> None:
-        del self._answers[asked]
+    def _remove(self, request: bytes, holder: str) -> None:
+        del self._responses[request]
         held = self._by_holder[holder]
-        held.discard(asked)
+        held.discard(request)
         if not held:
             del self._by_holder[holder]
 
     async def on_event(self, event: Event) -> None:
-        """End the answers about certificates of the event's subject."""
-        if event.kind in _ENDING:
+        """Remove the responses about certificates of the event's subject."""
+        if event.kind in _INVALIDATING:
             self.generation += 1
-            for asked in self._by_holder.pop(event.subject, ()):
-                del self._answers[asked]
+            for request in self._by_holder.pop(event.subject, ()):
+                del self._responses[request]
 
     def clear(self) -> None:
         """Events were lost: anything may have changed."""
         self.generation += 1
-        self._answers.clear()
+        self._responses.clear()
         self._by_holder.clear()

@@ -17,7 +17,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.peer import Peer, network_of
 from fleet.domain.ports import Registry
-from fleet.domain.recent import Holdings
+from fleet.domain.recent import HolderCounts
 from fleet.services.identity import NOBODY, audit_actor_of
 
 ROW_EVERY = timedelta(minutes=1)
@@ -40,7 +40,7 @@ class Refusals:
     def __init__(self, kinds_max: int = KINDS_MAX) -> None:
         self._kinds_max = kinds_max
         self._written: OrderedDict[_Kind, _Written] = OrderedDict()  # the longest since first
-        self._held = Holdings()  # kinds by actor
+        self._held = HolderCounts()  # kinds by actor
 
     def row(self, entry: AuditEntry, *, by_itself: bool = True) -> AuditEntry | None:
         """`entry` as it is to be written, or None when one of its kind was written within the last minute.

@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from fleet.domain.credential import USABLE
 from fleet.domain.device import IN_SERVICE
-from fleet.domain.distrust import Distrust, authority_mark
+from fleet.domain.distrust import Distrust, issuer_mark
 from fleet.domain.errors import NotFound
 from fleet.domain.model_rules import Campaign
 from fleet.domain.ports import HolderFacts, Registry
@@ -36,7 +36,7 @@ async def fingerprint_of(registry: Registry, authority_key_id: bytes, serial: st
     there is none. One look-up by the serial number, which is unique here.
     """
     credential = await registry.credential(serial)
-    if credential is None or authority_mark(authority_key_id) not in credential.der:
+    if credential is None or issuer_mark(authority_key_id) not in credential.der:
         return None
     return credential.fingerprint
 

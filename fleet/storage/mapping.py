@@ -219,7 +219,9 @@ MANIFEST = _table("manifest", ManifestEntry)
 CLAIM = _table("claim", Claim)
 ANCHOR = _table("anchor", Anchor)
 IDEVID = _table("idevid", IdevidBinding)
-DISTRUST = _table("distrust", Distrust, cached=1024)  # every connection is judged by them
+DISTRUST = _table(
+    "distrust", Distrust, {"authority": "issuer_key_id"}, cached=1024
+)  # every connection is judged by them
 EVENT = _table("event", Event)
 TAG = Table("device_tag", lambda *cells: cells, {"key": TEXT, "value": TEXT, "device_id": TEXT})
 

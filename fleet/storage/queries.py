@@ -250,7 +250,7 @@ def _distrusted(rule: Distrust) -> tuple[str, list[Any]]:
         terms.append(f"d.model = {mark(rule.model)}")
     if rule.issued_from is not None:
         terms.append(f"c.issued_at >= {mark(micros(rule.issued_from))}")
-    for octets in filter(None, (rule.authority_mark, rule.key_mark)):
+    for octets in filter(None, (rule.issuer_mark, rule.key_mark)):
         terms.append(f"position({mark(octets)} IN c.der) > 0")
     return f"device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}", parameters
 

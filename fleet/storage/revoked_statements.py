@@ -6,7 +6,7 @@ _UNTIL_THEN = "not_after > coalesce($1::bigint, 0)"
 _LIST = """
     INSERT INTO revoked (serial, not_after, revoked_at, reason)
     SELECT serial, not_after, coalesce($1::bigint, not_before), $2::bigint FROM credential WHERE """
-# What was on hold stays revoked from then on; what is revoked for good keeps its reason, or gets keyCompromise.
+# What was on hold stays revoked from then on; what is revoked permanently keeps its reason, or gets keyCompromise.
 _LISTED = """
     ON CONFLICT (serial) DO UPDATE SET reason = excluded.reason, entry = NULL, number = NULL,
         revoked_at = CASE WHEN revoked.reason = 8 THEN excluded.revoked_at ELSE revoked.revoked_at END

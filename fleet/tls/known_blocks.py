@@ -1,6 +1,6 @@
 """Address blocks: those that clients have been admitted from, and which of all holds most of a listener."""
 
-from fleet.domain.recent import Holdings, Recent
+from fleet.domain.recent import HolderCounts, Recent
 
 KNOWN_MAX = 10_000
 """Address blocks remembered."""
@@ -25,7 +25,7 @@ class Ranking:
 
     def __init__(self, known: KnownBlocks) -> None:
         self._known = known
-        self._of_known, self._of_strangers = Holdings(), Holdings()
+        self._of_known, self._of_strangers = HolderCounts(), HolderCounts()
 
     def set(self, block: str, count: int) -> None:
         """`block` now holds `count`."""

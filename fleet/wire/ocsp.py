@@ -53,7 +53,6 @@ class Failure(enum.IntEnum):
     """Why there is no answer (RFC 6960, 4.2.1)."""
 
     MALFORMED_REQUEST = 1
-    INTERNAL_ERROR = 2
     TRY_LATER = 3
     UNAUTHORIZED = 6
     """Nobody here can answer for the CA that is named (RFC 5019, 2.2.3)."""

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from fleet.domain.recent import SWEEP_SECONDS_MIN, Holdings, Recent, Swept
+from fleet.domain.recent import SWEEP_SECONDS_MIN, HolderCounts, Recent, Swept
 
 
 @pytest.mark.parametrize("entries_max", [1, 2, 3])
@@ -49,7 +49,7 @@ def test_a_sweep_forgets_what_is_over_and_is_not_repeated_at_once() -> None:
 
 
 def test_the_biggest_holder_is_the_one_that_has_had_most_for_longest() -> None:
-    held = Holdings()
+    held = HolderCounts()
     assert (held.biggest(), held["a"]) == (None, 0)
     steps = [("a", 1, "a"), ("b", 1, "a"), ("b", 2, "b"), ("c", 2, "b")]
     steps += [("b", 2, "b"), ("b", 1, "c"), ("c", 0, "b"), ("b", 0, "a")]
@@ -62,7 +62,7 @@ def test_the_biggest_holder_is_the_one_that_has_had_most_for_longest() -> None:
 
 
 def test_holdings_agree_with_a_count_of_all() -> None:
-    held, counts, dice = Holdings(), dict.fromkeys("abcdef", 0), Random(7)
+    held, counts, dice = HolderCounts(), dict.fromkeys("abcdef", 0), Random(7)
     for _ in range(2_000):
         holder = dice.choice("abcdef")
         counts[holder] = max(0, counts[holder] + dice.choice((-3, -1, 0, 1, 2)))

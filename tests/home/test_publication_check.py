@@ -12,7 +12,7 @@ from cryptography.x509 import ocsp
 from fleet.ca.authority import Certified, create_issuing, create_root, issue_responder_certificate
 from fleet.ca.keys import generate_key
 from fleet.ca.root_crl import next_root_crl
-from fleet.home.publication_check import SERIAL_UNKNOWN, Found, Place, _issuer_hashes, check_place
+from fleet.home.publication_check import SERIAL_UNKNOWN, CheckResult, PublishedUrl, _issuer_hashes, check_url
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -22,7 +22,7 @@ OTHER = create_issuing("Acme", *ROOT, NOW)  # of the same name
 URL = "http://pki.example.com/x"
 
 
-def found(kind: str, data: bytes | OSError, *, serial: int = SERIAL_UNKNOWN) -> Found:
+def found(kind: str, data: bytes | OSError, *, serial: int = SERIAL_UNKNOWN) -> CheckResult:
     def fetch(url: str, body: bytes | None) -> bytes:
         assert url == URL
         assert (body is not None) == (kind == "ocsp")
@@ -30,7 +30,7 @@ def found(kind: str, data: bytes | OSError, *, serial: int = SERIAL_UNKNOWN) -> 
             raise data
         return data
 
-    return check_place(Place(kind, URL, CA[0], serial), fetch, NOW)
+    return check_url(PublishedUrl(kind, URL, CA[0], serial), fetch, NOW)
 
 
 def crl(signer: Certified = CA, *, days: int = 7, at: datetime = NOW, url: str = "") -> bytes:

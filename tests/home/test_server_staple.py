@@ -17,7 +17,7 @@ from fleet.home.creation import create_home
 from fleet.home.layout import Home
 from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import server_identity
-from fleet.home.server_staple import ANEW_AFTER, ServerStaple
+from fleet.home.server_staple import RENEW_AFTER, ServerStaple
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.tls.listener import listen
 
@@ -79,7 +79,7 @@ async def test_it_is_made_anew_in_time_and_with_a_new_delegated_certificate(home
     clock = Clock()
     staple = staple_of(home, clock)
     first = ocsp.load_der_ocsp_response(staple())
-    clock.now += ANEW_AFTER - timedelta(seconds=1)
+    clock.now += RENEW_AFTER - timedelta(seconds=1)
     assert ocsp.load_der_ocsp_response(staple()).tbs_response_bytes == first.tbs_response_bytes
     clock.now += timedelta(seconds=1)
     second = ocsp.load_der_ocsp_response(staple())

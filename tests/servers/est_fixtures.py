@@ -21,7 +21,7 @@ from fleet.domain.access import Act, Role
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
 from fleet.servers.admin.app import AdminApp
-from fleet.servers.admin.authorities import Authorities
+from fleet.servers.admin.ca_access import CaAccess
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
 from fleet.servers.est import build_est_server
@@ -350,7 +350,7 @@ async def open_est(
     )
     context = Context(
         registry,
-        lambda: Authorities(
+        lambda: CaAccess(
             operators=lambda: operators_ca[0],
             issuer=lambda: est.issuer,
             operators_issuer=lambda _: est.operators_issuer,

@@ -29,7 +29,7 @@ from fleet.domain.ports import HolderFacts
 from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
 from fleet.runtime import local_listener
 from fleet.runtime.local_listener import LocalListener, bound
-from fleet.servers.forward_auth import Decision, build_forward_auth_server
+from fleet.servers.forward_auth import ForwardAuthContext, build_forward_auth_server
 from fleet.servers.http import HttpServer
 from fleet.services import distrust
 from fleet.services.revocation import revoke
@@ -131,8 +131,8 @@ async def opened(folder: Path, *secrets: bytes) -> AsyncIterator[House]:
     def tenant_of(der: bytes) -> str | None:
         return "" if house is not None and der in house.ours else None
 
-    decision = Decision(registry, tenant_of, lambda: house is None or house.feed, lambda: datetime.now(UTC))
-    server = build_forward_auth_server(decision, lambda: secrets)
+    context = ForwardAuthContext(registry, tenant_of, lambda: house is None or house.feed, lambda: datetime.now(UTC))
+    server = build_forward_auth_server(context, lambda: secrets)
     listener = LocalListener(server)
     with bound("forward_auth", parse_local_address("unix:auth.sock"), folder) as taken:
         assert taken is not None

@@ -36,7 +36,7 @@ from fleet.home.layout import Home, open_registry
 from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import load_operators_issuer
 from fleet.servers.gateway.events.feed import EventFollower
-from fleet.servers.publish.ocsp import KEPT_FOR, VALIDITY, OcspHandler
+from fleet.servers.publish.ocsp import CACHED_FOR, VALIDITY, OcspHandler
 from fleet.services import revocation
 from fleet.services.retention import Mode, Policy, Retention
 from fleet.storage.engines import Engine
@@ -424,26 +424,26 @@ async def test_answers_are_kept_until_an_event_ends_them(fleet: Fleet) -> None:
     question = asked(certificate, fleet.ca())
     handler = fleet.handler
     await handler.answer(question)
-    assert len(handler.kept) == 0, "without the events nothing is kept"
+    assert len(handler.cache) == 0, "without the events nothing is kept"
     suspended = asyncio.Event()
 
     async def on_event(event: Event) -> None:
-        await handler.kept.on_event(event)
+        await handler.cache.on_event(event)
         if event.detail == "suspended":
             suspended.set()
 
-    follower = EventFollower(fleet.registry, on_event, 5.0, handler.kept.clear)
+    follower = EventFollower(fleet.registry, on_event, 5.0, handler.cache.clear)
     following = asyncio.create_task(follower.run())
     try:
         await follower.started()
-        handler.reliable = follower.reliable
+        handler.feed_is_up = follower.reliable
         first = await handler.answer(question)
         assert await handler.answer(question) is first
         assert await handler.answer(asked(certificate, fleet.ca(), nonce=b"n")) is not first
-        fleet.now += KEPT_FOR
+        fleet.now += CACHED_FOR
         second = await handler.answer(question)
         assert second is not first
-        assert KEPT_FOR < VALIDITY
+        assert CACHED_FOR < VALIDITY
         await revocation.suspend(fleet.registry, "cam-1", act=replace_now(ACT, fleet.now))
         async with asyncio.timeout(PATIENCE_SECONDS):
             await suspended.wait()

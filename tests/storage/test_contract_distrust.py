@@ -79,7 +79,7 @@ async def given(
 
 
 async def test_who_is_under_a_rule_is_counted_by_the_newest_usable_certificate(registry: Registry) -> None:
-    ca, ed, p256 = RULE.authority_mark, RULE.key_mark, KEY_MARKS["EC-P256"]
+    ca, ed, p256 = RULE.issuer_mark, RULE.key_mark, KEY_MARKS["EC-P256"]
     await registry.commit(change(AddModel(Model("pump"))))
     names = ("a", "b", "c", "d", "e", "f", "g")
     devices = [AddDevice(device(f"cam-{name}")) for name in names]

@@ -18,7 +18,7 @@ from fleet.runtime.jobs import revocation_journal as job
 from fleet.services import distrust, inventory, revocation
 from fleet.services import revocation_journal as service
 from fleet.services.revocation_journal import catch_up, has_gone_back, write_back
-from fleet.storage.journals.revocations import Mark, RevocationJournal, endings, new_lineage, read_segments
+from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage, read_segments, revocations_in
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ACT = Act("operator bob", NOW)
@@ -178,18 +178,18 @@ def _noted(path: Path, events: Sequence[Event]) -> None:
 
 def test_what_has_ended_for_good_is_read_from_a_journal_cut_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "state" / "revocations.jsonl"
-    assert list(endings(path, 9)) == []
+    assert list(revocations_in(path, 9)) == []
     kinds = [("device.state", "revoked"), ("device.state", "suspended"), ("credential.ended", "ab" * 32)]
     kinds += [("device.state", "retired"), ("claim.state", "revoked"), ("credential.ended", "")]
     events = [Event(kind, f"d{number}", detail, number) for number, (kind, detail) in enumerate(kinds, 1)]
     _noted(path, events)
     wanted = [events[0], events[3], events[2], events[5]]
-    assert list(endings(path, 9)) == wanted
-    assert list(endings(path, 1)) == [events[3], events[5]]
+    assert list(revocations_in(path, 9)) == wanted
+    assert list(revocations_in(path, 1)) == [events[3], events[5]]
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        assert set(endings(path, 9)) <= set(wanted)
+        assert set(revocations_in(path, 9)) <= set(wanted)
 
 
 def test_the_newest_event_is_found_behind_marks_and_in_a_long_file(tmp_path: Path) -> None:

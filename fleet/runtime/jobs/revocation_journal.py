@@ -15,7 +15,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.ports import Registry
 from fleet.runtime.background import background
 from fleet.services.revocation_journal import BATCH, catch_up, has_gone_back, record_through, write_back
-from fleet.storage.journals.revocations import RevocationJournal, ends_a_right
+from fleet.storage.journals.revocations import RevocationJournal, is_revoking
 
 logger = logging.getLogger("fleet.revocations")
 
@@ -72,13 +72,13 @@ async def _record_from(
     """Record `first` and what follows it: at once when one of the events ends a right, else a moment later."""
     clock = asyncio.get_running_loop().time
     due = clock() + GRANTS_SECONDS
-    found, seen, is_urgent = [first], first.seq, ends_a_right(first)
+    found, seen, is_urgent = [first], first.seq, is_revoking(first)
     while True:
         await asyncio.sleep(GATHER_SECONDS)
         newest = await registry.last_event()
         while seen < newest:
             event = await anext(following)
-            seen, is_urgent = event.seq, is_urgent or ends_a_right(event)
+            seen, is_urgent = event.seq, is_urgent or is_revoking(event)
             found.append(event)
             if len(found) == BATCH:
                 await asyncio.to_thread(log.note, found)

@@ -17,7 +17,7 @@ from fleet.servers.admin.idempotency import Once
 from fleet.servers.admin.messages import Caller, Request
 
 if TYPE_CHECKING:
-    from fleet.servers.admin.authorities import Authorities
+    from fleet.servers.admin.ca_access import CaAccess
     from fleet.services.retention import Policy
 
 Json = Mapping[str, Any]
@@ -35,7 +35,7 @@ class Context(Struct, frozen=True):
     """What lives as long as the server does. What is behind a callable is read anew at each request."""
 
     registry: Registry
-    authorities: "Callable[[], Authorities]"
+    authorities: "Callable[[], CaAccess]"
     retention: "Callable[[], Policy]"
     """How long records are kept."""
     clock: Clock = utc_now

@@ -15,7 +15,7 @@ from fleet.config.clock import Clock
 from fleet.domain.errors import FleetError
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.servers.forward_auth.shapes import address_of, certificate_of, request_of, shape_of
+from fleet.servers.forward_auth.proxy_protocols import address_of, certificate_of, protocol_of, request_of
 from fleet.servers.http import Exchange, HttpServer
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused
@@ -35,8 +35,8 @@ LIMITS = HttpLimits(
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What a decision needs."""
+class ForwardAuthContext:
+    """What the server decides with."""
 
     registry: Registry
     tenant_of: Callable[[bytes], str | None]
@@ -46,34 +46,36 @@ class Decision:
     clock: Clock
 
 
-def build_forward_auth_server(decision: Decision, secrets: Callable[[], Sequence[bytes]] = tuple) -> HttpServer:
+def build_forward_auth_server(
+    context: ForwardAuthContext, secrets: Callable[[], Sequence[bytes]] = tuple
+) -> HttpServer:
     """The server; a protocol factory. If there are `secrets`, asked for at each request, it must carry one of them."""
-    return HttpServer("forward_auth", _Handler(decision, secrets).handle, _refusal, LIMITS)
+    return HttpServer("forward_auth", _Handler(context, secrets).handle, _refusal, LIMITS)
 
 
 class _Handler:
-    def __init__(self, decision: Decision, secrets: Callable[[], Sequence[bytes]]) -> None:
-        self._decision = decision
+    def __init__(self, context: ForwardAuthContext, secrets: Callable[[], Sequence[bytes]]) -> None:
+        self._context = context
         self._secrets = secrets
 
     async def handle(self, exchange: Exchange) -> Response:
-        message, decision = exchange.request, self._decision
+        message, context = exchange.request, self._context
         exchange.event = "http.forward-auth"
         self._check_secret(exchange)
-        shape = shape_of(message)
-        exchange.peer = Peer(address_of(message, shape))
-        if not decision.feed_is_up():
+        proxy = protocol_of(message)
+        exchange.peer = Peer(address_of(message, proxy))
+        if not context.feed_is_up():
             raise HttpRefused(503, "registry-unavailable", "The registry's events do not arrive.")
-        now = decision.clock()
+        now = context.clock()
         try:
-            der, request = certificate_of(message, shape), request_of(message, shape)
+            der, request = certificate_of(message, proxy), request_of(message, proxy)
         except FleetError as refusal:
-            await audit_refusal(decision.registry, exchange.peer, now, HTTP_REQUEST, NO_DEVICE, refusal)
+            await audit_refusal(context.registry, exchange.peer, now, HTTP_REQUEST, NO_DEVICE, refusal)
             raise
-        fingerprint, tenant = hashlib.sha256(der).digest(), decision.tenant_of(der)
+        fingerprint, tenant = hashlib.sha256(der).digest(), context.tenant_of(der)
         exchange.peer = structs.replace(exchange.peer, certificate_der=der, fingerprint=fingerprint, tenant=tenant)
         try:
-            access = await admit_request(decision.registry, exchange.peer, request, now)
+            access = await admit_request(context.registry, exchange.peer, request, now)
         except FleetError:
             exchange.serial = f"{certificate_fields(der).serial_number:x}"  # for the log: whose it was
             raise

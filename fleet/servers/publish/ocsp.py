@@ -1,4 +1,4 @@
-"""OCSP over HTTP (RFC 6960, A): requests are answered from the registry's state, kept answers where there is no nonce.
+"""OCSP over HTTP (RFC 6960, A): requests are answered from the registry's state; without a nonce, from a cache.
 
 What is not an OCSP request is answered as OCSP has it, with malformedRequest; only its size and its media type are
 HTTP's.
@@ -26,7 +26,7 @@ from fleet.servers.http import Exchange
 from fleet.servers.http_connection import Response
 from fleet.servers.publish.conditional import answer_file
 from fleet.servers.refusals import HttpRefused
-from fleet.services.ocsp import CertificateState, KeptAnswers, certificate_state
+from fleet.services.ocsp import CertificateState, ResponseCache, certificate_state
 from fleet.wire.errors import WireError
 from fleet.wire.ocsp import (
     REQUEST_SIZE_MAX,
@@ -48,8 +48,8 @@ VALIDITY = timedelta(hours=1)
 """From an answer to its nextUpdate: what a relying party that caches may miss of a revocation."""
 BACKDATED = timedelta(minutes=5)
 """thisUpdate of what is not revoked is so long ago: clients' clocks differ, and some (GnuTLS) tolerate no second."""
-KEPT_FOR = timedelta(minutes=15)
-"""A kept answer is signed anew after that: a client that gets it may use it for most of its validity."""
+CACHED_FOR = timedelta(minutes=15)
+"""A cached answer is signed anew after that: a client that gets it may use it for most of its validity."""
 FRESH = timedelta(seconds=60)
 """For a proxy to give an answer without asking again."""
 
@@ -58,8 +58,8 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 SIGNED_AT_ONCE_MAX = 4
 """Answers in the making: in a storm of requests others wait, and enrollment has its share of each turn of the loop."""
-KEPT_SIZE_MAX = 512
-"""Of a request whose answer is kept: one for a certificate has 80 to 160 octets."""
+CACHED_REQUEST_SIZE_MAX = 512
+"""Of a request whose answer is cached: one for a certificate has 80 to 160 octets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,11 @@ class Responders(Protocol):
     def find(self, issuer: IssuerId) -> Responder | None:
         """The responder of the CA that a request names so; None: it is no CA of ours, or its key is not here."""
 
-    def own(self) -> Responder | None:
+    def fleet_responder(self) -> Responder | None:
         """That of the fleet's own issuing CA: it says that a certificate of a foreign CA is unknown."""
 
     def is_server(self, issuer: IssuerId, serial: int) -> bool:
-        """Whether so the server's own certificate is named, which is in no registry."""
+        """Whether `serial` of `issuer` is the server's own certificate, which is in no registry."""
 
 
 @dataclass(slots=True)
@@ -93,10 +93,10 @@ class OcspHandler:
     registry: Registry
     responders: Responders
     clock: Clock
-    reliable: Callable[[], bool] = lambda: False
-    """Whether `kept` hears of events in time; else nothing is kept."""
-    kept: KeptAnswers[OcspAnswer] = field(default_factory=KeptAnswers)
-    _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIGNED_AT_ONCE_MAX))
+    feed_is_up: Callable[[], bool] = lambda: False
+    """Whether `cache` receives the registry's events in time; else nothing is cached."""
+    cache: ResponseCache[OcspAnswer] = field(default_factory=ResponseCache)
+    _signing_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SIGNED_AT_ONCE_MAX))
 
     async def handle(self, exchange: Exchange) -> Response:
         """The response to a request below OCSP_PATH. Raises: HttpRefused."""
@@ -109,20 +109,20 @@ class OcspHandler:
     async def answer(self, data: bytes) -> OcspAnswer:
         """The response to `data`, which may be anything."""
         now = self.clock()
-        if self.reliable() and (kept := self.kept.find(data, now)) is not None:
-            return kept
+        if self.feed_is_up() and (cached := self.cache.find(data, now)) is not None:
+            return cached
         try:
             request = read_request(data)
-            async with self._places:
-                generation = self.kept.generation
+            async with self._signing_slots:
+                generation = self.cache.generation
                 answer, holder = await self._signed(request, now)
         except WireError:
             return _failure(Failure.MALFORMED_REQUEST)
         except Unavailable as error:
             log_event(log, logging.ERROR, "publish.ocsp", code=error.code, reason=error.message)
             return _failure(Failure.TRY_LATER)
-        if holder and answer.file is not None and len(data) <= KEPT_SIZE_MAX and self.reliable():
-            self.kept.keep(data, answer, holder, now + KEPT_FOR, generation)
+        if holder and answer.file is not None and len(data) <= CACHED_REQUEST_SIZE_MAX and self.feed_is_up():
+            self.cache.add(data, answer, holder, now + CACHED_FOR, generation)
         return answer
 
     async def _signed(self, request: OcspRequest, now: datetime) -> tuple[OcspAnswer, str]:
@@ -130,7 +130,7 @@ class OcspHandler:
         by_issuer = {asked.issuer: self.responders.find(asked.issuer) for asked in request.certificates}
         found = {responder for responder in by_issuer.values() if responder is not None}
         # RFC 6960, 4.2.2.2: a delegated responder answers for the CA that has issued its certificate, and no other.
-        responder = next(iter(found), None) or self.responders.own()
+        responder = next(iter(found), None) or self.responders.fleet_responder()
         if responder is None or len(found) > 1:
             return _failure(Failure.UNAUTHORIZED), ""
         states = [

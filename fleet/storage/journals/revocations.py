@@ -140,7 +140,7 @@ class RevocationJournal:
             seen = noted[-1].seq if noted else mark.seen
             if fresh and fresh[-1].seq - seen >= MARK_EVERY:
                 lines.append({"lineage": mark.lineage, "seen": fresh[-1].seq})
-            self._append(handle, lines, is_urgent=any(map(ends_a_right, noted)))
+            self._append(handle, lines, is_urgent=any(map(is_revoking, noted)))
 
     def record_examined(self, seq: int) -> None:
         """Record that the caller has examined every event up to number `seq`. Raises: Invalid, OSError."""
@@ -216,8 +216,8 @@ class RevocationJournal:
             sync(self.path.parent)
 
 
-def ends_a_right(event: Event) -> bool:
-    """Whether `event` does. Grants are recorded too, but need not be durable: a restore works without them."""
+def is_revoking(event: Event) -> bool:
+    """Whether `event` ends a right. Grants are recorded too, but need not be durable: a restore works without them."""
     always = (EventKind.CREDENTIAL_ENDED, EventKind.DISTRUST_CHANGED)
     return event.kind in always or event.detail in _ENDS
 
@@ -291,9 +291,9 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def endings(path: Path, at_most: int) -> Iterator[Event]:
-    """What a journal says was ended for good, oldest first: the newest `at_most` devices that were revoked or retired,
-    and as many certificates. Nothing when there is no journal.
+def revocations_in(path: Path, at_most: int) -> Iterator[Event]:
+    """What a journal says was revoked permanently, oldest first: the newest `at_most` devices that were revoked or
+    retired, and as many certificates. Nothing when there is no journal.
 
     Raises: Invalid (`revocation-log-damaged`). OSError.
     """

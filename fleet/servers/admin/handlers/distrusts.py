@@ -121,7 +121,7 @@ def _rule(context: Context, call: Call, body: NewDistrust) -> domain.Distrust:
         issued_before=before or call.now,
         created_at=call.now,
         model=body.model or "",
-        authority=_key_id(context, body.ca) if body.ca is not None else b"",
+        issuer_key_id=_key_id(context, body.ca) if body.ca is not None else b"",
         key_type=body.key_type or "",
         issued_from=instant(body.issued_from) if body.issued_from is not None else None,
         refuses=body.refuses,

@@ -45,7 +45,7 @@ async def get_request(context: Context, call: Call) -> Result[Request]:
     return _result(await _found(context, call))
 
 
-def _deciding(verb: str, decide: approvals.Decision, summary: str) -> Route:
+def _deciding(verb: str, decide: approvals.Verdict, summary: str) -> Route:
     async def handle(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Request]:
         request = await _found(context, call)
         demand_match(call, request.revision, f"Request {request.id}")

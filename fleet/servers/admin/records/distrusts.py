@@ -57,7 +57,7 @@ class Distrust(Record):
         return cls.of(
             rule,
             model=rule.model or None,
-            ca_key_id=rule.authority.hex() or None,
+            ca_key_id=rule.issuer_key_id.hex() or None,
             key_type=rule.key_type or None,
             spread_seconds=int(rule.spread.total_seconds()),
             devices=rule.matched,

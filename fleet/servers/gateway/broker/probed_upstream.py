@@ -58,7 +58,7 @@ class ProbedUpstream(UpstreamWrapper):
         self._logs = logs  # of those of one broker in a process, one
         self._unanswered = 0
         self._is_refused = False  # the last connection: nobody listens
-        self._is_told = False
+        self._reported = False
         self._session: _ProbeSession | None = None
         self._connecting: asyncio.Task[None] | None = None
 
@@ -101,9 +101,9 @@ class ProbedUpstream(UpstreamWrapper):
         is_lost = self._session is not None and self._is_reachable is False  # no other connection succeeds
         if self._unanswered % RECONNECT_UNANSWERED == 0 or is_lost:
             self._drop()
-        stopped = self.is_silent() and not self._is_told
+        stopped = self.is_silent() and not self._reported
         if stopped:
-            self._is_told = True
+            self._reported = True
             self._log(logging.ERROR, "broker.silent", broker=self.address, unanswered=self._unanswered - 1)
         if self._session is not None:
             self._session.ping()
@@ -159,8 +159,8 @@ class ProbedUpstream(UpstreamWrapper):
 
     def _on_answer(self) -> None:
         self._unanswered = 0
-        if self._is_told:
-            self._is_told = False
+        if self._reported:
+            self._reported = False
             self._log(logging.WARNING, "broker.answers-again", broker=self.address)
 
     def _on_lost(self, session: "_ProbeSession") -> None:

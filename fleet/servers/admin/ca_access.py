@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Authorities:
+class CaAccess:
     """What a home has, read anew at each call: it may have been replaced."""
 
     operators: "Callable[[], x509.Certificate]"

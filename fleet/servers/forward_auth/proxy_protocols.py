@@ -1,7 +1,7 @@
 """How each reverse proxy asks: the header with the certificate, and where its client's method and target are.
 
-Only the headers of the shape in the path are read, each at most once. What the proxy does not set or clear itself, its
-client may have sent: the configurations in README.md say which those are.
+Only the headers of the protocol in the path are read, each at most once. What the proxy does not set or clear itself,
+its client may have sent: the configurations in README.md say which those are.
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ from fleet.wire.forwarded_certificate import from_base64, from_escaped_pem, from
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ProxyProtocol:
     """The requests of one kind of proxy."""
 
     path: str
@@ -33,10 +33,10 @@ class Shape:
     target: str = ""
 
 
-SHAPES = (
-    Shape("/nginx", "X-Client-Cert", from_escaped_pem, "X-Real-IP", "X-Original-Method", "X-Original-URI"),
-    Shape("/haproxy", "X-Client-Cert", from_base64, "X-Real-IP", "X-Original-Method", "X-Original-URI"),
-    Shape(
+PROXY_PROTOCOLS = (
+    ProxyProtocol("/nginx", "X-Client-Cert", from_escaped_pem, "X-Real-IP", "X-Original-Method", "X-Original-URI"),
+    ProxyProtocol("/haproxy", "X-Client-Cert", from_base64, "X-Real-IP", "X-Original-Method", "X-Original-URI"),
+    ProxyProtocol(
         "/traefik",
         "X-Forwarded-Tls-Client-Cert",
         from_traefik,
@@ -44,48 +44,48 @@ SHAPES = (
         "X-Forwarded-Method",
         "X-Forwarded-Uri",
     ),
-    Shape("/envoy", "X-Forwarded-Client-Cert", from_xfcc, "X-Forwarded-For"),
+    ProxyProtocol("/envoy", "X-Forwarded-Client-Cert", from_xfcc, "X-Forwarded-For"),
 )
 
 
-def shape_of(message: RawRequestMessage) -> Shape:
+def protocol_of(message: RawRequestMessage) -> ProxyProtocol:
     """Raises: HttpRefused: 404, 405."""
     path = message.path.partition("?")[0]
-    for shape in SHAPES:
-        if shape.method and path == shape.path:
+    for proxy in PROXY_PROTOCOLS:
+        if proxy.method and path == proxy.path:
             if message.method != "GET":
                 raise HttpRefused(405, "bad-method", "A proxy asks with GET.", {"Allow": "GET"})
-            return shape
-        if not shape.method and path.startswith(f"{shape.path}/"):
-            return shape
+            return proxy
+        if not proxy.method and path.startswith(f"{proxy.path}/"):
+            return proxy
     raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
 
 
-def certificate_of(message: RawRequestMessage, shape: Shape) -> bytes:
+def certificate_of(message: RawRequestMessage, proxy: ProxyProtocol) -> bytes:
     """DER of the client's certificate.
 
     Raises: Unauthenticated (`no-certificate`). Refused (`bad-client-certificate`, `repeated-header`).
     """
-    value = single(message, shape.certificate)
+    value = single(message, proxy.certificate)
     if not value:
         raise Unauthenticated("no-certificate", "The client presented no certificate to the proxy.")
     try:
-        return shape.read(value)
+        return proxy.read(value)
     except WireError as error:
-        raise Refused("bad-client-certificate", f"{shape.certificate}: {error}") from error
+        raise Refused("bad-client-certificate", f"{proxy.certificate}: {error}") from error
 
 
-def request_of(message: RawRequestMessage, shape: Shape) -> HttpRequest | None:
+def request_of(message: RawRequestMessage, proxy: ProxyProtocol) -> HttpRequest | None:
     """What the proxy's client asks for; None: the proxy does not say. Raises: Refused (`repeated-header`)."""
-    if not shape.method:
-        return HttpRequest(message.method, message.path.removeprefix(shape.path))
-    method, target = single(message, shape.method), single(message, shape.target)
+    if not proxy.method:
+        return HttpRequest(message.method, message.path.removeprefix(proxy.path))
+    method, target = single(message, proxy.method), single(message, proxy.target)
     return HttpRequest(method, target) if method and target else None
 
 
-def address_of(message: RawRequestMessage, shape: Shape) -> str:
+def address_of(message: RawRequestMessage, proxy: ProxyProtocol) -> str:
     """The client's address as the proxy saw it, for log and audit; "-": it does not say."""
-    given = message.headers.getall(shape.address, ())
+    given = message.headers.getall(proxy.address, ())
     last = given[-1].rpartition(",")[2].strip() if given else ""
     try:
         return str(ipaddress.ip_address(last))
