@@ -89,9 +89,13 @@ class LazyGroup(Program):
 def _missing(error: ModuleNotFoundError) -> click.ClickException:
     if error.name in ("fcntl", "pwd", "grp"):
         return click.ClickException("A home needs Linux or another Unix. Use a served fleet instead: --url and --cert.")
-    return click.ClickException(
-        f"The Python module {error.name} is missing. Install the server's part: pip install '.[server]'."
-    )
+    extra, part = ("all", "every part") if _is_the_agents(error) else ("server", "the server's part")
+    return click.ClickException(f"The Python module {error.name} is missing. Install {part}: pip install '.[{extra}]'.")
+
+
+def _is_the_agents(error: ModuleNotFoundError) -> bool:
+    """The demo runs devices as well."""
+    return (error.name or "").partition(".")[0] == "paho"
 
 
 @click.group(

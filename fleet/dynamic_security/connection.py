@@ -11,18 +11,20 @@ import json
 import shlex
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import paho.mqtt.client as mqtt
 from msgspec import Struct
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet.config.addresses import Address
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.dynamic_security.commands import Answer, Answers, Command
+from fleet.mqtt_client.client import MqttClient
+from fleet.wire.mqtt.codes import V5
+from fleet.wire.mqtt.connect import Connect
+from fleet.wire.mqtt.publish import Publish
+from fleet.wire.mqtt.reader import PACKET_SIZE_DEFAULT
 
 TOPIC = "$CONTROL/dynamic-security/v1"
 SECONDS_MAX = 10.0  # for a connection, and for the answer to one message
@@ -41,79 +43,28 @@ class ControlledBroker(Struct, frozen=True):
 class Control:
     """One connection; executes one message at a time."""
 
-    def __init__(self, broker: ControlledBroker) -> None:
-        """Raises: Invalid (`bad-password-file`)."""
-        self._loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[list[Answer]] = self._loop.create_future()
-        self._is_subscribed = self._loop.create_future()
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
-        self._client.username_pw_set(broker.user, password_in(broker.password_file))
-        if broker.tls is not None:
-            self._client.tls_set_context(broker.tls)
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = lambda *_: self._fail("the broker closed the connection")
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_message = self._on_message
-
-    async def open(self, address: Address) -> None:
-        try:
-            async with asyncio.timeout(SECONDS_MAX):
-                await asyncio.to_thread(self._client.connect, address.host, address.port, 60)
-                self._client.loop_start()
-                await self._is_subscribed
-        except (OSError, TimeoutError) as error:
-            raise Unavailable("cannot-reach", f"The broker at {address} cannot be reached: {error}.") from error
+    def __init__(self, client: MqttClient) -> None:
+        self._client = client
 
     async def execute(self, commands: Sequence[Command]) -> list[Answer]:
         """The plugin's answers, in order. Raises: Unavailable: `cannot-reach`, `broker-refused`."""
-        self._answer = self._loop.create_future()
-        message = json.dumps({"commands": list(commands)}).encode()
+        self._client.publish(Publish(TOPIC, json.dumps({"commands": list(commands)}).encode()))
         try:
             async with asyncio.timeout(SECONDS_MAX):
-                self._client.publish(TOPIC, message, qos=1)
-                answers = await self._answer
+                message = await self._client.messages.get()
+            answers = msgspec.json.decode(message.payload, type=Answers).responses
         except TimeoutError as error:
-            raise Unavailable("cannot-reach", "The broker does not answer its administrator.") from error
+            raise _unreachable("it does not answer its administrator") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _unreachable("its answer is not one of the plugin") from error
         for answer in answers:
             if answer.error:
                 raise Unavailable("broker-refused", f"The broker refused {answer.command}: {answer.error}.")
         return answers
 
-    async def close(self) -> None:
-        self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
 
-    def _on_connect(self, client: mqtt.Client, _: object, flags: object, reason: Any, properties: object) -> None:
-        if reason.is_failure:
-            self._fail(f"it refused the administrator ({reason})")
-        else:
-            client.subscribe(f"{TOPIC}/response", qos=1)
-
-    def _on_subscribe(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(_resolve, self._is_subscribed, None)
-
-    def _on_message(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
-        try:
-            answers = msgspec.json.decode(message.payload, type=Answers).responses
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self._fail("its answer is not one of the plugin")
-            return
-        self._loop.call_soon_threadsafe(_resolve, self._answer, answers)
-
-    def _fail(self, problem: str) -> None:
-        error = Unavailable("cannot-reach", f"The broker cannot be administered: {problem}.")
-        for waiting in (self._is_subscribed, self._answer):
-            self._loop.call_soon_threadsafe(_resolve, waiting, error)
-
-
-def _resolve(future: asyncio.Future[Any], value: object) -> None:
-    if future.done():
-        return
-    if isinstance(value, Exception):
-        future.set_exception(value)
-        future.exception()  # retrieved: nobody may await it
-    else:
-        future.set_result(value)
+def _unreachable(problem: str) -> Unavailable:
+    return Unavailable("cannot-reach", f"The broker cannot be administered: {problem}.")
 
 
 def password_in(file: Path) -> str:
@@ -130,10 +81,38 @@ def password_in(file: Path) -> str:
 
 @asynccontextmanager
 async def connected(broker: ControlledBroker) -> AsyncIterator[Control]:
-    """Raises: Unavailable (`cannot-reach`). Invalid (`bad-password-file`)."""
-    control = Control(broker)
+    """A connection; the block ends when it is lost. Raises: Unavailable (`cannot-reach`). Invalid
+    (`bad-password-file`).
+    """
+    password = password_in(broker.password_file).encode()
+    client = MqttClient(Connect(V5, "", username=broker.user, password=password), PACKET_SIZE_DEFAULT)
     try:
-        await control.open(broker.address)
-        yield control
+        await _open(client, broker)
+        async with asyncio.timeout(None) as until_lost:
+
+            def end_block(_: object) -> None:
+                with suppress(RuntimeError):  # it has ended already
+                    until_lost.reschedule(0)
+
+            client.lost.add_done_callback(end_block)
+            yield Control(client)
+    except TimeoutError as error:
+        raise _unreachable("the broker closed the connection") from error
     finally:
-        await control.close()
+        client.disconnect()
+
+
+async def _open(client: MqttClient, broker: ControlledBroker) -> None:
+    """Raises: Unavailable (`cannot-reach`)."""
+    address = broker.address
+    try:
+        async with asyncio.timeout(SECONDS_MAX):
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: client, address.host, address.port, ssl=broker.tls)
+            connack = await client.connack
+            if connack.code:
+                raise _unreachable(f"it refused the administrator (code {connack.code:#x})")
+            await client.subscribe(f"{TOPIC}/response")
+    except (OSError, TimeoutError) as error:
+        problem = str(error) or "no answer in time"
+        raise Unavailable("cannot-reach", f"The broker at {address} cannot be reached: {problem}.") from error

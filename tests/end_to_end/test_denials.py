@@ -18,9 +18,9 @@ from fleet.est_client.client import EstClient
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V5, PacketType
 from fleet.wire.mqtt.connect import Connect, Will, encode_connect
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import Packet, PacketReader
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
-from tests.mqtt_packets import Publish, encode_publish
 from tests.serving import Served, run_fleet
 
 SECONDS = 4

@@ -19,11 +19,11 @@ from fleet.wire.csr import build_csr
 from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.mqtt.codes import Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, encode_connack, encode_connect
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.serial.frames import encode_frame
 from fleet.wire.serial.vectors import MESSAGES
 from tests.certs_only import encode_certs_only
 from tests.fuzz.targets import TARGETS
-from tests.mqtt_packets import Publish, encode_publish
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

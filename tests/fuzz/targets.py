@@ -24,6 +24,7 @@ from fleet.wire.csrattrs import decode_csrattrs
 from fleet.wire.encodings.pem import blocks
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt.connect import decode_connack, decode_connect
+from fleet.wire.mqtt.publish import decode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import decode_suback, decode_subscribe, decode_unsubscribe
 from fleet.wire.mqtt.topics import is_topic_filter, topic_name
@@ -103,6 +104,8 @@ def mqtt_packets(data: bytes) -> None:
         for decode in (decode_connack, decode_subscribe, decode_suback, decode_unsubscribe):
             with suppress(WireError):
                 decode(data, version)
+        with suppress(WireError):
+            decode_publish(data[0] if data else 0, data[1:], version)
 
 
 def mqtt_topics(data: bytes) -> None:

@@ -30,8 +30,8 @@ from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connect
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import Packet, PacketReader
-from tests.mqtt_packets import Publish, encode_publish
 
 PATIENCE = 120.0  # seconds for what must happen; far beyond what it takes
 

@@ -16,6 +16,7 @@ from fleet.servers.gateway.relay.saved_acks import HeldAcks, Receiver
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, encode_connack
 from fleet.wire.mqtt.properties import Properties, reason_string
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.subscribe import (
     Suback,
     Subscribe,
@@ -23,7 +24,6 @@ from fleet.wire.mqtt.subscribe import (
     encode_suback,
     encode_subscribe,
 )
-from tests.mqtt_packets import Publish, encode_publish
 
 POLICY = TopicPolicy(publish=("up/#",), subscribe=("down/#", "news/+"), retain=True)
 NARROW = TopicPolicy(publish=("up/a",), subscribe=("down/a",))

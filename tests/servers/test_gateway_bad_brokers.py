@@ -24,9 +24,9 @@ from fleet.servers.gateway.broker.upstream import SocketUpstream
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
-from tests.mqtt_packets import Publish, encode_publish
 from tests.servers.gateway_fixtures import MODEL, PATIENCE, Wire, open_gateway, populate, refused
 
 PROGRAM = mosquitto_program()

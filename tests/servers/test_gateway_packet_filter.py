@@ -27,11 +27,12 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.fields import encode_packet, encode_varint
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import (
     Unsubscribe,
 )
-from tests.mqtt_packets import Publish, encode_publish, encode_unsubscribe
+from tests.mqtt_packets import encode_unsubscribe
 from tests.servers.gateway_relay_harness import SIZE_MAX, VERSIONS, RelayHarness, chunks
 
 

@@ -15,6 +15,7 @@ from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, decode_connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Properties, Property, reason_string
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import (
     Suback,
@@ -24,7 +25,7 @@ from fleet.wire.mqtt.subscribe import (
     encode_suback,
     encode_subscribe,
 )
-from tests.mqtt_packets import Publish, encode_publish, encode_unsubscribe
+from tests.mqtt_packets import encode_unsubscribe
 from tests.servers.gateway_relay_harness import NARROW, SIZE_MAX, VERSIONS, RelayHarness, chunks
 
 # SUBSCRIBE

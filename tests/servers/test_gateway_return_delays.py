@@ -14,7 +14,7 @@ from fleet.servers.gateway.limits.return_delays import CAUSES, ENTRIES_MAX, FORG
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, Will, encode_connect
 from fleet.wire.mqtt.properties import Property
-from tests.mqtt_packets import Publish, encode_publish
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from tests.servers.gateway_fixtures import GatewayHarness, credential, open_gateway, operator, populate, refused, until
 
 ONE, OTHER = b"1" * 32, b"2" * 32

@@ -25,7 +25,7 @@ from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property
-from tests.mqtt_packets import Publish, decode_publish, encode_publish
+from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from tests.servers.gateway_fixtures import MODEL, PATIENCE, open_gateway, populate, until
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
 from tests.servers.paho_client import Paho

@@ -33,8 +33,8 @@ from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, encode_connack, encode_connect, refusal
 from fleet.wire.mqtt.fields import encode_varint
 from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
-from tests.mqtt_packets import Publish, encode_publish
 from tests.servers.gateway_fixtures import MODEL, PATIENCE, credential, last_words, now, peer_of, until
 
 DEVICE = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())

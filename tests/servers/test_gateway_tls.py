@@ -27,7 +27,7 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
 from fleet.wire.mqtt.properties import Property
-from tests.mqtt_packets import Publish, encode_publish
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from tests.servers.gateway_fixtures import (
     MODEL,
     PATIENCE,

@@ -20,8 +20,8 @@ from fleet.wire.mqtt.codes import V5, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, encode_connack
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Properties, Property
+from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
-from tests.mqtt_packets import Publish, decode_publish, encode_publish
 from tests.servers.gateway_relay_harness import POLICY, SIZE_MAX, RelayHarness, chunks
 
 CONTENT = ((Property.CONTENT_TYPE, "##"), (Property.USER_PROPERTY, ("#", "\x08")), (Property.CORRELATION_DATA, b"\x23"))

@@ -20,8 +20,8 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
-from tests.mqtt_packets import Publish, decode_publish, encode_publish
 from tests.servers.gateway_fixtures import (
     MODEL,
     GatewayHarness,

@@ -72,20 +72,26 @@ class Hook:
             writer.close()
 
 
-@asynccontextmanager
-async def serving(folder: Path, names: tuple[str, ...] = ("localhost",)) -> AsyncIterator[Hook]:
-    """A hook whose certificate is for `names`, of a CA that is in its `ca_file`."""
+def server_tls(folder: Path, names: tuple[str, ...]) -> tuple[ssl.SSLContext, Path]:
+    """TLS of a server whose certificate is for `names`, and the file of its CA."""
     now = datetime.now(UTC)
     root = create_root("Hooks", now)
     issuing = create_issuing("Hooks", *root, now)
     certificate, key = issue_server_certificate(*issuing, names, now)
-    hook = Hook(folder / "hook-ca.pem")
-    hook.ca_file.write_bytes(root[0].public_bytes(Encoding.PEM))
+    ca_file, chain = folder / "hook-ca.pem", folder / "hook.pem"
+    ca_file.write_bytes(root[0].public_bytes(Encoding.PEM))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    chain = folder / "hook.pem"
     pem = [each.public_bytes(Encoding.PEM) for each in (certificate, issuing[0])]
     chain.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + b"".join(pem))
     context.load_cert_chain(chain)
+    return context, ca_file
+
+
+@asynccontextmanager
+async def serving(folder: Path, names: tuple[str, ...] = ("localhost",)) -> AsyncIterator[Hook]:
+    """A hook whose certificate is for `names`, of a CA that is in its `ca_file`."""
+    context, ca_file = server_tls(folder, names)
+    hook = Hook(ca_file)
     server = await asyncio.start_server(hook.serve, "127.0.0.1", 0, ssl=context)
     hook.port = server.sockets[0].getsockname()[1]
     try:

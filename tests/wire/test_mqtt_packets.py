@@ -20,6 +20,7 @@ from fleet.wire.mqtt.connect import (
 )
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_packet, encode_varint, utf8
 from fleet.wire.mqtt.properties import Property, decode_properties, encode_properties, value_of, without
+from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from fleet.wire.mqtt.reader import Packet, PacketReader
 from fleet.wire.mqtt.subscribe import (
     Suback,
@@ -32,7 +33,7 @@ from fleet.wire.mqtt.subscribe import (
     encode_suback,
     encode_subscribe,
 )
-from tests.mqtt_packets import Publish, decode_publish, encode_publish, encode_unsubscribe
+from tests.mqtt_packets import encode_unsubscribe
 
 NAMES = st.text(st.characters(exclude_characters="\0+#", codec="utf-8"), min_size=1, max_size=20)
 VERSIONS = st.sampled_from((V311, V5))

@@ -2,6 +2,7 @@
 
 reader      byte stream -> packets, with a size limit that is checked before memory is allocated
 connect     CONNECT and CONNACK
+publish     PUBLISH
 subscribe   SUBSCRIBE, SUBACK, UNSUBSCRIBE
 acks        PUBACK, PUBREC, PUBREL, PUBCOMP, DISCONNECT
 topics      validation of topic names and topic filters

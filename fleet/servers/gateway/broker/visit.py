@@ -6,16 +6,14 @@ The device has then returned, and says for how long its session lives on: a will
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import cast
 
 from fleet.domain.device import Device
+from fleet.mqtt_client.client import MqttVisit
 from fleet.servers.gateway.broker.upstream import Upstream, username_of
-from fleet.wire.errors import WireError
 from fleet.wire.mqtt import acks
-from fleet.wire.mqtt.codes import V5, V311, PacketType
-from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connect
+from fleet.wire.mqtt.codes import V5, V311
+from fleet.wire.mqtt.connect import Connect
 from fleet.wire.mqtt.properties import NEVER, Property
-from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
 
 ANSWER_SECONDS_MAX = 10.0
 VISITS_MAX = 32  # at once: a model with thousands of devices may be retired, or changed while their network is down
@@ -67,51 +65,16 @@ async def cancel_will(upstream: Upstream, device: Device, expiry_seconds: float)
 
 
 async def _visit(upstream: Upstream, connect: Connect) -> bool:
-    client = _Visitor(connect)
+    client, farewell = MqttVisit(connect), acks.disconnect(connect.version)
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             await upstream.connect(lambda: client)
-            return await client.done
+            connack = await client.connack
     except (OSError, TimeoutError):
         return False
-    finally:
-        client.disconnect()
-
-
-class _Visitor(asyncio.Protocol):
-    def __init__(self, connect: Connect) -> None:
-        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._connect = connect
-        self._reader = PacketReader(CONNECT_SIZE_MAX)
-        self._transport: asyncio.Transport | None = None
-        self._farewell = acks.disconnect(connect.version)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(encode_connect(self._connect))
-
-    def data_received(self, data: bytes) -> None:
-        version = self._connect.version
-        try:
-            packet = None if self.done.done() else next(self._reader.feed(data), None)
-            if packet is not None:
-                self._finish(packet.type is PacketType.CONNACK and self._accepts(decode_connack(packet.body, version)))
-        except WireError:
-            self._finish(False)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._finish(False)
-
-    def disconnect(self) -> None:
-        if self._transport is not None:
-            self._transport.write(self._farewell)
-            self._transport.close()
-
-    def _accepts(self, connack: Connack) -> bool:
-        if not connack.session_present and self._connect.version == V5 and self._connect.outlives_connection:
-            self._farewell = acks.ends_session()
+    else:
+        if not connack.session_present and connect.version == V5 and connect.outlives_connection:
+            farewell = acks.ends_session()
         return connack.code == 0
-
-    def _finish(self, accepted: bool) -> None:
-        if not self.done.done():
-            self.done.set_result(accepted)
+    finally:
+        client.disconnect(farewell)

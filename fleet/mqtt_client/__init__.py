@@ -1,0 +1,1 @@
+"""A connection to an MQTT broker as its client, under asyncio."""
