@@ -2,8 +2,8 @@
 
     HOME/
       fleet.toml          settings, commented
-      ca/root.pem         the root CA that devices trust; root.key signs issuing CAs only
-      ca/issuing.pem      signs devices, stations and the server; issuing.key
+      ca/root.pem         the root CA that devices trust; root.key signs issuing CAs only; root.crl of an offline root
+      ca/issuing.pem      signs devices, stations and the server; issuing.key; request.key while a request is out
       ca/operators.pem    signs operators of the admin API, which alone trusts it; operators.key
       ca/webhook.key      signs webhook requests; created on first use
       ca/fleet.id         the first root's fingerprint, once there is a second root; ca/roots/ former roots
@@ -13,7 +13,8 @@
       server/server.pem   the listeners' certificate with its chain; server.key; ocsp.key signs OCSP answers
       registry.db         devices, credentials, tokens, audit, events; unless they are in PostgreSQL
       state/              revocations.jsonl: revocations that the restore of an older registry must not undo;
-                          revoked.jsonl: certificates that CRLs list
+                          revoked.jsonl: certificates that CRLs list; event-marks.jsonl: times of events;
+                          audit-note.json: how the audit that is sealed here began
       archive/            records that retention moved out of the registry
       run/                sockets and generated files of a running server; removable when none runs
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 and 1.0 server for EST and the admin API, with limits, exact headers and one log line for each request.
+"""HTTP/1.1 and 1.0 server of EST, the API, publish and forward auth: limits, exact headers, one log line a request.
 
 Every answer leaves in one piece with a Content-Length: stock EST clients read no chunks, and some read no second
 record. The one exception is a stream that a handler writes itself.

@@ -26,3 +26,15 @@ def test_links(page: str) -> None:
             target = (ROOT / page).parent / file if file else ROOT / page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+MAPS = ("backup", "ca", "client", "home", "runtime", "servers/admin", "services", "storage", "tls", "webhook", "wire")
+
+
+@pytest.mark.parametrize("package", MAPS)
+def test_a_page_names_the_files_of_its_package(package: str) -> None:
+    folder = ROOT / "fleet" / package
+    page = (folder / "README.md").read_text("utf-8")
+    files = {file.name for file in folder.glob("*.py")} - {"__init__.py"}
+    named = {name for name in files if f"`{name}`" in page or f"| `{name.removesuffix('.py')}` |" in page}
+    assert named == files

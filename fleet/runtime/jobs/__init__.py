@@ -1,1 +1,1 @@
-"""Jobs of a served home: audit sealing, retention, server certificate, trust anchors, revocation journal."""
+"""Jobs of a served home, one a file: what runs beside the listeners, at intervals or after events."""
