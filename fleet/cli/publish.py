@@ -4,7 +4,7 @@ import re
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fleet.cli.output import output_option, print_value
 from fleet.client.client import Client, bad_answer, path_of
 from fleet.config.durable_files import write_file
 from fleet.domain.distribution import CA_NAME_PATTERN, CRL_KIND_PATTERN, PLAIN, ca_name, ca_path, crl_path
-from fleet.wire.armor import CRL_FOOTER, CRL_HEADER, lines, unwrap
+from fleet.wire.armor import unwrap
 
 FOLLOW_SECONDS = 1.0  # from one look to the next: a CRL is signed within `crl.max_delay` of a revocation, 5 s
 
@@ -86,12 +86,12 @@ def _run(command: str | None) -> bool:
 
 
 class PublishedFolder:
-    """A folder with what is published; looks again at no CRL whose number it has written."""
+    """A folder with what is published; looks again at no CRL that it has written."""
 
     def __init__(self, client: Client, folder: Path) -> None:
         self._client, self.folder = client, folder
-        self._crls: dict[str, tuple[int, str]] = {}
-        """Number and PEM of each CRL, by path."""
+        self._crls: dict[str, tuple[tuple[int, str], str]] = {}
+        """Number, thisUpdate and PEM of each CRL, by path."""
         self.count = 0
         """Files."""
 
@@ -105,16 +105,14 @@ class PublishedFolder:
         plain = ""
         for head in self._client.items("/v1/crls"):
             path = _path(head)
-            if self._crls.get(path, (None,))[0] != head["number"]:
+            issued = head["number"], head["this_update"]
+            if self._crls.get(path, (None,))[0] != issued:
                 pem = self._client.get(path_of("/v1/crls/{}/{}", head["ca"], head["crl"]))["pem"]
-                self._crls[path] = head["number"], pem
+                self._crls[path] = issued, pem
             pem = self._crls[path][1]
             files[path] = _der(pem)
             if head["crl"] == PLAIN and head["ca"] in trusted:
                 plain += pem
-        for path, der in _of_offline_roots(self._client):
-            files[path] = der
-            plain += f"{CRL_HEADER}\n{lines(der).decode()}{CRL_FOOTER}\n"
         certificates = "".join(trusted.values())
         for name, text in (("ca.pem", certificates), ("crl.pem", plain), ("trust.pem", certificates + plain)):
             files[name] = text.encode("ascii")
@@ -136,21 +134,6 @@ class PublishedFolder:
             if each["role"] != "operators":
                 trusted[name] = each["pem"]
         return files, trusted
-
-
-def _of_offline_roots(client: Client) -> Iterator[tuple[str, bytes]]:
-    """The CRLs, path and DER, that the home has from roots whose keys are elsewhere; none over --url."""
-    if client.home is None:
-        return
-    from fleet.domain.published_file import CRL
-    from fleet.home.authorities import read_authorities
-    from fleet.home.layout import open_home
-    from fleet.home.published_certificates import certificate_files
-
-    home = open_home(client.home)
-    for path, file in certificate_files(home, read_authorities(home)).items():
-        if file.content_type == CRL:
-            yield path, file.body
 
 
 def _path(head: Mapping[str, object]) -> str:

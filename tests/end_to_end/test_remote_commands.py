@@ -542,6 +542,27 @@ def test_the_command_line_counts_before_the_environment(shared: Afar) -> None:
     assert "nowhere is not a fleet home" in complaint
 
 
+def test_the_crl_of_an_offline_root_is_published_from_afar_too(shared: Afar, tmp_path: Path) -> None:
+    home, crl, away = shared.served.home, tmp_path / "root.crl", tmp_path / "root.key"
+    run_fleet(home, "ca", "crl", "--days", "365", str(crl))
+    shutil.move(home / "ca/root.key", away)
+    run_fleet(home, "ca", "import", str(crl))
+    der = ssl.PEM_cert_to_DER_cert(crl.read_text().replace("X509 CRL", "CERTIFICATE"))
+    try:
+        for folder, environment in (
+            (tmp_path / "1", {"FLEET_HOME": str(home)}),
+            (tmp_path / "2", shared.environment()),
+        ):
+            assert said(f"publish {folder}", environment)[0] == 0
+            assert crl.read_bytes() in (folder / "crl.pem").read_bytes()
+            published = {each.name for each in folder.rglob("*.crl") if each.read_bytes() == der}
+            assert len(published) == 2
+            assert "plain.crl" in published
+    finally:
+        shutil.move(away, home / "ca/root.key")
+        (home / "ca/root.crl").unlink()
+
+
 def test_a_revoked_operator_is_told_so(afar: Afar, home: Path) -> None:
     run_fleet(home, "operator", "revoke", "bob")
     code, _, complaint = said("model list", afar.environment())
