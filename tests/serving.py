@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -188,3 +188,34 @@ def asked_to_wait(served: Served, home: Path, name: str, model: str = "default")
         assert answer.status == 202, answer.status
         assert int(answer.headers["Retry-After"]) > 0
     return str(json.loads(run_fleet(home, "request", "list", "--device", name, "-o", "json"))[0]["id"])
+
+
+def enroll(served: Served, folder: Path, name: str) -> Path:
+    """The certificate of a new device, whose agent has its home in `folder`."""
+    run_fleet(served.home, "device", "add", name, "--model", "default")
+    token = run_fleet(served.home, "token", "create", "--device", name)
+    host, port = served.address("mqtt")
+    words = ["--device-id", name, "--est", served.est, "--mqtt", f"{host}:{port}", "--ca", str(served.ca_file)]
+    run_agent(folder / name, "init", *words)
+    run_agent(folder / name, "enroll", give=token)
+    return folder / name / "current/cert.pem"
+
+
+def interrupted(command: Sequence[str], environment: Mapping[str, str], devices: int) -> dict[str, Any]:
+    """What `command`, an act on so many devices with `-o json`, prints when it gets Ctrl-C after its first step has
+    begun; it says how far it came, and exits with 1.
+    """
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"0 of {devices}\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        result: dict[str, Any] = json.loads(process.stdout.read())
+        assert process.wait() == 1, said
+    assert result["interrupted"]
+    assert result["done"] < devices
+    assert f"{result['done']} of {devices}. Run it again for the rest." in said
+    return result

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.writes import AddDevice
 from fleet.storage.sqlite.registry import SqliteRegistry
+from tests.serving import interrupted
 
 RunFleet = Callable[..., Result]
 NOW = datetime.now(UTC)
@@ -180,19 +180,7 @@ def test_ctrl_c_finishes_what_was_begun_and_says_how_far_it_came(home: Path) -> 
     words = ["device", "suspend", "--filter", "state=active", "--yes", "-o", "json"]
     environment = {**os.environ, "FLEET_HOME": str(home)}
     command = [sys.executable, "-m", "fleet", *words]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stderr.readline() == "0 of 3000\n"
-        process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-        result = json.loads(process.stdout.read())
-        assert process.wait() == 1
-    assert result["interrupted"]
-    assert result["done"] < 3000
-    assert f"{result['done']} of 3000. Run it again for the rest." in said
+    result = interrupted(command, environment, 3000)
     assert asyncio.run(count(home, SUSPENDED)) == result["done"]
     again = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert again["done"] == 3000 - result["done"]

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.domain.distribution import ca_name, plain_crl_path
-from tests.serving import ANY_PORTS, Served, run_agent, run_fleet
+from tests.serving import ANY_PORTS, Served, enroll, run_fleet
 
 URL = "http://pki.example"
 SECONDS_MAX = 60.0  # on a busy machine; the bound that is published is measured elsewhere
@@ -27,16 +27,6 @@ def publishing(pristine_home: Path, tmp_path: Path) -> Iterator[Served]:
     serving = Served(home, tmp_path / "ready.json", ANY_PORTS).start()
     yield serving
     serving.stop()
-
-
-def enroll(served: Served, folder: Path, name: str) -> Path:
-    run_fleet(served.home, "device", "add", name, "--model", "default")
-    token = run_fleet(served.home, "token", "create", "--device", name)
-    host, port = served.address("mqtt")
-    words = ["--device-id", name, "--est", served.est, "--mqtt", f"{host}:{port}", "--ca", str(served.ca_file)]
-    run_agent(folder / name, "init", *words)
-    run_agent(folder / name, "enroll", give=token)
-    return folder / name / "current/cert.pem"
 
 
 def fetch(served: Served, path: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import ANY_PORTS, Served, run_agent, run_fleet
+from tests.serving import ANY_PORTS, Served, enroll, run_fleet
 
 SECONDS_MAX = 60.0  # on a busy machine: kept answers end with the event
 ASKED = 8  # of two workers, so many fresh connections reach both
@@ -23,17 +23,6 @@ def publishing(pristine_home: Path, tmp_path: Path) -> Iterator[Served]:
     serving = Served(home, tmp_path / "ready.json", (*ANY_PORTS, "--workers", "2")).start()
     yield serving
     serving.stop()
-
-
-def enroll(served: Served, folder: Path, name: str) -> Path:
-    """The certificate of a new device."""
-    run_fleet(served.home, "device", "add", name, "--model", "default")
-    token = run_fleet(served.home, "token", "create", "--device", name)
-    host, port = served.address("mqtt")
-    words = ["--device-id", name, "--est", served.est, "--mqtt", f"{host}:{port}", "--ca", str(served.ca_file)]
-    run_agent(folder / name, "init", *words)
-    run_agent(folder / name, "enroll", give=token)
-    return folder / name / "current/cert.pem"
 
 
 def openssl(*words: str) -> str:

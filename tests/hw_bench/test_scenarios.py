@@ -265,7 +265,7 @@ def test_crl() -> None:
 
 
 @pytest.mark.long  # a kept registry is the same run, twice
-def test_registry() -> None:
+def test_a_large_registry_enrolls_and_answers_as_a_small_one() -> None:
     scenario = LargeRegistry(enroll=Enroll(drivers=1, at_once=4), lookups=200, pages=5)
     holds_for_a_registry(scenario.run(replace(TINY, devices=2000), lambda text: None), "sqlite", 2000)
 
