@@ -26,6 +26,14 @@ def has_signed(authority: x509.Certificate, below: x509.Certificate) -> bool:
     return True
 
 
+def has_signed_crl(authority: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
+    """Likewise of a CRL."""
+    try:
+        return crl.issuer == authority.subject and crl.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+
+
 def checked_chain(
     given: Sequence[x509.Certificate],
     key: ec.EllipticCurvePublicKey,

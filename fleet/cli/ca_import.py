@@ -12,6 +12,7 @@ from fleet.cli.output import output_option, print_value
 from fleet.cli.parameters import TENANT_IF_ANY
 from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
+from fleet.domain.errors import Invalid
 
 if TYPE_CHECKING:
     from cryptography.x509 import CertificateRevocationList
@@ -78,24 +79,29 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
     """
     from fleet.home.authorities import authority_of
     from fleet.home.ca_store import Authority, fingerprint
-    from fleet.home.imported_ca import import_chain, import_root_crl, read_import
+    from fleet.home.imported_ca import import_chain, read_import, read_root_crl
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
     from fleet.home.unix_user import act_now
+    from fleet.runtime.jobs.crls import import_root_crl
     from fleet.services.tenancy import announce_import
 
     async def work() -> "tuple[Authority, Authority] | CertificateRevocationList":
         async with opened(home) as (place, registry):
             act = act_now()
-            crl = import_root_crl(place, tenant, data)
-            if crl is not None:  # it is false when nothing is revoked
-                return crl
+            given = read_root_crl(place, tenant, data)
+            if given is not None:
+                if not await import_root_crl(place, registry, *given, act.now):
+                    raise Invalid("bad-chain", "The CRL is refused: a newer one is here.", "Give the newest.")
+                return given[1]
             before = authority_of(place, tenant)
             models = [each for each in await registry.models() if tenant in each.rules.signers]
             made = read_import(place, tenant, data, {each.name: each.rules.profile for each in models}, act.now)
             ends, new, root = (fingerprint(each) for each in (before.issuing, made.chain[0], made.chain[-1]))
             await announce_import(registry, tenant, ends=ends, sha256=new, root=root, act=act)
             after = import_chain(place, tenant, made, act.now, force=force)
+            if made.crl is not None:
+                await import_root_crl(place, registry, after.root, made.crl, act.now)
             if not tenant:
                 renew_server_certificate(place, settings_of(place), act.now)
             return before, after

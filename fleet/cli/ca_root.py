@@ -31,18 +31,23 @@ def sign(home: Path, days: int, force: bool, request: Path, out: Path) -> None:
     `fleet ca import` takes there.
 
     Nothing of the request counts but its common name and its key. OUT holds the CA, the root, what links it to roots
-    before it, and the root's CRL if `fleet ca crl` has made one.
+    before it, and the root's CRL if there is one.
     """
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from fleet.home.authorities import authority_of
     from fleet.home.layout import opened
     from fleet.home.root_signing import sign_authority
     from fleet.home.unix_user import act_now
+    from fleet.runtime.jobs.crls import root_crl
 
     async def work() -> bytes:
         async with opened(home) as (place, registry):
             act = act_now()
             made, pem = sign_authority(place, data, days, act.now)
             await _announce(registry, "ca.sign", made, act=act)
-            return pem
+            crl = await root_crl(registry, authority_of(place, "").root)
+            return pem + (crl.public_bytes(Encoding.PEM) if crl is not None else b"")
 
     with attempting(f"signing '{request}'"):
         data = request.read_bytes()
@@ -89,22 +94,24 @@ def cross_sign_(home: Path, force: bool, root: Path, out: Path) -> None:
 def crl(home: Path, days: int, revoked: tuple[Path, ...], force: bool, out: Path) -> None:
     """Sign the root's own CRL, of the CAs that it has signed, and write it to OUT, PEM.
 
-    What an earlier one lists stays listed. Relying parties that check the whole chain need it, beside the CRLs of the
-    issuing CAs, which servers make by themselves.
+    What an earlier one lists stays listed. Where this home is served or published, that CRL is. Relying parties that
+    check the whole chain need it, beside the CRLs of the issuing CAs, which servers make by themselves.
     """
     from cryptography.hazmat.primitives.serialization import Encoding
 
     from fleet.home.layout import opened
-    from fleet.home.root_signing import read_revoked, sign_root_crl
+    from fleet.home.root_signing import read_revoked
     from fleet.home.unix_user import act_now
+    from fleet.runtime.jobs.crls import sign_root_crl
 
     async def work() -> bytes:
         async with opened(home) as (place, registry):
             act = act_now()
             certificates = read_revoked(place, files)
+            made = await sign_root_crl(place, registry, certificates, days, act.now)
             for each in certificates:
                 await _announce(registry, "ca.revoke", each, act=act)
-            return sign_root_crl(place, certificates, days, act.now).public_bytes(Encoding.PEM)
+            return made.public_bytes(Encoding.PEM)
 
     with attempting(f"signing the CRL of the root of '{home}'"):
         files = [file.read_bytes() for file in revoked]

@@ -105,7 +105,7 @@ class PublishedFolder:
         plain = ""
         for head in self._client.items("/v1/crls"):
             path = _path(head)
-            issued = head["number"], head["this_update"]
+            issued = head["number"], head["this_update"]  # another CA's software may give no numbers
             if self._crls.get(path, (None,))[0] != issued:
                 pem = self._client.get(path_of("/v1/crls/{}/{}", head["ca"], head["crl"]))["pem"]
                 self._crls[path] = issued, pem

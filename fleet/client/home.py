@@ -5,7 +5,7 @@ The user of this machine who can write to the home has every permission; the aud
 
 import asyncio
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from fleet.servers.admin.messages import Caller, Headers, Request, body_of
 from fleet.storage.engines import Engine
 
 if TYPE_CHECKING:
-    from fleet.domain.crl import Crl, CrlHead
+    from fleet.domain.crl import CrlHead
     from fleet.servers.admin.ca_access import CaAccess
     from fleet.services.retention import Policy
 
@@ -91,12 +91,6 @@ def _context(home: Home, registry: Engine, now: datetime) -> Context:
 
         return await crls.issue_crls(home, registry, at, validity)
 
-    def offline_crls() -> "Iterable[Crl]":
-        from fleet.home.authorities import read_authorities
-        from fleet.home.published_certificates import offline_crls
-
-        return offline_crls(read_authorities(home))
-
     @functools.cache
     def key() -> bytes:
         from fleet.home.pki import cursor_key
@@ -111,6 +105,5 @@ def _context(home: Home, registry: Engine, now: datetime) -> Context:
         waiting=waiting,
         cursor_key=key,
         issue_crls=issue_crls,
-        offline_crls=offline_crls,
         started=now,
     )

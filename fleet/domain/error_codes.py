@@ -248,6 +248,7 @@ bad-database | 400 | The database setting is invalid. | See fleet init --help.
 bad-host | 400 | A host of the server certificate is invalid. | Give DNS names and IP addresses.
 bad-issuer | 400 | The issuing CA's certificate cannot sign. | Roll the CA over: fleet ca rollover.
 bad-chain | 400 | The chain of an issuing CA that was signed elsewhere cannot be used. | The message says why; have the request signed again.
+bad-ca-certificate | 400 | It is not a certificate that this root can sign or revoke. | The message says why.
 bad-certificate-file | 400 | A certificate file of the home cannot be used. | The message names the file; put it back from a backup.
 bad-key | 400 | A key file cannot be used. | The message names the file and the reason.
 bad-server-chain | 400 | No client could verify the server's certificate chain. | Put the CAs above the certificate into server/server.pem.

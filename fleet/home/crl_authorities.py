@@ -8,7 +8,7 @@ from cryptography import x509
 from fleet.ca.crl import LocalCrlSigner, key_identifier_of
 from fleet.ca.keys import load_key
 from fleet.domain.ports import CrlSigner
-from fleet.home.authorities import read_authorities
+from fleet.home.authorities import key_of_root, read_authorities
 from fleet.home.ca_store import FORMER, Authority, fingerprint
 from fleet.home.layout import Home, certificate_in
 from fleet.services.crl_publishing import CrlCa
@@ -20,8 +20,19 @@ def crl_authorities(home: Home) -> list[CrlCa]:
     for certificate, key, is_issuing in _authorities(home):
         if key.exists():
             identifier = key_identifier_of(certificate)
-            found.setdefault(identifier, CrlCa(identifier, _signer(certificate, key), is_issuing))
+            is_root = certificate.subject == certificate.issuer
+            found.setdefault(identifier, CrlCa(identifier, _signer(certificate, key), is_issuing, is_root))
     return list(found.values())
+
+
+def root_that_publishes(home: Home) -> tuple[x509.Certificate, CrlCa]:
+    """The fleet's root, and it as a CA whose CRL is as valid as is asked for.
+
+    Raises: Refused (`root-key-away`). Invalid (`bad-key`, `key-exposed`).
+    """
+    root = read_authorities(home).own.root
+    signer = LocalCrlSigner(root, key_of_root(home.root_key))
+    return root, CrlCa(key_identifier_of(root), lambda: signer, is_sharded=False)
 
 
 def _signer(certificate: x509.Certificate, key: Path) -> Callable[[], CrlSigner]:

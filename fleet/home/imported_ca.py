@@ -1,7 +1,6 @@
 """An issuing CA that a corporate or offline root has signed: its request, and the import of the chain that came back.
 
 FOLDER/request.key    the key of the request, until the chain is imported
-FOLDER/root.crl       the root's own CRL, PEM, where it came along
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import (
     Certified,
@@ -22,11 +20,11 @@ from fleet.ca.authority import (
     renewed_server_certificate,
 )
 from fleet.ca.authority_request import authority_request
-from fleet.ca.chain import checked_chain, has_signed
+from fleet.ca.chain import checked_chain, has_signed, has_signed_crl
+from fleet.ca.imported_crl import crls_of
 from fleet.ca.issuer import trial_leaf
 from fleet.ca.keys import load_key, load_or_make_key
-from fleet.ca.root_crl import number_of
-from fleet.config.durable_files import sync, write_file
+from fleet.config.durable_files import sync
 from fleet.domain.errors import Invalid, NotFound, Refused
 from fleet.domain.model_rules import ProfileRules
 from fleet.home.authorities import (
@@ -43,7 +41,7 @@ from fleet.tls.verification import why_unverified
 from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
 
-REQUEST_KEY, ROOT_CRL = "request.key", "root.crl"
+REQUEST_KEY = "request.key"
 FILE_SIZE_MAX = 256 * 1024
 
 
@@ -96,49 +94,30 @@ def read_import(home: Home, tenant: str, data: bytes, profiles: Mapping[str, Pro
         _devices_must_verify(trial_leaf((chain[0], key), model, profile, now), model, chain, now)
     root = chain[-1]
     crl = next((each for each in crls if each.issuer == root.subject), None)
-    if crl is not None and not is_crl_of(root, crl):
-        raise Invalid("bad-chain", "The chain is refused: the root has not signed the CRL.", "Ask for another.")
+    if crl is not None:
+        _must_be_a_crl_of(root, crl)
     return Imported(chain, None if root == authority.root else _links(authority, root, given, now), crl)
 
 
-def is_crl_of(root: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
-    """Whether `root` has signed `crl`."""
-    return crl.issuer == root.subject and crl.is_signature_valid(root.public_key())  # type: ignore[arg-type]
+def read_root_crl(
+    home: Home, tenant: str, data: bytes
+) -> tuple[x509.Certificate, x509.CertificateRevocationList] | None:
+    """The root of `tenant`, and its CRL in `data`; None: that holds certificates too, or instead.
 
-
-def root_crl_in(file: Path, root: x509.Certificate) -> x509.CertificateRevocationList | None:
-    """The CRL of `root` in `file`; None: there is none, or it is of the root before a rollover.
-
-    Raises: Invalid (`bad-certificate-file`). OSError.
-    """
-    if not file.exists():
-        return None
-    try:
-        found = x509.load_pem_x509_crl(file.read_bytes())
-    except ValueError:
-        raise Invalid("bad-certificate-file", f"{file} holds no CRL in PEM.", "Put it back from a backup.") from None
-    return found if is_crl_of(root, found) else None
-
-
-def import_root_crl(home: Home, tenant: str, data: bytes) -> x509.CertificateRevocationList | None:
-    """Keep and publish the root's newer CRL in `data`; None: it holds certificates too, or instead.
-
-    Raises: NotFound (`no-such-tenant`). Invalid (`bad-chain`): the root has not signed it, or it is older. OSError.
+    Raises: NotFound (`no-such-tenant`). Invalid (`bad-chain`): the root has not signed it. OSError.
     """
     certificates, crls = _given(data)
     if certificates or len(crls) != 1:
         return None
-    authority = authority_of(home, tenant)
-    file = authority.key_file.with_name(ROOT_CRL)
-    with locked(home.ca):
-        if not is_crl_of(authority.root, crls[0]):
-            raise Invalid("bad-chain", "The CRL is refused: the root has not signed it.", "See: fleet ca show")
-        before = root_crl_in(file, authority.root)
-        if before is not None and number_of(crls[0]) < number_of(before):
-            raise Invalid("bad-chain", "The CRL is refused: a newer one is here.", "Give the newest.")
-        write_file(file, crls[0].public_bytes(Encoding.PEM), secret=False, force=True)
-    touch_watched_folders(home)
-    return crls[0]
+    root = authority_of(home, tenant).root
+    _must_be_a_crl_of(root, crls[0])
+    return root, crls[0]
+
+
+def _must_be_a_crl_of(root: x509.Certificate, crl: x509.CertificateRevocationList) -> None:
+    if not has_signed_crl(root, crl):
+        raise Invalid("bad-chain", "The CRL is refused: the root has not signed it.", "See: fleet ca show")
+    crls_of(crl, root)
 
 
 def _request_key(authority: Authority) -> ec.EllipticCurvePrivateKey:
@@ -221,8 +200,6 @@ def import_chain(home: Home, tenant: str, made: Imported, now: datetime, *, forc
             if not tenant:
                 keep_fleet_fingerprint(home)
         roll_over(folder, (made.chain[0], key), crosses, made.root, above=made.chain[1:-1])
-        if made.crl is not None:
-            write_file(folder / ROOT_CRL, made.crl.public_bytes(Encoding.PEM), secret=False, force=True)
         folder.joinpath(REQUEST_KEY).unlink()
         sync(folder)
     touch_watched_folders(home)

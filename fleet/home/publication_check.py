@@ -15,7 +15,7 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
 from fleet.ca.authority import identifier_of
-from fleet.ca.chain import has_signed
+from fleet.ca.chain import has_signed, has_signed_crl
 from fleet.ca.distribution import DistributionPoints, Publication
 from fleet.domain.distribution import serial_in
 from fleet.home.authorities import Authorities
@@ -142,7 +142,7 @@ def check_url(published: PublishedUrl, fetch: Fetch, now: datetime) -> CheckResu
 
 def _check_crl(published: PublishedUrl, fetch: Fetch, now: datetime) -> datetime | None:
     crl = x509.load_der_x509_crl(fetch(published.url, None))
-    if crl.issuer != published.issuer.subject or not crl.is_signature_valid(published.issuer.public_key()):  # type: ignore[arg-type]
+    if not has_signed_crl(published.issuer, crl):
         raise _Rejected("it is not signed by the CA")
     for extension in crl.extensions:
         if isinstance(extension.value, x509.IssuingDistributionPoint):

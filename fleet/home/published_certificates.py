@@ -7,16 +7,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.authority import identifier_of
-from fleet.ca.root_crl import number_of
-from fleet.domain.crl import Crl, CrlHead
-from fleet.domain.distribution import ca_name, ca_path, full_crl_path, plain_crl_path
-from fleet.domain.published_file import CA_CERTIFICATE, CRL, PublishedFile
+from fleet.domain.distribution import ca_name, ca_path
+from fleet.domain.published_file import CA_CERTIFICATE, PublishedFile
 from fleet.home.authorities import Authorities
-from fleet.home.imported_ca import ROOT_CRL, root_crl_in
 from fleet.home.layout import Home, certificate_in
 from fleet.home.reloading_ca import LiveAuthorities
 
-NUMBER_MAX = (1 << 63) - 1  # that our records hold; another CA's may have 20 octets (RFC 5280, 5.2.3)
 FRESH = timedelta(days=1)  # a CA's certificate changes when it is signed anew
 
 
@@ -38,23 +34,8 @@ class PublishedCertificates:
 
 
 def certificate_files(home: Home, authorities: Authorities) -> dict[str, PublishedFile]:
-    """The certificate of every CA of `home`, by its path, and the CRLs of roots whose keys are elsewhere."""
-    files = dict(map(_published, reversed(list(_certificates(home, authorities)))))
-    for crl in offline_crls(authorities):
-        files[crl.head.path] = PublishedFile(crl.der, CRL, crl.head.this_update, FRESH, crl.head.next_update)
-    return files
-
-
-def offline_crls(authorities: Authorities) -> Iterator[Crl]:
-    """The CRLs of roots whose keys are elsewhere, each at both paths of a full CRL."""
-    for each in authorities.all:
-        crl = root_crl_in(each.key_file.with_name(ROOT_CRL), each.root)
-        if crl is None or crl.next_update_utc is None:
-            continue
-        times, number = (crl.last_update_utc, crl.next_update_utc), min(number_of(crl), NUMBER_MAX)
-        issuer, der = identifier_of(each.root), crl.public_bytes(Encoding.DER)
-        for path in (full_crl_path(ca_name(issuer)), plain_crl_path(ca_name(issuer))):
-            yield Crl(CrlHead(path, issuer, number, 0, *times, len(crl)), der)
+    """The certificate of every CA of `home`, by its path."""
+    return dict(map(_published, reversed(list(_certificates(home, authorities)))))
 
 
 def _certificates(home: Home, authorities: Authorities) -> Iterator[x509.Certificate]:

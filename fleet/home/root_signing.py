@@ -10,20 +10,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.authority import Certified, certify_issuing, certify_root
 from fleet.ca.authority_request import read_authority_request
 from fleet.ca.chain import has_signed
-from fleet.ca.root_crl import next_root_crl
-from fleet.config.durable_files import write_file
 from fleet.domain.errors import Invalid
 from fleet.home.authorities import key_of_root, must_be_called_otherwise, read_authorities
-from fleet.home.ca_store import locked
-from fleet.home.imported_ca import ROOT_CRL, root_crl_in
 from fleet.home.layout import Home
 from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
 
 
 def sign_authority(home: Home, request: bytes, days: int, now: datetime) -> tuple[x509.Certificate, bytes]:
-    """The issuing CA that `request` asks for, and the answer that goes back, PEM: it, the root, what links that to
-    roots before it, and the root's CRL.
+    """The issuing CA that `request` asks for, and the answer that goes back, PEM: it, the root, and what links that to
+    roots before it.
 
     Raises: Invalid (`bad-csr`, `bad-name`, `issuer-expired`). Conflict (`name-taken`). Refused (`root-key-away`).
     OSError.
@@ -35,48 +31,31 @@ def sign_authority(home: Home, request: bytes, days: int, now: datetime) -> tupl
     must_be_called_otherwise(made, known)
     former = known.own.former_roots
     links = [link for each in former for link in (each.new_with_old, each.old_with_new) if link is not None]
-    pem = b"".join(each.public_bytes(Encoding.PEM) for each in (made, root[0], *links))
-    crl = home.ca / ROOT_CRL
-    return made, pem + (crl.read_bytes() if crl.exists() else b"")
+    return made, b"".join(each.public_bytes(Encoding.PEM) for each in (made, root[0], *links))
 
 
 def cross_sign(home: Home, data: bytes, now: datetime) -> x509.Certificate:
     """The root CA in `data` (PEM, DER, PKCS#7), signed by this home's root too.
 
-    Raises: Invalid (`bad-anchor`, `issuer-expired`). Refused (`root-key-away`). OSError.
+    Raises: Invalid (`bad-ca-certificate`, `issuer-expired`). Refused (`root-key-away`). OSError.
     """
     other = _only_certificate(data)
     root = _root(home)
     if other.public_key() == root[0].public_key():
-        raise Invalid("bad-anchor", "It is this home's own root.", "Give the other one's.")
+        raise Invalid("bad-ca-certificate", "It is this home's own root.", "Give the other one's.")
     if not has_signed(other, other):
-        raise Invalid("bad-anchor", "It is no root: another CA has signed it.", "Give the root above it.")
+        raise Invalid("bad-ca-certificate", "It is no root: another CA has signed it.", "Give the root above it.")
     return certify_root(other, *root, now)
 
 
 def read_revoked(home: Home, files: Sequence[bytes]) -> list[x509.Certificate]:
-    """CA certificates, one a file. Raises: Invalid (`bad-anchor`): one is not signed by the root of `home`."""
+    """CA certificates, one a file. Raises: Invalid (`bad-ca-certificate`): one is not signed by the root of `home`."""
     root = read_authorities(home).own.root
     certificates = [_only_certificate(data) for data in files]
     for each in certificates:
         if each == root or not has_signed(root, each):
-            raise Invalid("bad-anchor", f"This root has not signed {each.subject.rfc4514_string()}.")
+            raise Invalid("bad-ca-certificate", f"This root has not signed {each.subject.rfc4514_string()}.")
     return certificates
-
-
-def sign_root_crl(
-    home: Home, revoked: Sequence[x509.Certificate], days: int, now: datetime
-) -> x509.CertificateRevocationList:
-    """The root's next CRL: what the one before lists, and `revoked`. It is kept in the home.
-
-    Raises: Refused (`root-key-away`). Invalid (`bad-certificate-file`): the one before is damaged. OSError.
-    """
-    root = _root(home)
-    with locked(home.ca):
-        file = home.ca / ROOT_CRL
-        crl = next_root_crl(root, root_crl_in(file, root[0]), revoked, days, now)
-        write_file(file, crl.public_bytes(Encoding.PEM), secret=False, force=True)
-    return crl
 
 
 def _root(home: Home) -> Certified:
@@ -87,7 +66,7 @@ def _only_certificate(data: bytes) -> x509.Certificate:
     try:
         certificates = read(data).certificates
     except WireError as error:
-        raise Invalid("bad-anchor", str(error)) from None
+        raise Invalid("bad-ca-certificate", str(error)) from None
     if len(certificates) != 1:
-        raise Invalid("bad-anchor", f"The file holds {len(certificates)} certificates, not one.")
+        raise Invalid("bad-ca-certificate", f"The file holds {len(certificates)} certificates, not one.")
     return certificates[0]

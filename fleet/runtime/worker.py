@@ -27,7 +27,6 @@ from fleet.home.layout import Home, waiting_limits
 from fleet.home.leaf_issuers import LeafIssuers
 from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
 from fleet.home.proxy_secrets import ProxySecrets
-from fleet.home.published_certificates import offline_crls
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
@@ -232,7 +231,6 @@ class _HttpServers:
             waiting=lambda: waiting_limits(self.settings),
             cursor_key=cache(lambda: cursor_key(self.home)),
             issue_crls=partial(issue_crls, self.home, self.registry),
-            offline_crls=lambda: offline_crls(self.authorities.recent),
             started=self.clock(),
         )
         # Operators page through long lists; their certificates are few and known by name.

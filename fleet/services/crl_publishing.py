@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from fleet.domain import distribution
-from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Unlisted
+from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
 from fleet.domain.distribution import buckets_of, ca_name
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.lease import Lease
@@ -57,6 +57,8 @@ class CrlCa:
     """Reads the key. Raises: FleetError, OSError: it is not here."""
     is_sharded: bool = True
     """False for the few certificates of a root or of the operators' CA."""
+    keeps_validity: bool = False
+    """Of a root, whose key may go elsewhere: its next CRL is valid for as long as the one before, or longer."""
 
     @property
     def name(self) -> str:
@@ -109,10 +111,9 @@ class CrlPublisher:
 
         Raises: Unavailable. FleetError, OSError: a CA's key cannot be read; those of the others have been published.
         """
-        held = await self._registry.lease(LEASE)
-        if held is not None and held.owner != self._node and held.expires_at > now:
+        lease = await self._lease(now)
+        if lease is None:
             return []
-        lease = Lease(LEASE, self._node, now + LEASE_TIME)
         try:
             await self._list(lease, now)
             heads = await self._registry.crl_heads()
@@ -135,6 +136,32 @@ class CrlPublisher:
         except Conflict:
             return []  # another node was faster
         return made
+
+    async def adopt(
+        self, crls: Sequence[Crl], revoked: Sequence[tuple[Revocation, bytes]], now: datetime
+    ) -> list[CrlHead]:
+        """Publish `crls`, which a CA has signed elsewhere and which list `revoked`, unless another node publishes; what
+        was published.
+
+        Raises: Unavailable.
+        """
+        lease = await self._lease(now)
+        if lease is None:
+            return []
+        try:
+            await self._registry.add_revoked(revoked)
+            await self._list(lease, now)
+            await self._registry.publish_crls(crls, [crls[0].head.issuer], lease, now)
+        except Conflict:
+            return []
+        return [crl.head for crl in crls]
+
+    async def _lease(self, now: datetime) -> Lease | None:
+        """To write with; None: another node publishes."""
+        held = await self._registry.lease(LEASE)
+        if held is not None and held.owner != self._node and held.expires_at > now:
+            return None
+        return Lease(LEASE, self._node, now + LEASE_TIME)
 
     async def release(self, now: datetime) -> None:
         """Let another node publish from now on."""
@@ -257,6 +284,8 @@ class _Maker:
     def _form(self, path: str, *, base: int = 0, freshest: str = "") -> CrlForm:
         this_update = (self.round.now - BACKDATED).replace(microsecond=0)
         next_update = (self.round.now + self.policy.validity).replace(microsecond=0)
+        if self.round.ca.keeps_validity:
+            next_update = max([next_update, *(head.next_update for head in self.round.heads.values())])
         return CrlForm(self.number, this_update, next_update, self._url(path) if path else "", base, freshest)
 
     def _url(self, path: str) -> str:

@@ -3,6 +3,11 @@
 import subprocess
 from pathlib import Path
 
+from cryptography import x509
+
+from fleet.ca.crl import key_identifier_of
+from fleet.ca.imported_crl import number_of
+from fleet.home.layout import certificate_in
 from tests.serving import run_fleet
 
 
@@ -22,6 +27,34 @@ def test_a_command_that_fails_is_reported_with_the_files_written(tmp_path: Path)
     run_fleet(home, "init")
     run_fleet(home, "publish", str(tmp_path / "pki"), "--run", "exit 3", expect=1)
     assert (tmp_path / "pki" / "ca.pem").exists()
+
+
+def test_a_root_has_one_crl_whichever_command_signed_it_last(home: Path, tmp_path: Path) -> None:
+    asked, answer, revoked = tmp_path / "asked.pem", tmp_path / "answer.pem", tmp_path / "revoked.pem"
+    run_fleet(home, "tenant", "add", "apart", "--own-root")
+    run_fleet(home, "ca", "csr", "--tenant", "apart", str(asked))
+    run_fleet(home, "ca", "sign", str(asked), str(answer))
+    revoked.write_text(answer.read_text().partition("-----END CERTIFICATE-----\n")[0] + "-----END CERTIFICATE-----\n")
+    numbers = [0]
+    root = key_identifier_of(certificate_in(home / "ca/root.pem")).hex()
+    for command in (("ca", "crl", "--revoke", str(revoked), str(tmp_path / "1.crl")), ("crl", "issue"), ("ca", "crl")):
+        run_fleet(home, *command)
+        run_fleet(home, "publish", str(tmp_path / "pki"))
+        files = [tmp_path / "pki/crl" / name for name in (f"{root}.crl", f"{root}/plain.crl")]
+        full, plain = (x509.load_der_x509_crl(file.read_bytes()) for file in files)
+        assert full == plain
+        assert [each.serial_number for each in full] == [certificate_in(revoked).serial_number]
+        assert full.next_update_utc is not None
+        assert (full.next_update_utc - full.last_update_utc).days == 365
+        numbers.append(number_of(full))
+        every = x509_crls(tmp_path / "pki/crl.pem")
+        assert [number_of(each) for each in every if each.issuer == full.issuer] == numbers[-1:]
+    assert numbers == sorted(set(numbers))
+
+
+def x509_crls(file: Path) -> list[x509.CertificateRevocationList]:
+    end = "-----END X509 CRL-----\n"
+    return [x509.load_pem_x509_crl((each + end).encode()) for each in file.read_text().split(end)[:-1]]
 
 
 def test_the_crl_of_an_offline_root_is_published_with_the_others(home: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from fleet.ca.authority import create_root, identifier_of
-from fleet.ca.root_crl import next_root_crl, number_of
+from fleet.ca.crl import LocalCrlSigner
+from fleet.ca.imported_crl import number_of
+from fleet.ca.keys import load_key
+from fleet.ca.tbs import ECDSA_WITH_SHA256, sealed, time
 from fleet.config.settings import Settings
+from fleet.domain.crl import CrlForm, CrlReason
+from fleet.domain.distribution import full_crl_path, plain_crl_path
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
 from fleet.domain.model_rules import ProfileRules
+from fleet.domain.ports import Registry
 from fleet.domain.published_file import CRL
 from fleet.home import ca_store
 from fleet.home.authorities import (
@@ -26,17 +33,18 @@ from fleet.home.authorities import (
     issuers_below,
     new_issuing_key,
     new_tenant,
-    read_authorities,
 )
 from fleet.home.ca_store import Authority
 from fleet.home.creation import create_home
-from fleet.home.imported_ca import import_chain, import_root_crl, read_import, request_issuing
-from fleet.home.layout import Home, fleet_fingerprint
+from fleet.home.imported_ca import import_chain, read_import, read_root_crl, request_issuing
+from fleet.home.layout import Home, fleet_fingerprint, open_registry
 from fleet.home.pki import load_issuer, renew_server_certificate, server_identity
-from fleet.home.published_certificates import certificate_files
-from fleet.home.root_signing import cross_sign, read_revoked, sign_authority, sign_root_crl
+from fleet.home.root_signing import cross_sign, read_revoked, sign_authority
+from fleet.runtime.jobs.crls import import_root_crl, issue_crls, root_crl, sign_root_crl
 from fleet.runtime.jobs.server_certificate import Contexts
+from fleet.services.published_crls import PublishedCrls
 from fleet.tls.verification import why_unverified
+from fleet.wire.der import INTEGER, encode_element, sequence
 from tests.home.corporate import CorporateCa, below, corporate_root
 from tests.tenant_fixtures import pem
 
@@ -298,36 +306,93 @@ async def test_issuing_and_root_rollover_of_an_imported_chain(home: Home) -> Non
     assert unverified(home, corp.certificate, later) == ""
 
 
+@asynccontextmanager
+async def registry_of(home: Home) -> AsyncIterator[Registry]:
+    registry = await open_registry(home)
+    yield registry
+    await registry.close()
+
+
 async def test_an_offline_root_signs_a_request_and_its_crl(home: Home, tmp_path: Path) -> None:
     offline = await create_home(tmp_path / "root", Settings(name="Acme Trust"), NOW)
     with pytest.raises(Invalid, match="no certificate request"):
         sign_authority(offline, b"no", 1, NOW)
-    empty = sign_root_crl(offline, [], 365, NOW)
-    assert len(list(empty)) == 0
-    assert empty.next_update_utc == NOW + 365 * DAY
     made, answer = sign_authority(offline, request_issuing(home, ""), 3650, NOW)
     root = authority_of(offline, "").root
     imported(home, answer)
     assert authority_of(home, "").root == root
-    assert x509.load_pem_x509_crl((home.ca / "root.crl").read_bytes()) == empty
     assert unverified(home, root) == ""
-    assert certificate_files(home, read_authorities(home))[f"/crl/{identifier_of(root).hex()}.crl"].content_type == CRL
-    # The CA is revoked: it stays listed from then on, and the number never goes back.
-    with pytest.raises(Invalid, match="has not signed"):
-        read_revoked(offline, [pem(authority_of(home, "").former[0])])
-    listed = sign_root_crl(offline, read_revoked(offline, [pem(made)]), 365, NOW)
-    again = sign_root_crl(offline, [], 365, NOW - DAY)
+    async with registry_of(offline) as registry:
+        empty = await sign_root_crl(offline, registry, [], 365, NOW)
+        assert len(list(empty)) == 0
+        assert empty.next_update_utc == NOW + 365 * DAY
+        # The CA is revoked: it stays listed from then on, and the number never goes back.
+        with pytest.raises(Invalid, match="has not signed"):
+            read_revoked(offline, [pem(authority_of(home, "").former[0])])
+        listed = await sign_root_crl(offline, registry, read_revoked(offline, [pem(made)]), 365, NOW)
+        again = await sign_root_crl(offline, registry, [], 30, NOW)
     assert number_of(empty) < number_of(listed) < number_of(again)
     assert [each.serial_number for each in again] == [made.serial_number]
-    other = next_root_crl(create_root("Other", NOW), None, [], 1, NOW)
-    assert import_root_crl(home, "", answer) is None  # a chain is with it
-    assert import_root_crl(home, "", listed.public_bytes(Encoding.DER)) == listed
-    for wrong, sentence in ((empty, "a newer one is here"), (other, "has not signed it")):
-        with pytest.raises(Invalid, match=sentence):
-            import_root_crl(home, "", wrong.public_bytes(Encoding.PEM))
-    (offline.ca / "root.crl").write_text("damaged")
-    with pytest.raises(Invalid, match=r"root\.crl holds no CRL"):
-        sign_root_crl(offline, [], 365, NOW)
+    assert again.next_update_utc == NOW + 30 * DAY
+    assert read_root_crl(home, "", answer) is None  # a chain
+    assert read_root_crl(home, "", answer + listed.public_bytes(Encoding.PEM)) is None  # a chain is with it
+    given = read_root_crl(home, "", listed.public_bytes(Encoding.DER))
+    assert given == (root, listed)
+    async with registry_of(home) as registry:
+        assert await import_root_crl(home, registry, *given, NOW)
+        assert not await import_root_crl(home, registry, root, empty, NOW)
+        crls = PublishedCrls(registry, fresh_for=DAY)
+        for path in (full_crl_path(identifier_of(root).hex()), plain_crl_path(identifier_of(root).hex())):
+            file = await crls.find(path)
+            assert file is not None
+            assert (file.body, file.content_type) == (listed.public_bytes(Encoding.DER), CRL)
+        # With the root's key back here, its next CRL lists what was imported, and is valid for as long.
+        shutil.copy(offline.root_key, home.root_key)
+        await issue_crls(home, registry, NOW + DAY, None)
+        own = await root_crl(registry, root)
+        assert own is not None
+        assert [each.serial_number for each in own] == [made.serial_number]
+        assert own.next_update_utc == listed.next_update_utc
+        assert number_of(own) > number_of(listed)
+        assert not await import_root_crl(home, registry, root, listed, NOW)
+
+
+@pytest.mark.parametrize("fault", ["another root", "no nextUpdate"])
+async def test_a_root_crl_that_is_refused(home: Home, fault: str) -> None:
+    other = create_root("Other", NOW)
+    data = LocalCrlSigner(*other).sign(CrlForm(1, NOW, NOW + DAY), [])
+    if fault == "no nextUpdate":
+        root, key = authority_of(home, "").root, load_key(home.root_key)
+        data = crl_without_next_update(root, key, NOW)
+    with pytest.raises(Invalid, match={"another root": "has not signed it", "no nextUpdate": "no nextUpdate"}[fault]):
+        read_root_crl(home, "", data)
+
+
+def crl_without_next_update(ca: x509.Certificate, key: ec.EllipticCurvePrivateKey, at: datetime) -> bytes:
+    parts = (encode_element(INTEGER, b"\x01"), ECDSA_WITH_SHA256, ca.subject.public_bytes(), time(at))
+    tbs = sequence(*parts)
+    return sealed(tbs, key.sign(tbs, ec.ECDSA(hashes.SHA256())))
+
+
+async def test_what_a_corporate_root_lists_is_kept_with_its_reason_whatever_its_numbers(home: Home) -> None:
+    corp = corporate_root("Corp Root", NOW)
+    imported(home, pem(answered(home, corp), corp.certificate))
+    builder = x509.CertificateRevocationListBuilder().issuer_name(corp.certificate.subject)
+    builder = builder.last_update(NOW).next_update(NOW + DAY).add_extension(x509.CRLNumber(1 << 158), critical=False)
+    for number, reason in ((7, x509.ReasonFlags.key_compromise), ((1 << 159) - 1, None)):
+        entry = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(NOW)
+        if reason is not None:
+            entry = entry.add_extension(x509.CRLReason(reason), critical=False)
+        builder = builder.add_revoked_certificate(entry.build())
+    data = builder.sign(corp.key, hashes.SHA256()).public_bytes(Encoding.DER)
+    given = read_root_crl(home, "", data)
+    assert given is not None
+    async with registry_of(home) as registry:
+        assert await import_root_crl(home, registry, *given, NOW)
+        assert await import_root_crl(home, registry, *given, NOW)  # again: nothing is doubled
+        found = [await registry.revocation(f"{number:x}") for number in (7, (1 << 159) - 1)]
+        assert [each.reason for each in found if each is not None] == [CrlReason.KEY_COMPROMISE, CrlReason.UNSPECIFIED]
+        assert await registry.unpublished() == []
 
 
 async def test_our_own_rollovers_travel_with_the_answer(home: Home, tmp_path: Path) -> None:

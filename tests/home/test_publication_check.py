@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
 from fleet.ca.authority import Certified, create_issuing, create_root, issue_responder_certificate
+from fleet.ca.crl import LocalCrlSigner
 from fleet.ca.keys import generate_key
-from fleet.ca.root_crl import next_root_crl
+from fleet.domain.crl import CrlForm
 from fleet.home.publication_check import SERIAL_UNKNOWN, CheckResult, PublishedUrl, _issuer_hashes, check_url
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -35,7 +36,8 @@ def found(kind: str, data: bytes | OSError, *, serial: int = SERIAL_UNKNOWN) -> 
 
 def crl(signer: Certified = CA, *, days: int = 7, at: datetime = NOW, url: str = "") -> bytes:
     if not url:
-        return next_root_crl(signer, None, [], days, at).public_bytes(Encoding.DER)
+        form = CrlForm(1, at - timedelta(minutes=5), at + days * DAY)
+        return LocalCrlSigner(*signer).sign(form, [])
     scope = x509.IssuingDistributionPoint([x509.UniformResourceIdentifier(url)], None, False, False, None, False, False)
     builder = x509.CertificateRevocationListBuilder().issuer_name(signer[0].subject).last_update(at)
     builder = builder.next_update(at + DAY).add_extension(scope, critical=True)

@@ -1,8 +1,11 @@
 """The journal of certificates that CRLs have listed: cut anywhere, it holds every whole line before the cut."""
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+
+import pytest
 
 from fleet.domain.crl import Listed, Revocation
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
@@ -26,6 +29,22 @@ class Journal:
 
     def held(self, days: int = 0) -> dict[str, int]:
         return {serial: each.reason for serial, (each, _) in self.journal.read(NOW + timedelta(days=days)).items()}
+
+
+def test_the_folder_of_a_new_journal_is_durable_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "state/revoked.jsonl")
+    synced: list[tuple[int, int]] = []
+
+    def note(handle: int) -> None:
+        found = os.fstat(handle)
+        synced.append((found.st_dev, found.st_ino))
+
+    monkeypatch.setattr(os, "fsync", note)
+    journal.note("a1")
+    files = [(path.stat().st_dev, path.stat().st_ino) for path in (journal.path, journal.path.parent)]
+    assert synced == files
+    journal.note("a2")
+    assert synced == [*files, files[0]]
 
 
 def test_the_last_line_about_a_certificate_counts_and_expired_ones_leave(tmp_path: Path) -> None:

@@ -4,18 +4,23 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from cryptography import x509
+
+from fleet.ca.authority import identifier_of
 from fleet.ca.crl import make_entries
+from fleet.ca.imported_crl import crls_of, number_of, revocations_of
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
-from fleet.domain.crl import CrlHead, Listed, Unlisted
+from fleet.domain.crl import CrlHead, CrlReason, Listed, Revocation, Unlisted
+from fleet.domain.distribution import ca_name, plain_crl_path
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.ports import Registry
-from fleet.home.crl_authorities import crl_authorities
+from fleet.home.crl_authorities import crl_authorities, root_that_publishes
 from fleet.home.layout import Home, settings_of
 from fleet.runtime.jobs.retention import node_name
 from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy, CrlPublisher
@@ -60,13 +65,63 @@ async def issue_crls(home: Home, registry: Registry, now: datetime, validity: ti
     policy = crl_policy(settings_of(home))
     if validity is not None:
         policy = replace(policy, validity=validity)
-    # A name of its own: a round of the server at this home must not run beside this one.
-    publisher = CrlPublisher(registry, policy, f"{node_name(home)}#{secrets.token_hex(4)}", noting(home))
+    publisher = _single(home, registry, policy)
     cas = await asyncio.to_thread(crl_authorities, home)
-    waits = itertools.count(step=WAIT_SECONDS)
-    for waited in waits:
+    return await _in_turn(publisher, lambda at: publisher.publish_due(cas, at, at_once=True), now)
+
+
+async def sign_root_crl(
+    home: Home, registry: Registry, revoked: Sequence[x509.Certificate], days: int, now: datetime
+) -> x509.CertificateRevocationList:
+    """Revoke certificates that the fleet's root has signed, and publish its CRL, valid for `days`.
+
+    Raises: Refused (`root-key-away`). Invalid (`bad-key`, `key-exposed`). Unavailable (`crls-busy`). OSError.
+    """
+    root, ca = root_that_publishes(home)
+    entries = [Revocation(f"{c.serial_number:x}", c.not_valid_after_utc, now, CrlReason.UNSPECIFIED) for c in revoked]
+    await registry.add_revoked([(each, ca.key_identifier) for each in entries])
+    publisher = _single(home, registry, replace(crl_policy(settings_of(home)), validity=timedelta(days=days)))
+    await _in_turn(publisher, lambda at: publisher.publish_due([ca], at, at_once=True), now)
+    made = await root_crl(registry, root)
+    if made is None:
+        raise Unavailable("crls-busy", "Another node is publishing CRLs.", "Try again.")
+    return made
+
+
+async def import_root_crl(
+    home: Home, registry: Registry, root: x509.Certificate, crl: x509.CertificateRevocationList, now: datetime
+) -> bool:
+    """Publish `crl`, which `root` has signed elsewhere; False: a newer one is published.
+
+    Raises: Invalid (`bad-chain`). Unavailable (`crls-busy`).
+    """
+    before = await root_crl(registry, root)
+    if before is not None and number_of(crl) < number_of(before):
+        return False
+    crls, revoked = crls_of(crl, root), list(revocations_of(crl, root))
+    publisher = _single(home, registry, crl_policy(settings_of(home)))
+    await _in_turn(publisher, lambda at: publisher.adopt(crls, revoked, at), now)
+    return True
+
+
+async def root_crl(registry: Registry, root: x509.Certificate) -> x509.CertificateRevocationList | None:
+    """The published CRL of `root`, that without issuing distribution point."""
+    found = await registry.crl(plain_crl_path(ca_name(identifier_of(root))))
+    return x509.load_der_x509_crl(found.der) if found is not None else None
+
+
+def _single(home: Home, registry: Registry, policy: CrlPolicy) -> CrlPublisher:
+    """With a name of its own: a round of the server at this home must not run beside one of it."""
+    return CrlPublisher(registry, policy, f"{node_name(home)}#{secrets.token_hex(4)}", noting(home))
+
+
+async def _in_turn(
+    publisher: CrlPublisher, publish: Callable[[datetime], Awaitable[list[CrlHead]]], now: datetime
+) -> list[CrlHead]:
+    """What `publish` has published, when no other node does."""
+    for waited in itertools.count(step=WAIT_SECONDS):
         at = now + timedelta(seconds=waited)
-        if made := await publisher.publish_due(cas, at, at_once=True):
+        if made := await publish(at):
             await publisher.release(at)
             return made
         if timedelta(seconds=waited) > LEASE_TIME:

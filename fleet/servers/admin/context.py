@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from fleet.config.clock import Clock, utc_now
 from fleet.domain.access import Act, Operator
 from fleet.domain.approval import WaitingLimits
-from fleet.domain.crl import Crl, CrlHead
+from fleet.domain.crl import CrlHead
 from fleet.domain.ports import Registry
 from fleet.servers.admin.idempotency import Once
 from fleet.servers.admin.messages import Caller, Request
@@ -53,8 +53,6 @@ class Context(Struct, frozen=True):
     """Authenticates cursors: the same in every process that serves the fleet."""
     issue_crls: Callable[[datetime, timedelta | None], Awaitable[list[CrlHead]]] = _no_crls
     """Signs every CRL whose CA's key is here, valid for so long if that is given; what was published."""
-    offline_crls: Callable[[], Iterable[Crl]] = tuple
-    """CRLs of roots whose keys are elsewhere: they are not in the registry."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     started: datetime = field(default_factory=utc_now)
     streams: Counter[str] = field(default_factory=Counter)

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from fleet.config.durable_files import write_file
+from fleet.config.durable_files import sync, write_file
 from fleet.config.timestamps import rfc3339
 from fleet.domain.crl import CrlReason, Listed, Revocation
 
@@ -32,12 +32,14 @@ class RevokedCertificates:
         """Append `listed`; durable on return. Raises: OSError."""
         lines = b"".join(_line(each.revocation, each.issuer) for each in listed if each.issuer)
         with self._locked() as handle:
-            handle.seek(0, os.SEEK_END)
-            if handle.tell() and not self._ends_whole():
+            is_new = not handle.seek(0, os.SEEK_END)
+            if not is_new and not self._ends_whole():
                 lines = b"\n" + lines  # a line that was cut off is left behind
             handle.write(lines)
             handle.flush()
             os.fsync(handle.fileno())
+        if is_new:
+            sync(self.path.parent)
 
     def read(self, now: datetime) -> dict[str, tuple[Revocation, bytes]]:
         """Revocation and CA's key identifier by serial number, of those that have not expired at `now`; lines that are

@@ -18,16 +18,12 @@ from fleet.servers.admin.routing import AccessLevel, get, post
 
 @get("/v1/crls", AccessLevel.OPERATOR, "Published CRLs, by path.")
 async def list_crls(context: Context, call: Call, query: Paging) -> Result[Page[Crl]]:
-    heads = {head.path: head for head in await context.registry.crl_heads()}
-    heads |= {crl.head.path: crl.head for crl in context.offline_crls()}
-    return page_of_all(call, query, [heads[path] for path in sorted(heads)], lambda head: head.path, Crl.shown)
+    return page_of_all(call, query, await context.registry.crl_heads(), lambda head: head.path, Crl.shown)
 
 
 @get("/v1/crls/{ca}/{crl}", AccessLevel.OPERATOR, "One CRL.")
 async def get_crl(context: Context, call: Call) -> Result[WholeCrl]:
-    path = crl_path(call.path["ca"], call.path["crl"])
-    offline = next((crl for crl in context.offline_crls() if crl.head.path == path), None)
-    found = offline or await context.registry.crl(path)
+    found = await context.registry.crl(crl_path(call.path["ca"], call.path["crl"]))
     if found is None:
         raise NotFound("no-such-crl", f"There is no CRL {call.path['crl']} of a CA {call.path['ca']}.")
     return Result(WholeCrl.whole(found))
