@@ -100,10 +100,10 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
             ends, new, root = (fingerprint(each) for each in (before.issuing, made.chain[0], made.chain[-1]))
             await announce_import(registry, tenant, ends=ends, sha256=new, root=root, act=act)
             after = import_chain(place, tenant, made, act.now, force=force)
-            if made.crl is not None:
-                await import_root_crl(place, registry, after.root, made.crl, act.now)
             if not tenant:
                 renew_server_certificate(place, settings_of(place), act.now)
+            if made.crl is not None:
+                await import_root_crl(place, registry, after.root, made.crl, act.now)
             return before, after
 
     with attempting(f"importing the issuing CA of '{tenant or home}'"):
