@@ -17,6 +17,8 @@ from fleet.domain.errors import Invalid
 if TYPE_CHECKING:
     from cryptography.x509 import CertificateRevocationList
 
+    from fleet.home.ca_store import Authority
+
 _tenant = click.option(
     "--tenant", default="", metavar="NAME", type=TENANT_IF_ANY, help="Of this tenant, in place of the fleet's own."
 )
@@ -78,7 +80,7 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
     devices before the present one expires (`fleet ca export`).
     """
     from fleet.home.authorities import authority_of
-    from fleet.home.ca_store import Authority, fingerprint
+    from fleet.home.ca_store import fingerprint
     from fleet.home.imported_ca import import_chain, read_import, read_root_crl
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
@@ -112,16 +114,18 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
     if not isinstance(done, tuple):
         print_value({"crl": done.issuer.rfc4514_string(), "revoked": len(done), "until": done.next_update_utc}, output)
         return
-    before, after = done
-    print_value(
-        {
-            "issuing": after.issuing.subject.rfc4514_string(),
-            "not_after": after.issuing.not_valid_after_utc,
-            "sha256": fingerprint(after.issuing),
-            "chain": [each.subject.rfc4514_string() for each in (*after.above, after.root)],
-            "former": fingerprint(before.issuing),
-            "root_sha256": fingerprint(after.root),
-            "former_root": fingerprint(before.root) if before.root != after.root else None,
-        },
-        output,
-    )
+    print_value(_imported(*done), output)
+
+
+def _imported(before: "Authority", after: "Authority") -> dict[str, object]:
+    from fleet.home.ca_store import fingerprint
+
+    return {
+        "issuing": after.issuing.subject.rfc4514_string(),
+        "not_after": after.issuing.not_valid_after_utc,
+        "sha256": fingerprint(after.issuing),
+        "chain": [each.subject.rfc4514_string() for each in (*after.above, after.root)],
+        "former": fingerprint(before.issuing),
+        "root_sha256": fingerprint(after.root),
+        "former_root": fingerprint(before.root) if before.root != after.root else None,
+    }
