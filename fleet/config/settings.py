@@ -205,7 +205,7 @@ class Settings(Struct, frozen=True):
     approval_ask_again_seconds: Annotated[int, "approval", _count_between(1, 86_400)] = 30
     dynsec_broker: Annotated[str, "dynamic_security", _controlled_broker] = ""
     """mqtts://HOST:PORT, or mqtt://HOST:PORT on a loopback address; "": none."""
-    dynsec_user: Annotated[str, "dynamic_security", _text] = "admin"
+    dynsec_user: Annotated[str, "dynamic_security", _text] = "_fleet"
     dynsec_password_file: Annotated[str, "dynamic_security", _text] = "dynsec.password"  # noqa: S105
     dynsec_ca: Annotated[str, "dynamic_security", _text] = "system"
     webhook_ca: Annotated[str, "webhook", _text] = "system"

@@ -14,7 +14,7 @@ from fleet.wire.key_types import OF_MODELS
 DeviceId = NewType("DeviceId", str)
 
 # No + # / $, space or NUL: usable in a topic, a file name or a client id without escaping.
-_DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
@@ -35,7 +35,7 @@ def device_id(text: str) -> DeviceId:
 
     Raises: Invalid (`bad-device-id`): it does not match `[A-Za-z0-9][A-Za-z0-9._:-]{0,63}`.
     """
-    if not _DEVICE_ID.fullmatch(text):
+    if not DEVICE_ID.fullmatch(text):
         raise Invalid(
             "bad-device-id",
             f"{text[:80]!r} is not a device id.",

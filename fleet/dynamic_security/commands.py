@@ -3,9 +3,10 @@
     for batch in batched(commands_between(present, wanted)): ...
 
 A client for each device, its user name the device id, which mosquitto takes from the certificate
-(`use_identity_as_username`); a role for each model with the filters that all of its devices share; and, for filters
-with {id}, which the plugin cannot fill in, a role of the device's own. Clients and roles that others have made are
-neither read nor changed: ours carry OURS as their text name.
+(`use_identity_as_username`); a role for each model with the filters that all of its devices share; for filters with
+{id}, which the plugin cannot fill in, a role of the device's own; and behind them the role DENY_REST, since by default
+the plugin delivers messages of subscriptions that were made before. Clients and roles that others have made are not
+changed: ours carry OURS as their text name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,16 +15,21 @@ from typing import Any
 
 from msgspec import Struct
 
-from fleet.domain.device import IN_SERVICE, Device, DeviceState, Model
+from fleet.domain.device import DEVICE_ID, IN_SERVICE, Device, DeviceState, Model
 from fleet.domain.topic_policy import policy_of
 
 OURS = "fleet"
 COMMANDS_MAX = 100
 """In one message: the plugin answers when all are done, and serves nobody meanwhile."""
 
+DENY_REST = "fleet-deny-rest"
+"""The role that every client of ours has last: what no other role allows is denied, whatever the plugin's default."""
+_DENIED = ("publishClientSend", "publishClientReceive", "subscribePattern")
+_EVERY_TOPIC = ("#", "$SYS/#", "$CONTROL/#")  # [MQTT-4.7.2-1] # matches no topic that starts with $
+
 Command = Mapping[str, Any]
-Acl = tuple[str, str]
-"""acltype and topic filter; whatever no ACL allows is denied."""
+Acl = tuple[str, str, bool]
+"""acltype, topic filter, and whether it allows."""
 
 
 class Client(Struct, frozen=True):
@@ -55,6 +61,11 @@ def role_of_device(device_id: str) -> str:
     return f"device-{device_id}"
 
 
+def no_holdings() -> Holdings:
+    """What is wanted without a model: DENY_REST alone."""
+    return Holdings({DENY_REST: frozenset((kind, topic, False) for kind in _DENIED for topic in _EVERY_TOPIC)}, {})
+
+
 def add_model(holdings: Holdings, model: Model) -> None:
     """The role with the filters that all devices of `model` share."""
     shared = (tuple(each for each in kind if "{id}" not in each) for kind in (model.publish, model.subscribe))
@@ -68,11 +79,11 @@ def add_device(holdings: Holdings, device: Device, model: Model) -> None:
     if device.state is DeviceState.RETIRED:
         return
     if device.state not in IN_SERVICE:
-        holdings.clients[device.id] = Client((), is_enabled=False)
+        holdings.clients[device.id] = Client((DENY_REST,), is_enabled=False)
         return
     policy, shared = policy_of(device, model), holdings.roles[role_of_model(model.name)]
     own = _acls(policy.publish, policy.subscribe) - shared
-    roles = [role_of_model(model.name)]
+    roles = [DENY_REST, role_of_model(model.name)]
     if own:
         holdings.roles[role_of_device(device.id)] = own
         roles.append(role_of_device(device.id))
@@ -81,8 +92,8 @@ def add_device(holdings: Holdings, device: Device, model: Model) -> None:
 
 def _acls(publish: Sequence[str], subscribe: Sequence[str]) -> frozenset[Acl]:
     return frozenset(
-        [("publishClientSend", each) for each in publish]
-        + [(kind, each) for each in subscribe for kind in ("subscribePattern", "publishClientReceive")]
+        [("publishClientSend", each, True) for each in publish]
+        + [(kind, each, True) for each in subscribe for kind in ("subscribePattern", "publishClientReceive")]
     )
 
 
@@ -93,6 +104,7 @@ class RoleName(Struct):
 class ListedAcl(Struct):
     acltype: str
     topic: str
+    allow: bool = True
 
 
 class ListedRole(Struct):
@@ -134,7 +146,7 @@ def holdings_of(listings: Sequence[Listing]) -> Holdings:
     """Ours among what is listed."""
     return Holdings(
         {
-            role.rolename: frozenset((acl.acltype, acl.topic) for acl in role.acls)
+            role.rolename: frozenset((acl.acltype, acl.topic, acl.allow) for acl in role.acls)
             for listing in listings
             for role in listing.roles
             if role.textname == OURS
@@ -164,7 +176,7 @@ def commands_between(present: Holdings, wanted: Holdings) -> Iterator[Command]:
         found = present.clients.get(name)
         if found is None or found.roles != client.roles:
             command = "createClient" if found is None else "modifyClient"
-            roles = [{"rolename": role} for role in client.roles]
+            roles = [{"rolename": role, "priority": -1 if role == DENY_REST else 0} for role in client.roles]
             yield {"command": command, "username": name, "textname": OURS, "roles": roles}
         if found is None and not client.is_enabled:
             yield {"command": "disableClient", "username": name}
@@ -180,8 +192,14 @@ def disconnecting(device_id: str) -> tuple[Command, Command]:
 
 
 def _acl(acl: Acl) -> Mapping[str, Any]:
-    kind, topic = acl
-    return {"acltype": kind, "topic": topic, "priority": 0, "allow": True}
+    kind, topic, allow = acl
+    return {"acltype": kind, "topic": topic, "priority": 0, "allow": allow}
+
+
+def impersonable(listings: Sequence[Listing]) -> frozenset[str]:
+    """Clients of others whose user name a device could have as its id, and so their roles."""
+    names = (client.username for listing in listings for client in listing.clients if client.textname != OURS)
+    return frozenset(name for name in names if DEVICE_ID.fullmatch(name))
 
 
 def batched(commands: Iterator[Command]) -> Iterator[list[Command]]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.dynamic_security.commands import (
     COMMANDS_MAX,
+    DENY_REST,
     OURS,
     Client,
     Holdings,
@@ -17,6 +18,8 @@ from fleet.dynamic_security.commands import (
     batched,
     commands_between,
     holdings_of,
+    impersonable,
+    no_holdings,
 )
 
 CAM = Model("cam", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("news/#",))
@@ -27,7 +30,7 @@ def device(name: str, state: DeviceState = DeviceState.ACTIVE) -> Device:
 
 
 def holding(*devices: Device, model: Model = CAM) -> Holdings:
-    holdings = Holdings({}, {})
+    holdings = no_holdings()
     add_model(holdings, model)
     for each in devices:
         add_device(holdings, each, model)
@@ -48,16 +51,17 @@ NOTHING = Holdings({}, {})
 def test_filters_that_all_share_are_the_models_and_those_with_the_id_the_devices_own() -> None:
     found = holding(device("cam-1"))
     assert found.roles["model-cam"] == {
-        ("publishClientSend", "all/cam"),
-        ("subscribePattern", "news/#"),
-        ("publishClientReceive", "news/#"),
+        ("publishClientSend", "all/cam", True),
+        ("subscribePattern", "news/#", True),
+        ("publishClientReceive", "news/#", True),
     }
-    assert found.roles["device-cam-1"] == {("publishClientSend", "devices/cam-1/up/#")}
-    assert found.clients == {"cam-1": Client(("device-cam-1", "model-cam"), True)}
+    assert found.roles["device-cam-1"] == {("publishClientSend", "devices/cam-1/up/#", True)}
+    assert found.clients == {"cam-1": Client(("device-cam-1", DENY_REST, "model-cam"), True)}
 
 
 def test_roles_come_before_the_clients_that_have_them_and_go_after() -> None:
     assert words(NOTHING, holding(device("cam-1"))) == [
+        f"createRole {DENY_REST}",
         "createRole model-cam",
         "createRole device-cam-1",
         "createClient cam-1",
@@ -69,7 +73,7 @@ def test_a_right_that_ends_ends_first() -> None:
     present = holding(device("cam-1"), device("cam-2"))
     wanted = holding(device("cam-1", DeviceState.REVOKED), device("cam-2"), device("cam-3"))
     assert words(present, wanted)[0] == "disableClient cam-1"
-    assert wanted.clients["cam-1"] == Client((), False)
+    assert wanted.clients["cam-1"] == Client((DENY_REST,), False)
 
 
 def test_a_suspended_device_that_the_plugin_does_not_know_is_made_disabled() -> None:
@@ -93,6 +97,11 @@ def test_nothing_is_done_when_nothing_differs() -> None:
 def test_what_others_have_made_is_not_ours() -> None:
     others = Listing(2, [ListedRole("admin"), ListedRole("mine", OURS)], [ListedClient("admin", "root's")])
     assert holdings_of([others]) == Holdings({"mine": frozenset()}, {})
+
+
+def test_a_client_of_others_that_a_device_could_be_is_found() -> None:
+    clients = [ListedClient("admin"), ListedClient("_fleet"), ListedClient("a/b"), ListedClient("cam-1", OURS)]
+    assert impersonable([Listing(4, [], clients)]) == {"admin"}
 
 
 def test_a_message_has_a_bounded_number_of_commands() -> None:

@@ -1,7 +1,8 @@
 """A mosquitto that devices connect to directly: its dynamic-security plugin follows the registry."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from tests.free_ports import free_ports
 from tests.interop.relying_parties import PROJECT, Published, done, listening, running, shown_on_page, until
 from tests.interop.stock_device import StockDevice, needs
-from tests.serving import Served, run_fleet
+from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 PAGE = PROJECT / "fleet" / "dynamic_security" / "README.md"
 PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
@@ -42,6 +43,16 @@ class Client:
         return not codes[0].is_failure
 
 
+def receiving(client: mqtt.Client, topic: str) -> "list[str]":
+    """Subscribe; the payloads that arrive from now on."""
+    answered, arrived = threading.Event(), list[str]()
+    client.on_subscribe = lambda *_: answered.set()
+    client.on_message = lambda c, u, message: arrived.append(message.payload.decode())
+    client.subscribe(topic, qos=1)
+    assert answered.wait(60)
+    return arrived
+
+
 @dataclass
 class Broker:
     """The mosquitto with its plugin, and the fleet that it follows."""
@@ -50,6 +61,7 @@ class Broker:
     port: int
     root: Path
     folder: Path
+    control: int
 
     def device(self, name: str, model: str = "default") -> StockDevice:
         return StockDevice(self.served, name, self.folder, model)
@@ -94,7 +106,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     run_fleet(home, "init")
     run_fleet(home, "crl", "issue")
     run_fleet(home, "publish", str(folder / "published"))
-    assert done("mosquitto_ctrl", "dynsec", "init", plugin_file, "admin", PASSWORD).returncode == 0
+    assert done("mosquitto_ctrl", "dynsec", "init", plugin_file, "_fleet", PASSWORD).returncode == 0
     port, control = free_ports(2)
     (home / "dynsec.password").write_text(PASSWORD + "\n")
     (home / "dynsec.password").chmod(0o600)
@@ -111,7 +123,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         until(lambda: listening(port), "mosquitto does not listen")
         served = Served(home, folder / "ready.json").start()
         try:
-            yield Broker(served, port, published.root, folder)
+            yield Broker(served, port, published.root, folder, control)
         finally:
             served.stop()
 
@@ -155,3 +167,48 @@ def test_what_changed_while_it_did_not_follow_is_found_at_the_next_start(broker:
     broker.served.start()
     broker.until_it_may(gone, "devices/cam-5/up/t", may=False)
     broker.until_it_may(kept, "devices/cam-4/up/t")
+
+
+def test_what_a_narrowed_model_may_not_receive_any_more_does_not_arrive(broker: Broker) -> None:
+    broker.fleet("model", "add", "screen", *("--publish", "news/#"), *("--subscribe", "news/#"))
+    reader, writer = broker.device("screen-1", "screen"), broker.device("screen-2", "screen")
+    broker.until_it_may(writer, "news/a")
+    broker.until_it_may(reader, "news/a")
+    with broker.connected(reader) as client, broker.connected(writer) as other:
+        arrived = receiving(client.client, "news/#")
+        assert other.publish("news/a")
+        until(lambda: len(arrived) == 1, "the message does not arrive")
+        broker.fleet("model", "set", "screen", "--subscribe", "news/public")
+        until(lambda: not _arrives(arrived, lambda: other.publish("news/a"), other), "it still arrives")
+        assert _arrives(arrived, lambda: other.publish("news/public"), other)
+
+
+def _arrives(arrived: list[str], publish: Callable[[], bool], sender: Client) -> bool:
+    """Whether a message arrives before one that everybody may receive would have."""
+    count = len(arrived)
+    assert publish()
+    deadline = time.monotonic() + 1
+    while len(arrived) == count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return len(arrived) > count
+
+
+def test_a_client_of_others_whose_name_a_device_could_have_is_reported_and_not_taken(broker: Broker) -> None:
+    control = ("mosquitto_ctrl", "-h", "127.0.0.1", "-p", str(broker.control), "-u", "_fleet", "-P", PASSWORD, "dynsec")
+    assert done(*control, "createClient", "app", "-p", "its-own").returncode == 0
+    broker.served.stop()
+    broker.served.start()
+    broker.served.wait_for_line("outcome=impersonable client=app")
+    named_so, other = broker.device("app"), broker.device("cam-6")
+    broker.until_it_may(other, "devices/cam-6/up/t")
+    broker.until_it_may(named_so, "devices/app/up/t", may=False)
+
+
+def test_an_administrator_whose_name_a_device_could_have_refuses_the_start(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    run_fleet(home, "init")
+    settings = home / "fleet.toml"
+    text = settings.read_text().replace('dynsec_broker = ""', 'dynsec_broker = "mqtt://127.0.0.1:1"')
+    settings.write_text(text.replace('"_fleet"', '"admin"'))
+    said = program("fleet", "serve", *ANY_PORTS, home=home, expect=1).stderr
+    assert "a device could have the id 'admin'" in said

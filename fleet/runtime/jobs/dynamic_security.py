@@ -14,7 +14,7 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialState
-from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, DeviceFilter, place_of
+from fleet.domain.device import DEVICE_ID, EVERY_DEVICE, FIRST_PLACE, DeviceFilter, place_of
 from fleet.domain.errors import FleetError, Invalid
 from fleet.domain.ports import Registry
 from fleet.dynamic_security.commands import (
@@ -27,6 +27,8 @@ from fleet.dynamic_security.commands import (
     commands_between,
     disconnecting,
     holdings_of,
+    impersonable,
+    no_holdings,
     role_of_device,
 )
 from fleet.dynamic_security.connection import Control, ControlledBroker, connected, password_in
@@ -39,7 +41,8 @@ PAGE = 1000
 
 
 def controlled_broker(home: Home, settings: Settings) -> ControlledBroker:
-    """The broker that the settings name. Raises: Invalid: `bad-password-file`, `bad-certificate-file`."""
+    """The broker that the settings name. Raises: Invalid: `bad-settings`, `bad-password-file`,
+    `bad-certificate-file`."""
     is_tls, address = parse_controlled_broker(settings.dynsec_broker)
     ca_file = None if settings.dynsec_ca == "system" else home.path / settings.dynsec_ca
     try:
@@ -47,6 +50,11 @@ def controlled_broker(home: Home, settings: Settings) -> ControlledBroker:
     except (OSError, ssl.SSLError) as error:
         raise Invalid("bad-certificate-file", f"dynsec_ca: the file {ca_file} cannot be used: {error}.") from error
     password_file = home.path / settings.dynsec_password_file
+    if DEVICE_ID.fullmatch(settings.dynsec_user):
+        message = (
+            f"dynsec_user: a device could have the id {settings.dynsec_user!r}, and administer the broker with it."
+        )
+        raise Invalid("bad-settings", message, "Name an administrator that begins with an underscore.")
     password_in(password_file)  # a mistake refuses the start
     return ControlledBroker(address, tls, settings.dynsec_user, password_file)
 
@@ -82,10 +90,16 @@ class Mirror:
     def __init__(self, registry: Registry, control: Control) -> None:
         self._registry, self._control = registry, control
         self._present = Holdings({}, {})
+        self._others: frozenset[str] = frozenset()
+        """Clients of others that no device of ours may be given the place of."""
 
     async def compare_all(self) -> int:
         """Make the plugin equal to the registry; the number of commands that took."""
-        self._present = holdings_of([*await self._listed("listRoles"), *await self._listed("listClients")])
+        listings = [*await self._listed("listRoles"), *await self._listed("listClients")]
+        self._present = holdings_of(listings)
+        self._others = impersonable(listings)
+        for name in self._others:
+            _log(logging.ERROR, outcome="impersonable", client=name, reason="a device with this id has its roles")
         return await self._become(await self._wanted(EVERY_DEVICE))
 
     async def apply(self, event: Event) -> None:
@@ -109,14 +123,15 @@ class Mirror:
                 return listings
 
     async def _wanted(self, where: DeviceFilter) -> Holdings:
-        wanted, models = Holdings({}, {}), {}
+        wanted, models = no_holdings(), {}
         for model in await self._registry.models():
             models[model.name] = model
             add_model(wanted, model)
         place = FIRST_PLACE
         while devices := await self._registry.devices(where, after=place, limit=PAGE):
             for device in devices:
-                add_device(wanted, device, models[device.model])
+                if device.id not in self._others:
+                    add_device(wanted, device, models[device.model])
             place = place_of(devices[-1], where)
         return wanted
 
@@ -124,8 +139,8 @@ class Mirror:
         """Compare what concerns one device."""
         device = await self._registry.device(device_id)
         model = await self._registry.model(device.model) if device is not None else None
-        wanted = Holdings({}, {})
-        if device is not None and model is not None:
+        wanted = no_holdings()
+        if device is not None and model is not None and device_id not in self._others:
             add_model(wanted, model)
             add_device(wanted, device, model)
         names = {role_of_device(device_id), *wanted.roles}
