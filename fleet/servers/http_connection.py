@@ -16,7 +16,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
-from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, StreamReader
+from aiohttp import EMPTY_PAYLOAD, HttpVersion, HttpVersion10, HttpVersion11, StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
@@ -51,6 +51,8 @@ class HttpLimits:
     """For a client to read what was written to it, once the write buffer is full."""
     linger_seconds_max: float = 2.0
     """For reading the rest of a body that is discarded, so that the client sees the answer and no reset."""
+    takes_bodies: bool = True
+    """Otherwise a request that declares a body is the last on its connection: what follows may be no body at all."""
 
 
 @dataclass(slots=True)
@@ -268,6 +270,7 @@ class Connection(BaseProtocol):
         payload = self._payload
         response = await self._server.answer(self, message, payload)
         closes = response.closes or _must_close(message)
+        closes = closes or not (payload is EMPTY_PAYLOAD or self._server.limits.takes_bodies)
         if not response.is_written:
             await self._write_response(*response.parts(message.method, message.version, closes=closes))
         if self._paused:

@@ -133,13 +133,16 @@ def adapted(text: str, site: Site, port: int, folder: Path) -> str:
 
 
 @contextmanager
-def nginx(site: Site, folder: Path) -> Iterator[int]:
+def nginx(site: Site, folder: Path, *, without: str = "") -> Iterator[int]:
+    """As on the page, but for the line `without`."""
     port = free_port()
+    assert without in block("nginx")
+    shown = adapted(block("nginx").replace(without, ""), site, port, folder)
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
     (folder / "nginx.conf").write_text(
         f"daemon off; user root; worker_processes 1; pid {folder}/nginx.pid;\nevents {{}}\n"
-        f"http {{ access_log off; {temporary}\n{adapted(block('nginx'), site, port, folder)} }}\n"
+        f"http {{ access_log off; {temporary}\n{shown} }}\n"
     )
     argv = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
     with serving(argv, port, folder):
@@ -263,6 +266,19 @@ def test_a_device_goes_on_by_its_certificate_until_it_is_revoked(site: Site, tmp
         site.fleet("device", "revoke", name)
         assert client.get("/v1/things")[0] == 403
         client.close()
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+@pytest.mark.parametrize("line", ["", ' proxy_set_header Content-Length "";'], ids=["on the page", "without the line"])
+def test_a_body_of_one_device_is_no_part_of_the_next_ones_question(site: Site, tmp_path: Path, line: str) -> None:
+    one, other = (site.device(f"{name}-{len(line)}") for name in ("body", "after"))
+    with nginx(site, tmp_path, without=line) as port:
+        first, second = Client(port, one), Client(port, other)
+        for _ in range(3):  # on the connection that nginx keeps to us
+            assert first.post("/v1/things", b"abc") == (200, 3)
+            assert second.get("/v1/things")[0] == 200
+        first.close()
+        second.close()
 
 
 @pytest.mark.parametrize("proxy", PROXIES)

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,12 @@ class Party(Protocol):
 
     def read_crls(self) -> None:
         """Have it read the published CRLs again; return when it has."""
+
+
+class HttpsParty(Party, Protocol):
+    """One that answers HTTPS requests."""
+
+    def sessions(self, device: StockDevice) -> "HttpsSessions": ...
 
 
 def shown_on_page(language: str, published: Published, port: int, page: Path = PAGE) -> str:
@@ -108,8 +115,45 @@ def _answered_200(port: int, published: Published, device: StockDevice) -> bool:
     return status == "200" and device.name in body
 
 
+class HttpsSessions:
+    """TLS sessions of one device with a server, by version, each used for a request and offered again afterwards."""
+
+    def __init__(self, port: int, published: Published, device: StockDevice) -> None:
+        self._port = port
+        self._contexts: list[ssl.SSLContext] = []
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context = ssl.create_default_context(cafile=published.root)
+            context.minimum_version = context.maximum_version = version
+            context.load_cert_chain(device.certificate, device.key)
+            self._contexts.append(context)
+        self._sessions = [self._asked(context)[1] for context in self._contexts]
+
+    def answers(self) -> list[tuple[bool, bool]]:
+        """For each, offered again: whether it was resumed, and whether the request was answered 200."""
+        found = []
+        for context, session in zip(self._contexts, self._sessions, strict=True):
+            status, _, resumed = self._asked(context, session)
+            found.append((resumed, status == b"200"))
+        return found
+
+    def _asked(
+        self, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+    ) -> tuple[bytes, ssl.SSLSession | None, bool]:
+        status, resumed = b"", False
+        with (
+            suppress(OSError),  # refused
+            socket.create_connection(("localhost", self._port), timeout=DEADLINE_SECONDS) as raw,
+            context.wrap_socket(raw, server_hostname="localhost", session=session) as tls,
+        ):
+            resumed = bool(tls.session_reused)
+            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            status = tls.recv(4096).split(b" ")[1]
+            session = tls.session  # with TLS 1.3 it comes behind the handshake
+        return status, session, resumed
+
+
 @contextmanager
-def nginx(folder: Path, published: Published) -> Iterator[Party]:
+def nginx(folder: Path, published: Published) -> Iterator[HttpsParty]:
     needs("nginx", "curl")
     [port] = free_ports(1)
     temporary = " ".join(
@@ -123,6 +167,9 @@ def nginx(folder: Path, published: Published) -> Iterator[Party]:
     words = ("nginx", "-e", folder / "error.log", "-c", folder / "nginx.conf")
 
     class Nginx:
+        def sessions(self, device: StockDevice) -> HttpsSessions:
+            return HttpsSessions(port, published, device)
+
         def accepts(self, device: StockDevice) -> bool:
             return _answered_200(port, published, device)
 
@@ -142,7 +189,7 @@ def nginx(folder: Path, published: Published) -> Iterator[Party]:
 
 
 @contextmanager
-def haproxy(folder: Path, published: Published) -> Iterator[Party]:
+def haproxy(folder: Path, published: Published) -> Iterator[HttpsParty]:
     needs("haproxy", "curl")
     [port] = free_ports(1)
     beside = published.certificate.with_name(published.certificate.name + ".key")
@@ -152,6 +199,9 @@ def haproxy(folder: Path, published: Published) -> Iterator[Party]:
     config.write_text(f"global\n    stats socket {admin} level admin\n" + shown_on_page("haproxy", published, port))
 
     class Haproxy:
+        def sessions(self, device: StockDevice) -> HttpsSessions:
+            return HttpsSessions(port, published, device)
+
         def accepts(self, device: StockDevice) -> bool:
             return _answered_200(port, published, device)
 

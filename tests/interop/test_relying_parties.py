@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.relying_parties import PARTIES, Published, until
+from tests.interop.relying_parties import PARTIES, Published, haproxy, nginx, until
 from tests.interop.stock_device import StockDevice
 from tests.serving import Served, run_fleet, start
 
@@ -59,3 +59,16 @@ def test_a_device_is_let_in_until_it_is_revoked(program: str, fleet: Fleet, tmp_
         party.read_crls()
         assert not party.accepts(device)
         assert party.accepts(fleet.good)
+
+
+def test_no_resumed_tls_session_lets_a_revoked_device_in(fleet: Fleet, tmp_path: Path) -> None:
+    device = fleet.device("resumes-1")
+    for program in ("nginx", "haproxy"):
+        (tmp_path / program).mkdir()
+    with nginx(tmp_path / "nginx", fleet.published) as one, haproxy(tmp_path / "haproxy", fleet.published) as other:
+        sessions = [party.sessions(device) for party in (one, other)]
+        assert [each.answers() for each in sessions] == [[(False, True)] * 2] * 2
+        fleet.revoke(device)
+        for party in (one, other):
+            party.read_crls()
+        assert [each.answers() for each in sessions] == [[(False, False)] * 2] * 2

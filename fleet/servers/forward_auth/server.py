@@ -30,6 +30,7 @@ LIMITS = HttpLimits(
     line_size_max=16 * 1024,  # Envoy's has the client's own target, of which it takes 8 KB
     header_size_max=32 * 1024,  # a forwarded chain
     headers_max=200,  # proxies pass on what the client sends
+    takes_bodies=False,  # nginx passes on its client's Content-Length without the body
     idle_seconds_max=300.0,  # longer than proxies keep a connection: it is theirs to end
 )
 
