@@ -93,7 +93,7 @@ key-not-same | 403 | The model requires the same key for a renewal. | Keep the k
 key-revoked | 403 | The key belongs to a revoked certificate. | Generate a new key.
 keygen-not-open | 403 | The model does not allow server-side key generation. | Generate the key on the device.
 model-not-named | 403 | The trust anchor covers several models and the device is new. | Enroll under the model's EST label.
-name-impossible | 403 | The id or model does not fit the model's name template. | Choose another id, or change the template.
+name-impossible | 403 | The id or model does not fit the model's name template, or the CA's name constraints forbid a name. | Choose another id, or change the template.
 names-changed | 403 | Subject and SAN differ from the current certificate (RFC 7030, 4.2.2). | Copy them from it.
 no-certificate | 401 | A client certificate is required. | Connect with one.
 no-common-name | 400 | The CSR's subject does not have exactly one common name. | Set CN to the device id.

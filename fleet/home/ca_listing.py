@@ -1,7 +1,7 @@
 """The CAs of a home, for the admin API and the expiry forecast."""
 
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from cryptography import x509
@@ -11,6 +11,7 @@ from fleet.ca.view import CaCertificate
 from fleet.domain.errors import Unavailable
 from fleet.home.authorities import read_authorities
 from fleet.home.ca_store import FORMER, ROOT_KEY, fingerprint
+from fleet.home.constrained_names import demand_model_names
 from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer, load_operators_issuer, operators_authority
 from fleet.servers.admin.ca_access import CaAccess
@@ -25,6 +26,7 @@ def authorities_for_admin(home: Home, now: datetime) -> CaAccess:
         operators_issuer=lambda at: _operators_issuer(home, at),
         shown=lambda: shown_authorities(home),
         forecasted=lambda: forecasted_authorities(home),
+        demand_names=partial(demand_model_names, home),
     )
 
 

@@ -26,6 +26,7 @@ from fleet.domain.errors import FleetError, Refused, Unavailable
 from fleet.domain.name_templates import dns_name
 from fleet.home.authorities import Authorities, read_authorities
 from fleet.home.ca_store import CERTIFICATE, KEY, Authority
+from fleet.home.constrained_names import demand_names, is_constrained
 from fleet.home.layout import Home, settings_of
 from fleet.home.publication import publication_of
 
@@ -107,7 +108,11 @@ class LiveAuthorities:
             raise own_key()
         if permit.profile.service:
             self._must_not_be_ours(permit)
-        return self._issuers.issue(permit, now)
+        made = self._issuers.issue(permit, now)
+        constrained = self._constrained.get(permit.tenant)
+        if constrained is not None:
+            demand_names(constrained, x509.load_der_x509_certificate(made.der), f"{permit.kind} {permit.holder}")
+        return made
 
     def _must_not_be_ours(self, permit: IssuePermit) -> None:
         """Devices would take such a server for the fleet's. Raises: Refused (`name-impossible`). Invalid."""
@@ -145,6 +150,7 @@ class LiveAuthorities:
                 signers[name] = error
         self._current, self._signers, self._server = current, signers, stamp[0]
         self._own_keys = _own_keys(self._home, current)
+        self._constrained = {each.tenant: each for each in current.all if is_constrained(each)}
         now = time.time_ns()  # the file system's clock, not the injected one
         is_fresh = any(abs(now - changed) < FRESH_NS for changed, _ in stamp)
         self._stamp = None if is_fresh else stamp

@@ -1,6 +1,7 @@
 """An issuing CA that a corporate root has signed: what is refused, each with its sentence, and what is taken."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs7
+from msgspec import structs
 
 from fleet.ca.authority import create_root, identifier_of
 from fleet.ca.crl import LocalCrlSigner
@@ -20,8 +22,11 @@ from fleet.ca.imported_crl import number_of
 from fleet.ca.keys import load_key
 from fleet.ca.tbs import ECDSA_WITH_SHA256, sealed, time
 from fleet.config.settings import Settings
+from fleet.domain.access import Act, Operator, Role
+from fleet.domain.credential import CredentialKind
 from fleet.domain.crl import CrlForm, CrlReason
 from fleet.domain.distribution import full_crl_path, plain_crl_path
+from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
 from fleet.domain.model_rules import ProfileRules
 from fleet.domain.ports import Registry
@@ -34,15 +39,21 @@ from fleet.home.authorities import (
     new_issuing_key,
     new_tenant,
 )
+from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.ca_store import Authority
 from fleet.home.creation import create_home
 from fleet.home.imported_ca import import_chain, read_import, read_root_crl, request_issuing
 from fleet.home.layout import Home, fleet_fingerprint, open_registry
 from fleet.home.pki import load_issuer, renew_server_certificate, server_identity
+from fleet.home.reloading_ca import LiveAuthorities
 from fleet.home.root_signing import cross_sign, read_revoked, sign_authority
 from fleet.runtime.jobs.crls import import_root_crl, issue_crls, root_crl, sign_root_crl
 from fleet.runtime.jobs.server_certificate import Contexts
+from fleet.servers.admin.app import AdminApp
+from fleet.servers.admin.context import Context
+from fleet.servers.admin.messages import Caller, Headers, Request, body_of
 from fleet.services.published_crls import PublishedCrls
+from fleet.services.retention import Policy
 from fleet.tls.verification import why_unverified
 from fleet.wire.der import INTEGER, encode_element, sequence
 from tests.home.corporate import CorporateCa, below, corporate_root
@@ -210,6 +221,39 @@ async def test_name_constraints_that_allow_our_names_are_no_hindrance(home: Home
     imported(home, _constrained([x509.DNSName("example.com")])(home, root))
     assert unverified(home, root.certificate) == ""
     Contexts.of(home, lambda: NOW)
+
+
+async def test_names_outside_the_constraints_are_refused_for_new_models_and_at_issue(home: Home) -> None:
+    root = corporate_root("Corp Root", NOW)
+    imported(home, _constrained([x509.DNSName("example.com")])(home, root))
+    live = LiveAuthorities(home)
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    registry = await open_registry(home)
+    act = Act("user alice", NOW)
+    app = AdminApp(Context(registry, lambda: authorities_for_admin(home, NOW), lambda: Policy(0, 0, 0), lambda: NOW))
+    caller = Caller(act.actor, Operator(act.actor, Role.ADMIN, NOW))
+
+    async def add(name: str, dns_name: str) -> tuple[int, bytes]:
+        body = json.dumps({"name": name, "profile": {"dns_name": dns_name}}).encode()
+        headers = Headers((("Content-Type", "application/json"),))
+        answer = await app.dispatch(Request("POST", "/v1/models", headers, body_of(body), caller=caller))
+        return answer.status, answer.body
+
+    for number, (dns_name, fits) in enumerate((("{id}.example.com", True), ("{id}.other.example", False))):
+        status, said = await add(f"cam{number}", dns_name)
+        assert (status == 201) is fits, said
+        permit = permit_by_operator(CredentialKind.DEVICE, "cam-1", spki, NOW + DAY, NOW, model="cam")
+        permit = structs.replace(permit, profile=ProfileRules(dns_name=dns_name))
+        if fits:
+            assert live.issue(permit, NOW).holder == "cam-1"
+            continue
+        assert status == 403
+        assert b"Clients would reject a device of model cam1 below CN=Acme Issuing CA 2: permitted subtree" in said
+        with pytest.raises(Refused, match="would reject device cam-1 below CN=Acme Issuing CA 2: permitted sub") as no:
+            live.issue(permit, NOW)
+        assert no.value.code == "name-impossible"
+    await registry.close()
 
 
 async def test_a_chain_cut_anywhere_is_refused(home: Home) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from fleet.domain.device import Model
 from fleet.domain.ports import Issuer
 from fleet.services.forecast import OwnCertificate
 
@@ -27,3 +28,5 @@ class CaAccess:
     shown: "Callable[[], Sequence[CaCertificate]]"
     """The root that devices trust comes first."""
     forecasted: Callable[[], Sequence[OwnCertificate]]
+    demand_names: Callable[[Model, datetime], None] = lambda model, now: None
+    """Raises: Refused (`name-impossible`): name constraints above the CA that signs for the model forbid its names."""

@@ -29,6 +29,7 @@ async def create_model(context: Context, call: Call, body: NewModel) -> Result[M
     location = {"Location": f"/v1/models/{model.name}"}
     result: Result[Model] = Result(Model.shown(model), 201, location, str(model.revision))
     registry = answering(context.registry, call.once, lambda _: result)
+    context.authorities().demand_names(inventory.checked_model(model), call.now)
     await inventory.add_model(registry, model, act=call.act, tenants=context.tenants())
     return result
 
@@ -77,6 +78,8 @@ async def _changed(context: Context, call: Call, old: domain.Model, new: domain.
     demand_match(call, old.revision, f"Model {old.name}")
     if call.operator.models:
         _must_not_reach_other_models(old, new)
+    if (new.rules.profile, new.rules.tenant) != (old.rules.profile, old.rules.tenant):
+        context.authorities().demand_names(inventory.checked_model(new), call.now)
     return _result(await inventory.set_model(context.registry, new, act=call.act, tenants=context.tenants()))
 
 
