@@ -23,7 +23,6 @@ from fleet.config.durable_files import sync
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import USABLE, CredentialKind
-from fleet.domain.crl import CrlReason
 from fleet.domain.errors import Invalid, Refused
 from fleet.domain.ports import Registry
 from fleet.home.layout import (
@@ -38,7 +37,7 @@ from fleet.home.layout import (
     settings_of,
     sync_tree,
 )
-from fleet.services.restore_revocations import Reapplied, reapply, suspend_all
+from fleet.services.restore_revocations import Reapplied, list_again, reapply, suspend_all
 from fleet.storage.engines import CopyProgress, load_file, must_be_loadable, open_engine
 from fleet.storage.journals.revocations import Mark, events_behind, new_lineage
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
@@ -211,7 +210,7 @@ async def _brought_up(
     try:
         if events is not None and log is not None:
             done = await reapply(registry, events, act=act)
-            await _list_revoked(registry, home, log, act)
+            await list_again(registry, RevokedCertificates.beside(log), act.now)
         else:
             done = await suspend_all(registry, restore, act=act)
         detail = {
@@ -233,17 +232,9 @@ async def _brought_up(
         home.revocations.parent.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(log, home.revocations)
         home.revocations.chmod(0o600)
+        RevokedCertificates.beside(log).copy_to(home.revoked_certificates)
     revocation_journal(home).reset(Mark(new_lineage(), newest))
     return Restored(manifest, done, restore, stations, operators)
-
-
-async def _list_revoked(registry: Registry, home: Home, log: Path, act: Act) -> None:
-    """CRLs list certificates that were issued and revoked after the backup, too: the journal beside `log` has them."""
-    name = home.revoked_certificates.name
-    found = await asyncio.to_thread(RevokedCertificates(log.with_name(name)).read, act.now)
-    revoked = [each for each in found.values() if each[0].reason != CrlReason.REMOVE_FROM_CRL]
-    if revoked:
-        await registry.add_revoked(revoked)
 
 
 async def _in_service(registry: Registry, kind: CredentialKind, names: Sequence[str]) -> tuple[str, ...]:

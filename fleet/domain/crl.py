@@ -87,6 +87,16 @@ class Listed(Struct, frozen=True):
     """DER of the member of revokedCertificates."""
 
 
+class Noted(Struct, frozen=True):
+    """A revocation that is in a CRL."""
+
+    revocation: Revocation
+    issuer: bytes
+    """Key identifier of the certificate's CA."""
+    number: int
+    """Of the first CRL that has it."""
+
+
 class CrlHead(Struct, frozen=True):
     """A published CRL without its contents."""
 

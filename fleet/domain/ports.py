@@ -12,7 +12,7 @@ from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
-from fleet.domain.crl import CertificateFacts, Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
+from fleet.domain.crl import CertificateFacts, Crl, CrlForm, CrlHead, Listed, Noted, Revocation, Unlisted
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place, StateChange
 from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.idempotency import Answer
@@ -130,8 +130,14 @@ class CrlStore(Protocol):
         """
 
     async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
-        """List certificates of the CAs with these key identifiers; those that are listed already stay as they are,
-        but for the reason KEY_COMPROMISE.
+        """List certificates of the CAs with these key identifiers. What is listed already gets a reason where it has
+        none or is on hold, KEY_COMPROMISE always, and the earlier time. A hold is of certificates alone that are not
+        in the registry: of those that are, the state of their device says it.
+        """
+
+    async def listed_after(self, issuer: bytes, number: int, serial: str, limit: int) -> list[Noted]:
+        """What CRLs of the CA `issuer` after the number `number` brought, and that one itself after `serial`; in that
+        order, at most `limit`.
         """
 
     async def drop_revoked(self, expired: datetime, issuer: bytes, released: int, lease: Lease, now: datetime) -> None:

@@ -7,6 +7,7 @@ resumed after the backup need a new token, or are resumed by hand.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from msgspec.structs import replace
 
@@ -15,6 +16,7 @@ from fleet.domain.approval import RequestFilter, RequestState
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import USABLE, CredentialKind, token_state
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import (
     BARRED_MODEL,
     IN_SERVICE,
@@ -39,6 +41,7 @@ from fleet.services.distrust import begin
 from fleet.services.end_credentials import end_certificates
 from fleet.services.inventory import revoke_token
 from fleet.services.revocation import MOVES, moving
+from fleet.storage.journals.revoked_certificates import RevokedCertificates
 
 RESTORE_TAG = "restore"
 """Tag of devices suspended by a restore; its value identifies the restore."""
@@ -47,6 +50,7 @@ AS_BEFORE = "as before the restore"
 
 _OUT = OUT_OF_SERVICE | {DeviceState.SUSPENDED}
 CHUNK = 500  # devices barred in one Change
+LISTED_AT_ONCE = 5_000  # certificates in one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,18 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
         claims=claims,
         anchors=anchors,
     )
+
+
+async def list_again(registry: Registry, journal: RevokedCertificates, now: datetime) -> None:
+    """CRLs list what `journal` says that they listed, with their reasons: also certificates that `registry` does not
+    know, because they were issued after its state.
+
+    Raises: Unavailable. OSError.
+    """
+    found = await asyncio.to_thread(journal.read, now)
+    revoked = [each for each in found.values() if each[0].reason != CrlReason.REMOVE_FROM_CRL]
+    for start in range(0, len(revoked), LISTED_AT_ONCE):
+        await registry.add_revoked(revoked[start : start + LISTED_AT_ONCE])
 
 
 async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) -> None:

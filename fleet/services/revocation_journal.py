@@ -19,6 +19,7 @@ from fleet.domain.changes import Event
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage, read_segments
+from fleet.storage.journals.revoked_certificates import RevokedCertificates
 
 if TYPE_CHECKING:
     from fleet.services.restore_revocations import Reapplied
@@ -69,7 +70,7 @@ async def write_back(registry: Registry, log: RevocationJournal, now: datetime) 
 
     Raises: Conflict: the registry was changed concurrently, again and again. Invalid, Unavailable, OSError.
     """
-    from fleet.services.restore_revocations import reapply  # a listing at a home does without
+    from fleet.services.restore_revocations import list_again, reapply  # a listing at a home does without
 
     segments = await asyncio.to_thread(read_segments, log.path)
     last = segments[-1]
@@ -86,6 +87,7 @@ async def write_back(registry: Registry, log: RevocationJournal, now: datetime) 
         except Conflict:
             if not left:
                 raise
+    await list_again(registry, RevokedCertificates.beside(log.path), now)
     await asyncio.to_thread(log.reset, Mark(new_lineage(), min(fork, begun)))
     counts = {"devices": done.devices, "barred": len(done.barred), "certificates": done.certificates}
     log_event(logger, logging.ERROR, "revocations.written-back", after=fork, **counts)

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
 
-from fleet.domain.crl import CertificateFacts, Crl, CrlHead, Listed, Revocation, Unlisted
+from fleet.domain.crl import CertificateFacts, Crl, CrlHead, Listed, Noted, Revocation, Unlisted
 from fleet.domain.lease import Lease
 from fleet.storage import mapping
 from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, serial_octets
@@ -40,6 +40,10 @@ def _certificate_facts(row: Row) -> CertificateFacts | None:
     if revocation is None and der is None:
         return None
     return CertificateFacts(kind or "", holder or "", der, issuer, revocation)
+
+
+def _noted(row: Row) -> Noted:
+    return Noted(REVOKED.of(tuple(row[:_REVOKED_END])), *row[_REVOKED_END:])
 
 
 def _crl(row: Row) -> Crl:
@@ -90,6 +94,12 @@ CHANGED = Query(
     UNION ALL SELECT entry FROM revoked WHERE issuer = $1 AND entry IS NOT NULL AND number IS NULL""",
     _octets,
 )
+LISTED_AFTER = Query(
+    f"""
+    SELECT {REVOKED.listed()}, issuer, number FROM revoked
+    WHERE issuer = $1 AND number >= $2 AND (number > $2 OR serial > $3) ORDER BY number, serial LIMIT $4""",
+    _noted,
+)
 NEWEST = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", _number)
 HEADS = Query(HEAD.select("ORDER BY path"), HEAD.of)
 ONE_HEAD = Query(HEAD.select("WHERE path = $1"), HEAD.of)
@@ -97,9 +107,13 @@ CRL = Query(f"SELECT {HEAD.listed()}, der FROM crl WHERE path = $1", _crl)
 
 ADD = Statement(
     f"""
-    INSERT INTO revoked ({REVOKED.listed()}, issuer) VALUES ({REVOKED.marks()}, $5::bytea)
-    ON CONFLICT (serial) DO UPDATE SET reason = excluded.reason, entry = NULL, number = NULL
-    WHERE excluded.reason = 1 AND revoked.reason <> 1"""
+    INSERT INTO revoked ({REVOKED.listed()}, issuer) SELECT {REVOKED.marks()}, $5::bytea
+    WHERE $4::bigint <> 6 OR NOT EXISTS (SELECT 1 FROM credential WHERE serial = $1::bytea)
+    ON CONFLICT (serial) DO UPDATE
+    SET reason = excluded.reason, revoked_at = excluded.revoked_at, entry = NULL, number = NULL
+    WHERE excluded.reason <> 6 AND revoked.reason IN (0, 6, 8) AND revoked.reason <> excluded.reason
+        OR excluded.reason = 1 AND revoked.reason <> 1
+        OR excluded.reason = revoked.reason AND excluded.revoked_at < revoked.revoked_at"""
 )
 LIST = Statement("""
     UPDATE revoked SET issuer = $4::bytea, bucket = $5::bigint, entry = $6::bytea
@@ -178,6 +192,9 @@ class SqlCrlStore(SqlAuditReader):
 
     async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
         await self._run_steps([(ADD, [(*REVOKED.row(each), issuer) for each, issuer in revoked])])
+
+    async def listed_after(self, issuer: bytes, number: int, serial: str, limit: int) -> list[Noted]:
+        return await self._scan(LISTED_AFTER, issuer, number, serial_octets(serial) if serial else b"", limit)
 
     async def list_revoked(self, listed: Sequence[Listed], lease: Lease, now: datetime) -> None:
         await self._run_steps(_fenced(lease, now, (LIST, list(map(_listed_row, listed)))))

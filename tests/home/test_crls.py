@@ -18,6 +18,7 @@ from fleet.backup.restore import RestoreSource, restore_backup
 from fleet.ca.crl import key_identifier_of
 from fleet.ca.distribution import Publication
 from fleet.config.settings import Settings
+from fleet.domain.crl import CrlReason
 from fleet.domain.distribution import (
     ca_name,
     ca_path,
@@ -32,8 +33,12 @@ from fleet.domain.writes import DropCredentials, MarkUsed
 from fleet.home.authorities import new_issuing_key, new_tenant
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, certificate_in, open_registry, revocation_journal
+from fleet.runtime.jobs.crls import Following
+from fleet.services import inventory, revocation
 from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy
-from fleet.services.revocation_journal import catch_up
+from fleet.services.revocation_journal import catch_up, has_gone_back
+from fleet.storage.engines import open_engine
+from fleet.storage.journals.revoked_certificates import RevokedCertificates
 from tests.home.crl_fleet import NOW, URL, CrlFleet, number_of, openssl_verify, serial
 from tests.storage.samples import change
 
@@ -206,8 +211,44 @@ async def test_a_restore_lists_what_was_issued_and_revoked_after_its_backup(flee
     await restored.publish()
     assert await restored.listed() == before
     assert number_of(await restored.crl()) > number
-    assert second.revoked_certificates.exists()
+    assert set(RevokedCertificates(second.revoked_certificates).read(fleet.now)) >= {known.serial, unknown.serial}
     await registry.close()
+
+
+async def test_a_registry_set_back_lists_again_what_any_node_has_listed(fleet: CrlFleet, tmp_path: Path) -> None:
+    first = await fleet.enroll("cam-1")
+    journal = revocation_journal(fleet.home)
+    await catch_up(fleet.registry, journal)
+    before = tmp_path / "before.db"
+    with closing(sqlite3.connect(fleet.home.registry)) as live, closing(sqlite3.connect(before)) as copy:
+        live.backup(copy)
+    await fleet.enroll("cam-1", is_new=False)
+    await fleet.enroll("cam-2")
+    await revocation.revoke(fleet.registry, "cam-1", act=fleet.act, crl_reason=CrlReason.KEY_COMPROMISE)
+    await fleet.move("revoke", "cam-2")
+    await fleet.publish()
+    listed = await fleet.listed()
+    assert len(listed) == 3
+    assert listed[serial(first)] == "keyCompromise"
+    await catch_up(fleet.registry, journal)
+    fleet.home.revoked_certificates.unlink()  # as on a node that did not publish
+    await Following(fleet.registry, RevokedCertificates(fleet.home.revoked_certificates)).follow()
+    await fleet.registry.close()  # type: ignore[attr-defined]
+    for file in fleet.home.path.glob("registry.db*"):
+        file.unlink()
+    shutil.copy(before, fleet.home.registry)
+    fleet.home.registry.chmod(0o600)
+    engine = await open_engine(fleet.home.registry, create=False)
+    try:
+        for _ in range(9):  # goes on from there, with events of its own
+            await inventory.add_device(engine, f"new-{_}", "default", act=fleet.act)
+        assert await has_gone_back(engine, journal)
+        await catch_up(engine, journal)
+        restored = replace(fleet, registry=engine, now=fleet.now + LEASE_TIME)
+        await restored.publish()
+        assert await restored.listed() == listed
+    finally:
+        await engine.close()
 
 
 async def test_every_ca_has_its_crl_and_its_certificate(fleet: CrlFleet) -> None:

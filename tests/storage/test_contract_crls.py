@@ -238,3 +238,48 @@ async def test_a_certificate_is_known_by_its_serial_number_with_what_ended_it(re
     assert (found.kind, found.der, found.issuer) == ("", None, CA)
     for unknown in ("a2", "", "0", "xyz", "f" * 41):
         assert await registry.certificate_facts(unknown) is None
+
+
+async def test_what_is_listed_again_gets_its_reason_and_a_hold_is_of_unknown_certificates_alone(
+    registry: Registry,
+) -> None:
+    await enrolled(registry, "a1", "a2", "a3", "a4")
+    until = credential("cam-7").not_after
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW, CrlReason.UNSPECIFIED)))
+    await registry.commit(change(AddDevice(device("cam-8"))))
+    await registry.commit(change(AddCredential(credential("cam-8", serial="b1"))))
+    await registry.commit(change(AddCredential(credential("cam-8", serial="b2"))))
+    await registry.commit(change(HoldCredentials("device", "cam-8", NOW)))
+    await registry.commit(change(ReleaseCredentials("device", "cam-8")))
+    await make_entries(registry)
+    earlier = NOW - timedelta(days=1)
+    again = {"a1": 3, "a2": 0, "a3": 6, "b1": 4, "b2": 6, "c1": 6, "c2": 5}
+    await registry.add_revoked([(Revocation(serial, until, earlier, r), CA) for serial, r in again.items()])
+    found = {serial: await registry.revocation(serial) for serial in ("a1", "a2", "a3", "a4", "b1", "b2", "c1", "c2")}
+    assert {serial: (r.reason, r.revoked_at) for serial, r in found.items() if r is not None} == {
+        "a1": (3, earlier),
+        "a2": (0, earlier),
+        "a3": (0, NOW),
+        "a4": (0, NOW),
+        "b1": (4, earlier),
+        "b2": (8, found["b2"].revoked_at if found["b2"] else NOW),
+        "c1": (6, earlier),
+        "c2": (5, earlier),
+    }
+
+
+async def test_what_crls_brought_is_read_page_by_page(registry: Registry) -> None:
+    await enrolled(registry, "a1", "a2", "a3")
+    await registry.commit(change(RevokeCredentials("device", "cam-7", NOW, CrlReason.KEY_COMPROMISE)))
+    await make_entries(registry)
+    assert await registry.listed_after(CA, 0, "", 9) == []
+    await publish(registry, 7)
+    await registry.add_revoked([(Revocation("a4", credential("cam-7").not_after, NOW, 1), CA)])
+    await make_entries(registry)
+    await publish(registry, 8)
+    number, serial, pages = 0, "", []
+    while page := await registry.listed_after(CA, number, serial, 2):
+        number, serial = page[-1].number, page[-1].revocation.serial
+        pages.append([(each.number, each.revocation.serial, each.revocation.reason, each.issuer) for each in page])
+    assert pages == [[(7, "a1", 1, CA), (7, "a2", 1, CA)], [(7, "a3", 1, CA), (8, "a4", 1, CA)]]
+    assert await registry.listed_after(b"\x02" * 20, 0, "", 9) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet.domain.crl import Listed, Revocation
-from fleet.storage.journals.revoked_certificates import RevokedCertificates
+from fleet.domain.crl import Listed, Noted, Revocation
+from fleet.storage.journals.revoked_certificates import Place, RevokedCertificates
 from tests.storage.samples import NOW
 
 CA = b"\x01" * 20
@@ -93,3 +93,22 @@ def test_lines_that_are_no_revocation_are_left_out(tmp_path: Path) -> None:
     ):
         journal.path.write_bytes(bad + good)
         assert journal.held() == {"a1": 0}
+
+
+def test_cut_at_every_byte_it_says_no_place_that_was_not_reached(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "revoked.jsonl")
+    until = NOW + timedelta(days=30)
+    for number, serial in ((7, "a1"), (8, "a2")):
+        journal.journal.follow([Noted(Revocation(serial, until, NOW, 1), CA, number)])
+    whole = journal.path.read_bytes()
+    for end in range(len(whole) + 1):
+        journal.path.write_bytes(whole[:end])
+        places, held = journal.journal.places(), journal.held()
+        assert set(places) <= {CA}
+        assert all(place.serial in held for place in places.values())
+    assert places == {CA: Place(CA, 8, "a2")}
+    journal.journal.trim(NOW)
+    assert (journal.journal.places(), set(journal.held())) == (places, {"a1", "a2"})
+    for line in (b'{"ca": 1, "through": 1, "last": "a"}', b'{"ca": "01", "through": true, "last": "a"}', b'"through"'):
+        journal.path.write_bytes(line + b"\n")
+        assert journal.journal.places() == {}

@@ -5,7 +5,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -23,8 +23,8 @@ from fleet.domain.ports import Registry
 from fleet.home.crl_authorities import crl_authorities, root_that_publishes
 from fleet.home.layout import Home, settings_of
 from fleet.runtime.jobs.retention import node_name
-from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy, CrlPublisher
-from fleet.storage.journals.revoked_certificates import RevokedCertificates
+from fleet.services.crl_publishing import LEASE_TIME, LISTED_AT_ONCE, CrlPolicy, CrlPublisher
+from fleet.storage.journals.revoked_certificates import Place, RevokedCertificates, place_of
 
 logger = logging.getLogger("fleet.crl")
 
@@ -55,6 +55,27 @@ def noting(home: Home) -> Callable[[Sequence[Unlisted]], list[Listed]]:
         return made
 
     return make
+
+
+@dataclass
+class Following:
+    """Notes what CRLs list, whichever node published them: a registry may go back before any of the nodes."""
+
+    registry: Registry
+    journal: RevokedCertificates
+    _places: dict[bytes, Place] | None = None
+
+    async def follow(self) -> None:
+        """Note what has been published since. Raises: Unavailable. OSError."""
+        if self._places is None:
+            self._places = await asyncio.to_thread(self.journal.places)
+        for issuer in sorted({head.issuer for head in await self.registry.crl_heads()}):
+            place = self._places.get(issuer, Place(issuer, 0, ""))
+            if await self.registry.newest_listed(issuer) <= place.number:
+                continue
+            while found := await self.registry.listed_after(issuer, place.number, place.serial, LISTED_AT_ONCE):
+                await asyncio.to_thread(self.journal.follow, found)
+                place = self._places[issuer] = place_of(found[-1])
 
 
 async def issue_crls(home: Home, registry: Registry, now: datetime, validity: timedelta | None) -> list[CrlHead]:
@@ -134,16 +155,18 @@ async def publish_crls(home: Home, registry: Registry, settings: Settings, clock
     """Publish what is due until cancelled. A failure is retried, and logged once in FAILURES_A_LINE times."""
     policy = crl_policy(settings)
     publisher = CrlPublisher(registry, policy, node_name(home), noting(home))
+    following = Following(registry, RevokedCertificates(home.revoked_certificates))
     is_trimmed = False
     failures = 0
     while True:
         try:
             if not is_trimmed:
-                await asyncio.to_thread(RevokedCertificates(home.revoked_certificates).trim, clock())
+                await asyncio.to_thread(following.journal.trim, clock())
                 is_trimmed = True
             cas = await asyncio.to_thread(crl_authorities, home)
             for head in await publisher.publish_due(cas, clock()):
                 log_event(logger, logging.INFO, "crl", path=head.path, number=head.number, entries=head.entries)
+            await following.follow()
             failures = 0
         except (FleetError, OSError) as error:
             if failures % FAILURES_A_LINE == 0:

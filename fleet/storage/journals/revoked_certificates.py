@@ -1,25 +1,40 @@
 """Certificates that CRLs have listed, outside the registry's own file: a restore of an older one leaves it in place.
 
     {"serial": "6a2f…", "ca": "3f…", "not_after": "…", "revoked_at": "…", "reason": 1}
+    {"ca": "3f…", "through": 1796041755092, "last": "6a2f…"}     this CA's CRLs up to that number are noted
 
 A restored registry does not know certificates that were issued after its backup, and CRLs must list them all the same.
-Of several lines about one certificate the last one counts. Lines are durable before a CRL lists their certificates.
+Of several lines about one certificate the last one counts. Where a node publishes, lines are durable before a CRL lists
+their certificates; the other nodes follow.
 """
 
 import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from msgspec import Struct
+
 from fleet.config.durable_files import sync, write_file
 from fleet.config.timestamps import rfc3339
-from fleet.domain.crl import CrlReason, Listed, Revocation
+from fleet.domain.crl import CrlReason, Listed, Noted, Revocation
 
 LINE_MAX = 512  # octets; the longest has two numbers of 40 and 128 hex digits
+
+
+NAME = "revoked.jsonl"
+
+
+class Place(Struct, frozen=True):
+    """How far the CRLs of a CA are noted."""
+
+    issuer: bytes
+    number: int
+    serial: str
 
 
 class RevokedCertificates:
@@ -28,9 +43,36 @@ class RevokedCertificates:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def note(self, listed: Sequence[Listed]) -> None:
+    @classmethod
+    def beside(cls, revocations: Path) -> "RevokedCertificates":
+        """The one of the home whose journal of revocations is `revocations`."""
+        return cls(revocations.with_name(NAME))
+
+    def note(self, listed: Sequence[Listed | Noted]) -> None:
         """Append `listed`; durable on return. Raises: OSError."""
-        lines = b"".join(_line(each.revocation, each.issuer) for each in listed if each.issuer)
+        self._append(b"".join(_line(each.revocation, each.issuer) for each in listed if each.issuer))
+
+    def follow(self, listed: Sequence[Noted]) -> None:
+        """Append what CRLs of one CA brought, in their order, and how far it goes. Raises: OSError."""
+        if listed:
+            last = listed[-1]
+            self._append(b"".join(_line(each.revocation, each.issuer) for each in listed) + _place_line(place_of(last)))
+
+    def copy_to(self, path: Path) -> None:
+        """A copy at `path`, if there is this journal. Raises: OSError."""
+        with suppress(FileNotFoundError):
+            write_file(path, self.path.read_bytes(), secret=True, force=True)
+
+    def places(self) -> dict[bytes, Place]:
+        """How far each CA's CRLs are noted. Raises: OSError."""
+        return {place.issuer: place for line in self._lines() if (place := _read_place(line)) is not None}
+
+    def _lines(self) -> Iterator[bytes]:
+        with suppress(FileNotFoundError), self.path.open("rb") as opened:
+            while line := opened.readline(LINE_MAX):
+                yield line
+
+    def _append(self, lines: bytes) -> None:
         with self._locked() as handle:
             is_new = not handle.seek(0, os.SEEK_END)
             if not is_new and not self._ends_whole():
@@ -45,23 +87,16 @@ class RevokedCertificates:
         """Revocation and CA's key identifier by serial number, of those that have not expired at `now`; lines that are
         damaged are left out. Raises: OSError.
         """
-        found: dict[str, tuple[Revocation, bytes]] = {}
-        try:
-            with self.path.open("rb") as opened:
-                while line := opened.readline(LINE_MAX):
-                    each = _read(line)
-                    if each is not None:
-                        found[each[0].serial] = each
-        except FileNotFoundError:
-            return {}
+        found = {each[0].serial: each for line in self._lines() if (each := _read(line)) is not None}
         is_kept = {serial for serial, (held, _) in found.items() if held.not_after > now}
         return {serial: each for serial, each in found.items() if serial in is_kept}
 
     def trim(self, now: datetime) -> None:
         """Drop what has expired at `now` or is repeated. Raises: OSError."""
         with self._locked():
-            lines = b"".join(_line(*each) for each in self.read(now).values())
-            write_file(self.path, lines, secret=True, force=True)
+            lines = [_line(*each) for each in self.read(now).values()]
+            lines += map(_place_line, self.places().values())
+            write_file(self.path, b"".join(lines), secret=True, force=True)
 
     def _ends_whole(self) -> bool:
         with self.path.open("rb") as opened:
@@ -80,6 +115,27 @@ class RevokedCertificates:
                 yield opened
         finally:
             os.close(lock)
+
+
+def place_of(last: Noted) -> Place:
+    """As far as `last`."""
+    return Place(last.issuer, last.number, last.revocation.serial)
+
+
+def _place_line(place: Place) -> bytes:
+    return json.dumps({"ca": place.issuer.hex(), "through": place.number, "last": place.serial}).encode() + b"\n"
+
+
+def _read_place(line: bytes) -> Place | None:
+    if b'"through"' not in line or not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)
+        issuer, number, serial = bytes.fromhex(found["ca"]), found["through"], found["last"]
+        is_whole = type(number) is int and 0 <= number < 1 << 63 and 1 <= len(serial) <= 40 and int(serial, 16) >= 0
+        return Place(issuer, number, serial) if is_whole else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _line(revocation: Revocation, issuer: bytes) -> bytes:
