@@ -20,6 +20,7 @@ from fleet.domain.distribution import CA_NAME_PATTERN, CRL_KIND_PATTERN, PLAIN, 
 from fleet.wire.armor import unwrap
 
 FOLLOW_SECONDS = 1.0  # from one look to the next: a CRL is signed within `crl.max_delay` of a revocation, 5 s
+UNREAD = ".changed"  # durable: a command that failed, or was killed with us, is run again though no file changes
 
 
 @click.command()
@@ -38,7 +39,8 @@ def publish(client: Client, folder: Path, follow: bool, command: str | None, out
     one step. Without --follow, run it again as often as revocations are to be seen, and before the CRLs' nextUpdate.
 
     With --follow a revocation is in DIR a second after it is in a CRL, and COMMAND has the relying party read it. What
-    fails is reported, and tried again every second.
+    fails is reported, and tried again every second. DIR/.changed says that files have changed since COMMAND last
+    succeeded: the next run with --run does it, even if no further file changes.
 
     \b
     Example:
@@ -51,38 +53,40 @@ def publish(client: Client, folder: Path, follow: bool, command: str | None, out
     print_value({"folder": str(folder), "files": published.count, "changed": changed}, output)
     if not published.has_crls:
         click.echo("There is no CRL yet: fleet serve signs them, or fleet crl issue.", err=True)
-    is_done = not changed or _run(command)
     if follow:
-        _follow(published, command, is_done)
-    elif not is_done:
+        _follow(published, command)
+    elif not _run_if_due(published, command):
         raise CliError(f"publishing into {folder}", "the files are written, and the command failed")
 
 
-def _follow(published: "PublishedFolder", command: str | None, is_done: bool) -> None:
-    """Until SIGINT or SIGTERM; `is_done`: whether the command has run for what is there already."""
+def _follow(published: "PublishedFolder", command: str | None) -> None:
+    """Until SIGINT or SIGTERM."""
     reported = ""
     with noting_interrupts() as interrupts:
         while not interrupts:
+            _run_if_due(published, command)
             time.sleep(FOLLOW_SECONDS)
             try:
                 with attempting(f"publishing into {published.folder}"):
-                    is_done = not published.update() and is_done
+                    published.update()
                 reported = ""
             except CliError as error:
                 if error.message != reported:
                     error.show()
                 reported = error.message
-            is_done = is_done or _run(command)
 
 
-def _run(command: str | None) -> bool:
-    """Whether the shell command, if there is one, succeeds; its output is ours."""
-    if command is None:
+def _run_if_due(published: "PublishedFolder", command: str | None) -> bool:
+    """Whether the shell command, if there is one and files have changed, succeeds; its output is ours."""
+    if command is None or not published.unread.exists():
         return True
     status = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, check=False).returncode  # noqa: S602 - asked for
     if status:
         click.echo(f"The command ended with status {status}: {command}", err=True)
-    return status == 0
+        return False
+    with attempting(f"publishing into {published.folder}"):
+        published.unread.unlink(missing_ok=True)
+    return True
 
 
 class PublishedFolder:
@@ -90,6 +94,8 @@ class PublishedFolder:
 
     def __init__(self, client: Client, folder: Path) -> None:
         self._client, self.folder = client, folder
+        self.unread = folder / UNREAD
+        """There from before the first file is changed until the command has succeeded."""
         self._crls: dict[str, tuple[tuple[int, str], str]] = {}
         """Number, thisUpdate and PEM of each CRL, by path."""
         self.count = 0
@@ -117,7 +123,15 @@ class PublishedFolder:
         for name, text in (("ca.pem", certificates), ("crl.pem", plain), ("trust.pem", certificates + plain)):
             files[name] = text.encode("ascii")
         self.count = len(files)
-        return sum(_write(self.folder, path, data) for path, data in files.items())
+        changed = [(file, data) for path, data in files.items() if not _holds(file := self._file(path), data)]
+        if changed:
+            _write(self.unread, b"")
+        for file, data in changed:
+            _write(file, data)
+        return len(changed)
+
+    def _file(self, path: str) -> Path:
+        return self.folder / path.lstrip("/")
 
     def _certificates(self) -> tuple[dict[str, bytes], dict[str, str]]:
         """The files of the CA certificates, and, by CA, the PEM of those that sign for devices and servers."""
@@ -151,12 +165,12 @@ def _der(pem: str) -> bytes:
     return der
 
 
-def _write(folder: Path, path: str, data: bytes) -> bool:
-    """Whether the file at `path` was not `data` already."""
-    file = folder / path.lstrip("/")
+def _holds(file: Path, data: bytes) -> bool:
     with suppress(FileNotFoundError):
-        if file.read_bytes() == data:
-            return False
+        return file.read_bytes() == data
+    return False
+
+
+def _write(file: Path, data: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, data, secret=False, force=True)
-    return True

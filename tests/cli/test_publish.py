@@ -1,5 +1,6 @@
 """`fleet publish`: a folder for relying parties, and the command that has them read it."""
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from cryptography import x509
 from fleet.ca.crl import key_identifier_of
 from fleet.ca.imported_crl import number_of
 from fleet.home.layout import certificate_in
-from tests.serving import run_fleet
+from tests.serving import run_fleet, start
 
 
 def test_the_command_is_run_when_files_have_changed_and_only_then(tmp_path: Path) -> None:
@@ -55,6 +56,31 @@ def test_a_root_has_one_crl_whichever_command_signed_it_last(home: Path, tmp_pat
 def x509_crls(file: Path) -> list[x509.CertificateRevocationList]:
     end = "-----END X509 CRL-----\n"
     return [x509.load_pem_x509_crl((each + end).encode()) for each in file.read_text().split(end)[:-1]]
+
+
+def test_a_command_that_did_not_succeed_is_run_again_though_no_file_has_changed(tmp_path: Path) -> None:
+    home, folder, ran = tmp_path / "home", tmp_path / "pki", tmp_path / "ran"
+    run_fleet(home, "init")
+    words = ("publish", str(folder), "--run")
+    run_fleet(home, *words, "exit 3", expect=1)
+    run_fleet(home, *words, "exit 3", expect=1)
+    run_fleet(home, *words, f"echo again >>'{ran}'")
+    run_fleet(home, *words, f"echo once more >>'{ran}'")
+    assert ran.read_text() == "again\n"
+    run_fleet(home, "crl", "issue")
+    run_fleet(home, "publish", str(folder))  # by hand, without the command that its reader needs
+    run_fleet(home, *words, f"echo once more >>'{ran}'")
+    assert ran.read_text() == "again\nonce more\n"
+
+
+def test_a_kill_before_the_command_has_ended_does_not_lose_it(tmp_path: Path) -> None:
+    home, folder, ran = tmp_path / "home", tmp_path / "pki", tmp_path / "ran"
+    run_fleet(home, "init")
+    words = ("-m", "fleet", "publish", "--home", str(home), str(folder), "--run")
+    assert start("killed", *words, "kill -9 $PPID").process.wait(60) == -signal.SIGKILL
+    again = f"echo again >>'{ran}'; kill -TERM $PPID"
+    assert start("following", *words, again, "--follow").process.wait(60) == 0
+    assert ran.read_text() == "again\n"
 
 
 def test_the_crl_of_an_offline_root_is_published_with_the_others(home: Path, tmp_path: Path) -> None:
