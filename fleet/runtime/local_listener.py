@@ -12,7 +12,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
 
 from fleet.config.addresses import Address, LocalAddress
 from fleet.domain.errors import Invalid, Unavailable
@@ -21,6 +20,7 @@ from fleet.runtime.descriptors import LOCAL_CONNECTIONS_MAX
 from fleet.servers.http import HttpServer
 
 BACKLOG = 1024
+PAUSE_SECONDS = 0.1  # after an accept that failed: most fail for want of descriptors
 NO_ROOM = "connections-full"
 """Counter of connections that were closed at once: every other one was busy."""
 
@@ -115,39 +115,46 @@ def _group_id(name: str) -> int:
 
 
 class LocalListener:
-    """Accepts connections for `server` on a socket that may be shared with other processes."""
+    """Accepts connections for `server` on a socket that may be shared with other processes.
+
+    One after the other: how many there are is known when the next one comes, however many programs connect at once.
+    """
 
     def __init__(self, server: HttpServer) -> None:
         self._http = server
-        self._listening: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     async def open(self, taken: socket.socket) -> None:
         """Raises: OSError."""
-        loop = asyncio.get_running_loop()
         taken.setblocking(False)
-        if taken.family == socket.AF_UNIX:
-            self._listening = await loop.create_unix_server(self._accepted, sock=taken, backlog=BACKLOG)
-        else:
-            self._listening = await loop.create_server(self._accepted, sock=taken, backlog=BACKLOG)
+        self._accepting = asyncio.create_task(self._accept_all(taken))
 
     def close(self) -> None:
         """Stop accepting; connections go on."""
-        if self._listening is not None:
-            self._listening.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
 
-    def _accepted(self) -> asyncio.Protocol:
+    async def _accept_all(self, taken: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(taken)
+                if self._has_room():
+                    await loop.connect_accepted_socket(lambda: self._http(Peer("-")), connection)
+                else:
+                    self._http.counters[NO_ROOM] += 1
+                    connection.close()
+            except OSError:
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    def _has_room(self) -> bool:
+        """Whether there is room for another connection, after one that is idle has been closed if need be."""
         http = self._http
-        if len(http.connections) >= LOCAL_CONNECTIONS_MAX:
-            idle = http.idle.oldest()
-            if idle is None:
-                http.counters[NO_ROOM] += 1
-                return _Refused()
-            idle.close()
-        return http(Peer("-"))
-
-
-class _Refused(asyncio.Protocol):
-    """A connection for which there is no room."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        asyncio.get_running_loop().call_soon(cast(asyncio.Transport, transport).abort)
+        if len(http.connections) < LOCAL_CONNECTIONS_MAX:
+            return True
+        strangers = (connection for connection in http.idle if not connection.is_known)
+        leaving = next(strangers, None) or http.idle.oldest()
+        if leaving is None:
+            return False
+        leaving.close()
+        return True

@@ -139,7 +139,18 @@ def _why_none(error: HttpProcessingError, data: bytes, limits: HttpLimits) -> Ht
 class Connection(BaseProtocol):
     """One client's connection."""
 
-    __slots__ = ("_is_closed", "_payload", "_server", "_streams", "_stuck", "_waiting", "busy", "peer", "task")
+    __slots__ = (
+        "_is_closed",
+        "_payload",
+        "_server",
+        "_streams",
+        "_stuck",
+        "_waiting",
+        "busy",
+        "is_known",
+        "peer",
+        "task",
+    )
 
     def __init__(self, server: "HttpServer", peer: Peer) -> None:
         limits, loop = server.limits, asyncio.get_running_loop()
@@ -158,6 +169,8 @@ class Connection(BaseProtocol):
         self.peer = peer
         self.busy = False
         """Whether a request is in progress: a shutdown waits for it."""
+        self.is_known = False
+        """Whether the server's handler knows who asks, as by a secret: on a full listener, others give way first."""
         self.task: asyncio.Task[None] | None = None
         """While requests are answered."""
         self._server = server
@@ -278,7 +291,9 @@ class Connection(BaseProtocol):
         return (payload.is_eof() or await self._discard(payload)) and not closes
 
     async def _discard(self, payload: StreamReader) -> bool:
-        """Whether the rest of the body came in time."""
+        """Whether the rest of the body came in time. Where none are taken, a stranger's is not waited for."""
+        if not (self._server.limits.takes_bodies or self.is_known):
+            return False
         with suppress(TimeoutError, RequestPayloadError):
             async with asyncio.timeout(self._server.limits.linger_seconds_max):
                 while not payload.is_eof():

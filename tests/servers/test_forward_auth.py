@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -325,6 +327,46 @@ async def test_with_a_secret_every_request_must_carry_it(tmp_path: Path) -> None
         assert (await house.ask("/nginx", secret, *asked)).status == 200
         assert (await house.ask("/nginx", "X-Proxy-Secret: the-second-secret", *asked)).status == 200
         assert (await house.ask("/elsewhere")).code == "bad-proxy-secret"
+
+
+async def test_without_the_secret_a_connection_ends_at_once_whatever_of_a_body_is_to_come(tmp_path: Path) -> None:
+    async with opened(tmp_path, SECRET) as house:
+        house.server.limits = dataclasses.replace(house.server.limits, linger_seconds_max=10 * DEADLINE_SECONDS)
+        reader, writer = await asyncio.open_unix_connection(house.path)
+        writer.write(b"POST /nginx HTTP/1.1\r\nHost: f\r\nContent-Length: 100\r\n\r\na")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            answered = await reader.read()
+        assert b"X-Error-Code: bad-proxy-secret" in answered
+        assert b"Connection: close" in answered
+        writer.close()
+
+
+async def test_connections_without_the_secret_give_way_to_those_of_proxies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_listener, "LOCAL_CONNECTIONS_MAX", 4)
+    async with opened(tmp_path, SECRET) as house, AsyncExitStack() as opening:
+        asked = (f"X-Proxy-Secret: {SECRET.decode()}", *nginx((await house.enroll("cam-1")).der))
+        proxies = [await opening.enter_async_context(house.connected()) for _ in range(2)]
+        for proxy in proxies:
+            assert (await proxy("/nginx", *asked)).status == 200
+        for _ in range(3):
+            # All at once, as they wait in the listener's queue after a moment in which the server was busy.
+            strangers = [stranger(house) for _ in range(40)]
+            for proxy in proxies:
+                assert (await proxy("/nginx", *asked)).status == 200
+            assert (await house.ask("/nginx", *asked)).status == 200
+            assert len(house.server.connections) <= 5  # one may be on its way out
+            for each in strangers:
+                each.close()
+
+
+def stranger(house: House) -> socket.socket:
+    """A connection with the beginning of a request."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(house.path))
+    connection.send(b"POST /nginx HTTP/1.1\r\nHost: f\r\n")
+    return connection
 
 
 async def test_what_cannot_be_judged_is_denied(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,7 @@ class _Handler:
         message, context = exchange.request, self._context
         exchange.event = "http.forward-auth"
         self._check_secret(exchange)
+        exchange.connection.is_known = True
         proxy = protocol_of(message)
         exchange.peer = Peer(address_of(message, proxy))
         if not context.feed_is_up():
@@ -92,7 +93,8 @@ class _Handler:
         sent = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
         # Each is compared, in a time that says nothing of where they differ.
         if not sum(hmac.compare_digest(sent, secret) for secret in secrets):
-            raise HttpRefused(403, "bad-proxy-secret", f"The header {SECRET} does not hold the proxy's secret.")
+            message = f"The header {SECRET} does not hold the proxy's secret."
+            raise HttpRefused(403, "bad-proxy-secret", message, {"Connection": "close"})
 
 
 def identity_headers(access: HttpAccess) -> Mapping[str, str]:
