@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
+from fleet.domain.ca_role import CaRole
+
 
 @dataclass(frozen=True, slots=True)
 class CaCertificate:
     """One of the fleet's CAs."""
 
-    role: str
-    """"root", "issuing"; "former root", "former" for those that sign no more; "operators"."""
+    role: CaRole
     certificate: x509.Certificate
     tenant: str = ""
     """Whose it is; "" for the fleet's own."""

@@ -16,9 +16,10 @@ from fleet.cli.parameters import SHA256, TENANT_IF_ANY
 from fleet.client.client import Client
 from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
+from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
 from fleet.domain.errors import no_such
 
-ROLES = {"former": "former issuing"}
+ROLES = {CaRole.FORMER: "former issuing"}
 """Names for people of roles that are called otherwise in JSON."""
 COLUMNS = (
     Column("role", format=lambda role: ROLES.get(role, role)),
@@ -82,12 +83,12 @@ def export(client: Client, tenant: str, whole: bool, force: bool, out: Path) -> 
 
 def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]:
     """What devices of `tenant` trust; with `whole`, and what issues to them. Raises: NotFound (`no-such-tenant`)."""
-    issuers = [each for each in authorities if each["tenant"] == tenant and each["role"] in ("issuing", "former")]
+    issuers = [each for each in authorities if each["tenant"] == tenant and each["role"] in ISSUES_TO_DEVICES]
     if not issuers:
         raise no_such("tenant", tenant)
-    roots = [each for each in authorities if each["role"] == "root" and each["tenant"] == tenant]
+    roots = [each for each in authorities if each["role"] == CaRole.ROOT and each["tenant"] == tenant]
     if tenant:
-        roots += [each for each in authorities if each["role"] == "root" and not each["tenant"]]
+        roots += [each for each in authorities if each["role"] == CaRole.ROOT and not each["tenant"]]
     return [*roots, *(issuers if whole else ())]
 
 

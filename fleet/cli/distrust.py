@@ -16,6 +16,7 @@ from fleet.cli.parameters import DISTRUST_ID, MODEL, PAST_TIME
 from fleet.cli.records import Records
 from fleet.client.client import Client, path_of
 from fleet.config.streams import EXIT_FAILED
+from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
 from fleet.domain.distrust import KEY_MARKS
 
 COLUMNS = ("id", "model", "ca_key_id", "key_type", "issued_from", "issued_before", "refuses", "devices", "created_at")
@@ -126,9 +127,9 @@ def _planned(plan: Row, spread: timedelta) -> Row:
 def _fingerprint(client: Client, text: str) -> str:
     """The SHA-256 of the issuing CA that `text` names. Raises: CliError: none, or several."""
     digits = text.lower().replace(":", "")
-    issuing = [each for each in client.get("/v1/authorities")["items"] if each["role"] in ("issuing", "former")]
+    issuing = [each for each in client.get("/v1/authorities")["items"] if each["role"] in ISSUES_TO_DEVICES]
     found = [each for each in issuing if len(digits) >= PREFIX_MIN and each["sha256"].startswith(digits)]
-    found = found or [each for each in issuing if each["tenant"] == text and each["role"] == "issuing"]
+    found = found or [each for each in issuing if each["tenant"] == text and each["role"] == CaRole.ISSUING]
     if len(found) != 1:
         what = "is no issuing CA" if not found else "is the beginning of several fingerprints"
         raise CliError(_ATTEMPTED, f"{text[:80]!r} {what}", "See: fleet ca show")

@@ -18,6 +18,7 @@ from fleet.cli.errors import CliError
 from fleet.cli.output import Row
 from fleet.client.client import Client, bad_answer
 from fleet.config.durable_files import write_file
+from fleet.domain.ca_role import CaRole
 from fleet.domain.errors import Conflict
 from fleet.wire.csr import build_csr
 from fleet.wire.encodings import Bundle, Form, write
@@ -111,7 +112,7 @@ def enroll_with_files(
 def _root_of(client: Client) -> bytes:
     """The fleet's root CA, PEM. Raises: Unavailable (`bad-answer`): there is none in the answer."""
     try:
-        roots = [each["pem"] for each in client.get("/v1/authorities")["items"] if each["role"] == "root"]
+        roots = [each["pem"] for each in client.get("/v1/authorities")["items"] if each["role"] == CaRole.ROOT]
         root = bytes(roots[0].encode())  # those of tenants come after it
         x509.load_pem_x509_certificate(root)
     except (LookupError, TypeError, ValueError, AttributeError):

@@ -16,6 +16,7 @@ from fleet.cli.options import client_option
 from fleet.cli.output import output_option, print_value
 from fleet.client.client import Client, bad_answer, path_of
 from fleet.config.durable_files import write_file
+from fleet.domain.ca_role import CaRole
 from fleet.domain.distribution import CA_NAME_PATTERN, CRL_KIND_PATTERN, PLAIN, ca_name, ca_path, crl_path
 from fleet.wire.armor import unwrap
 
@@ -145,7 +146,7 @@ class PublishedFolder:
             der = ssl.PEM_cert_to_DER_cert(each["pem"])
             name = ca_name(key_identifier_of(x509.load_der_x509_certificate(der)))
             files[ca_path(name)] = der
-            if each["role"] != "operators":
+            if each["role"] != CaRole.OPERATORS:
                 trusted[name] = each["pem"]
         return files, trusted
 

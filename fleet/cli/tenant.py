@@ -10,6 +10,7 @@ from fleet.cli.options import client_at, client_option, home_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
 from fleet.cli.parameters import TENANT
 from fleet.client.client import Client
+from fleet.domain.ca_role import CaRole
 from fleet.domain.errors import Invalid, no_such
 
 COLUMNS = ("name", "models", "root", "not_after")
@@ -113,19 +114,19 @@ def _tenants(client: Client) -> dict[str, Row]:
     """Tenants with a CA, by name."""
     shown: list[Row] = client.get("/v1/authorities")["items"]
 
-    def of(role: str, tenant: str) -> list[Row]:
+    def of(role: CaRole, tenant: str) -> list[Row]:
         return [each for each in shown if (each["role"], each["tenant"]) == (role, tenant)]
 
     def tenant_of(name: str) -> Row:
-        own, issuing = of("root", name), of("issuing", name)[0]
+        own, issuing = of(CaRole.ROOT, name), of(CaRole.ISSUING, name)[0]
         return {
             "name": name,
-            "root": (own or of("root", ""))[0]["subject"],
+            "root": (own or of(CaRole.ROOT, ""))[0]["subject"],
             "own_root": bool(own),
             "issuing": issuing["subject"],
             "not_after": issuing["not_after"],
             "sha256": issuing["sha256"],
-            "former": [each["sha256"] for each in of("former", name)],
+            "former": [each["sha256"] for each in of(CaRole.FORMER, name)],
         }
 
     return {name: tenant_of(name) for name in sorted({each["tenant"] for each in shown} - {""})}

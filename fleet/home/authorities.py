@@ -28,6 +28,8 @@ from fleet.domain.labels import must_be_a_label
 from fleet.home.ca_store import (
     CERTIFICATE,
     KEY,
+    ROOT,
+    ROOT_KEY,
     Authority,
     cross_file,
     fingerprint,
@@ -117,8 +119,8 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
             root, root_key = known.own.root, None
             if own_root:
                 root, root_key = create_root(f"{fleet} {name}", now)
-                (building / "root.pem").write_bytes(root.public_bytes(Encoding.PEM))
-                write_key(building / "root.key", root_key)
+                (building / ROOT).write_bytes(root.public_bytes(Encoding.PEM))
+                write_key(building / ROOT_KEY, root_key)
             issuing, key = create_issuing(f"{fleet} {name}", root, root_key or key_of_root(home.root_key), now)
             must_be_called_otherwise(issuing, known)
             (building / CERTIFICATE).write_bytes(issuing.public_bytes(Encoding.PEM))
@@ -159,11 +161,10 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
     `issuer-expired`. Refused (`root-key-away`). OSError.
     """
     old = authority_of(home, tenant)
-    folder = old.key_file.parent
-    has_own_root = (folder / "root.pem").exists()
-    root_key = key_of_root(folder / "root.key" if has_own_root else home.root_key)
+    folder = old.folder
+    root_key = key_of_root(old.root_key_file if old.has_own_root else home.root_key)
     name = f"{settings_of(home).name} {tenant}".rstrip()
-    if root_too and not has_own_root:
+    if root_too and not old.has_own_root:
         text = f"Tenant {tenant} has no root of its own: its issuing CA is signed by the fleet's."
         raise Invalid("not-its-root", text, "Roll over the fleet's: fleet ca rollover --root")
     with locked(home.ca):
@@ -211,7 +212,7 @@ def forget_former(home: Home, tenant: str, sha256: str, now: datetime) -> x509.C
     Raises: as `former_of`. Refused (`root-key-away`): the keys of those two are not here.
     """
     authority = authority_of(home, tenant)
-    folder = authority.key_file.parent
+    folder = authority.folder
     with locked(home.ca):
         gone = former_of(home, tenant, sha256)
         _link_around(folder, authority, gone, now)
@@ -222,7 +223,7 @@ def forget_former(home: Home, tenant: str, sha256: str, now: datetime) -> x509.C
 
 def _link_around(folder: Path, authority: Authority, gone: x509.Certificate, now: datetime) -> None:
     """Have the former root older than `gone` and the root newer than it sign each other."""
-    roots = [(authority.root, folder / "root.key")]
+    roots = [(authority.root, authority.root_key_file)]
     roots += [(each.certificate, each.key_file) for each in authority.former_roots]
     at = next((number for number, (certificate, _) in enumerate(roots) if certificate == gone), len(roots))
     if at + 1 >= len(roots):
@@ -241,8 +242,7 @@ def _link_around(folder: Path, authority: Authority, gone: x509.Certificate, now
 def former_of(home: Home, tenant: str, sha256: str) -> x509.Certificate:
     """A former issuing CA or former root of `tenant`. Raises: NotFound: `no-such-tenant`, `no-such-ca`."""
     authority = authority_of(home, tenant)
-    has_own_root = (authority.key_file.parent / "root.pem").exists()
-    roots = (root.certificate for root in authority.former_roots if has_own_root)
+    roots = (root.certificate for root in authority.former_roots if authority.has_own_root)
     for each in (*authority.former, *roots):
         if fingerprint(each) == sha256:
             return each

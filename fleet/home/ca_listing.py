@@ -8,10 +8,11 @@ from cryptography import x509
 
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.view import CaCertificate
+from fleet.domain.ca_role import ROOTS, CaRole
 from fleet.domain.errors import Unavailable
 from fleet.home.authorities import read_authorities
-from fleet.home.ca_store import FORMER, ROOT_KEY, fingerprint
 from fleet.home.constrained_names import demand_model_names
+from fleet.home.home_cas import home_cas
 from fleet.home.layout import Home, certificate_in
 from fleet.home.pki import load_issuer, load_operators_issuer, operators_authority
 from fleet.servers.admin.ca_access import CaAccess
@@ -32,44 +33,20 @@ def authorities_for_admin(home: Home, now: datetime) -> CaAccess:
 
 def shown_authorities(home: Home) -> list[CaCertificate]:
     """Root CAs and issuing CAs, the fleet's own root first."""
-    found = read_authorities(home)
-    shown: list[CaCertificate] = []
-
-    def show(role: str, certificate: x509.Certificate, tenant: str, key: Path) -> None:
-        shown.append(CaCertificate(role, certificate, tenant, key_here=key.exists()))
-
-    for each in found.all:
-        folder = each.key_file.parent
-        if not each.tenant or each.root != found.own.root:
-            show("root", each.root, each.tenant, folder / ROOT_KEY)
-            for root in each.former_roots:
-                show("former root", root.certificate, each.tenant, root.key_file)
-        show("issuing", each.issuing, each.tenant, each.key_file)
-        for former in each.former:
-            show("former", former, each.tenant, folder / FORMER / f"{fingerprint(former)}.key")
-    if home.operators_certificate.exists():
-        show("operators", certificate_in(home.operators_certificate), "", home.operators_key)
-    return shown
+    cas = home_cas(home, read_authorities(home), frozenset(CaRole) - {CaRole.INTERMEDIATE})
+    return [CaCertificate(ca.role, ca.certificate, ca.tenant, key_here=ca.key_here is not None) for ca in cas]
 
 
 def root_keys_here(home: Home) -> list[Path]:
     """Keys of roots, present and former, in `home`: a serving node needs none."""
-    found = read_authorities(home)
-    folders = dict.fromkeys(each.key_file.parent for each in found.all)
-    former = (root.key_file for each in found.all for root in each.former_roots)
-    return [key for key in dict.fromkeys((*(folder / ROOT_KEY for folder in folders), *former)) if key.exists()]
+    return [key for ca in home_cas(home, read_authorities(home), ROOTS) if (key := ca.key_here) is not None]
 
 
 def forecasted_authorities(home: Home) -> list[OwnCertificate]:
     """The home's own CA and server certificates, for the forecast."""
-    all_of_them = read_authorities(home)
-    own, server = all_of_them.own, certificate_in(home.server_chain)
-    found = [_forecasted(r, each) for r, each in (("root", own.root), ("issuing", own.issuing), ("server", server))]
-    for name, tenant in all_of_them.tenants.items():
-        if tenant.root != own.root:
-            found.append(_forecasted("root", tenant.root, name))
-        found.append(_forecasted("issuing", tenant.issuing, name))
-    return found
+    cas = home_cas(home, read_authorities(home), {CaRole.ROOT, CaRole.ISSUING})
+    found = [_forecasted(ca.role, ca.certificate, ca.tenant) for ca in cas]
+    return [*found, _forecasted("server", certificate_in(home.server_chain))]
 
 
 def _forecasted(role: str, certificate: x509.Certificate, tenant: str = "") -> OwnCertificate:

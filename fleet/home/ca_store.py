@@ -33,7 +33,7 @@ from fleet.home.layout import certificate_in, certificates_in, sync_tree
 
 NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
 OLD, NEW_WITH_OLD, OLD_WITH_NEW, ISSUING = "root", "new-with-old", "old-with-new", "issuing"
-CERTIFICATE, KEY, ROOT_KEY = "issuing.pem", "issuing.key", "root.key"
+CERTIFICATE, KEY, ROOT, ROOT_KEY = "issuing.pem", "issuing.key", "root.pem", "root.key"
 FORMER_MAX = 8  # each is one more trust anchor of every listener
 
 
@@ -86,6 +86,24 @@ class Authority:
     def issuers(self) -> tuple[x509.Certificate, ...]:
         return (self.issuing, *self.former)
 
+    @property
+    def folder(self) -> Path:
+        return self.key_file.parent
+
+    @property
+    def root_key_file(self) -> Path:
+        """Of its own root; may be absent."""
+        return self.folder / ROOT_KEY
+
+    @property
+    def has_own_root(self) -> bool:
+        """A tenant without one is below the fleet's."""
+        return (self.folder / ROOT).exists()
+
+    def key_file_of(self, former: x509.Certificate) -> Path:
+        """Where the key of a former issuing CA is; may be absent."""
+        return self.folder / FORMER / f"{fingerprint(former)}.key"
+
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True, shared: bool = False) -> Iterator[None]:
@@ -118,7 +136,7 @@ def read_authority(folder: Path, tenant: str, fleets: Authority | None, top: Pat
             finish_rollover(folder)
     chains = [certificates_in(file) for file in (folder / FORMER).glob("*.pem")]
     chains.sort(key=lambda chain: chain[0].not_valid_before_utc, reverse=True)
-    above = root_in(folder) if fleets is None or (folder / "root.pem").exists() else fleets
+    above = root_in(folder) if fleets is None or (folder / ROOT).exists() else fleets
     issuing, *intermediates = certificates_in(folder / CERTIFICATE)
     return replace(
         above,
@@ -162,7 +180,7 @@ def root_in(folder: Path) -> Authority:
         )
         for number in sorted(numbers, reverse=True)
     )
-    root = certificate_in(folder / "root.pem")
+    root = certificate_in(folder / ROOT)
     return Authority("", root, root, (), folder / KEY, former)
 
 
@@ -208,10 +226,10 @@ def roll_over(
 
 def _write_root(folder: Path, building: Path, root: NewRoot | ImportedRoot) -> None:
     certificate = root.certificate if isinstance(root, ImportedRoot) else root.certified[0]
-    (building / "root.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (building / ROOT).write_bytes(certificate.public_bytes(Encoding.PEM))
     if isinstance(root, NewRoot):
-        write_key(building / "root.key", root.certified[1])
-    if not (folder / "root.pem").exists():
+        write_key(building / ROOT_KEY, root.certified[1])
+    if not (folder / ROOT).exists():
         return  # a tenant below the fleet's root, which gets one of its own
     number = next_number(root_in(folder).former_roots)
     roots = building / ROOTS
@@ -244,11 +262,11 @@ def finish_rollover(folder: Path) -> None:
         for kept_root in sorted((decided / ROOTS).iterdir()):
             _copy(kept_root, folder / ROOTS / kept_root.name)
         sync(folder / ROOTS)
-    for file in ("root.key", "root.pem", KEY, CERTIFICATE):
+    for file in (ROOT_KEY, ROOT, KEY, CERTIFICATE):
         if (decided / file).exists():
             _copy(decided / file, folder / file)
-    if (decided / "root.pem").exists() and not (decided / "root.key").exists():
-        (folder / "root.key").unlink(missing_ok=True)  # that of the root before, which is kept beside it
+    if (decided / ROOT).exists() and not (decided / ROOT_KEY).exists():
+        (folder / ROOT_KEY).unlink(missing_ok=True)  # that of the root before, which is kept beside it
     sync(folder)
     done = folder / f".issuing.done.{secrets.token_hex(6)}"
     decided.rename(done)
@@ -269,7 +287,7 @@ def forget(folder: Path, wanted: x509.Certificate) -> None:
     """Remove this former issuing CA or former root, its key and what links it. The caller holds the folder's lock."""
     name = fingerprint(wanted)
     files = [folder / FORMER / f"{name}.pem", folder / FORMER / f"{name}.key"]
-    for root in root_in(folder).former_roots if (folder / "root.pem").exists() else ():
+    for root in root_in(folder).former_roots if (folder / ROOT).exists() else ():
         if root.certificate == wanted:
             files = sorted(
                 (folder / ROOTS).glob(f"{root.number}-*"), key=lambda file: file.stem != f"{root.number}-{OLD}"

@@ -6,7 +6,6 @@ FOLDER/request.key    the key of the request, until the chain is imported
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -160,9 +159,8 @@ def _links(
     """The new `root` with what links it to the present one: out of `given`, or signed by the present one's key."""
     before = authority.root
     new_with_old = _link(given, root, before)
-    key_file = authority.key_file.with_name("root.key")
-    if new_with_old is None and key_file.exists():
-        new_with_old = certify_root(root, before, load_key(key_file), now)
+    if new_with_old is None and authority.root_key_file.exists():
+        new_with_old = certify_root(root, before, load_key(authority.root_key_file), now)
     return ImportedRoot(root, new_with_old, _link(given, before, root))
 
 
@@ -184,8 +182,8 @@ def import_chain(home: Home, tenant: str, made: Imported, now: datetime, *, forc
     given. Invalid (`too-many-former`). OSError.
     """
     before = authority_of(home, tenant)
-    folder = before.key_file.parent
-    if made.root is not None and _has_root(folder) and made.root.new_with_old is None and not force:
+    folder = before.folder
+    if made.root is not None and before.has_own_root and made.root.new_with_old is None and not force:
         raise Refused(
             "root-key-away",
             "Clients that trust the present root alone could not verify the new chain: its key is not here to sign the "
@@ -195,7 +193,7 @@ def import_chain(home: Home, tenant: str, made: Imported, now: datetime, *, forc
     with locked(home.ca):
         key = _request_key(before)
         crosses = signed_by_former(made.chain[0], before, now)
-        if made.root is not None and _has_root(folder):
+        if made.root is not None and before.has_own_root:
             crosses |= _cross_of_present(before, made, now)
             if not tenant:
                 keep_fleet_fingerprint(home)
@@ -206,15 +204,9 @@ def import_chain(home: Home, tenant: str, made: Imported, now: datetime, *, forc
     return authority_of(home, tenant)
 
 
-def _has_root(folder: Path) -> bool:
-    """Whether it is its own: a tenant's may be the fleet's."""
-    return (folder / "root.pem").exists()
-
-
 def _cross_of_present(before: Authority, made: Imported, now: datetime) -> dict[int, x509.Certificate]:
     """The new issuing CA as signed by the present root, by the number that this one gets: for Go, which searches."""
-    key_file = before.key_file.with_name("root.key")
-    if not key_file.exists():
+    if not before.root_key_file.exists():
         return {}
     number = next_number(before.former_roots)
-    return {number: cross_certify(made.chain[0], before.root, load_key(key_file), now)}
+    return {number: cross_certify(made.chain[0], before.root, load_key(before.root_key_file), now)}

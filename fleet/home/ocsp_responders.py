@@ -5,7 +5,7 @@ delegated certificate expires: nothing is written, so any number of processes an
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from fleet.ca.keys import load_key, load_or_make_key
 from fleet.ca.ocsp import IssuerId, Responder, issuer_ids
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
+from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
 from fleet.domain.errors import FleetError
 from fleet.home.authorities import Authorities
-from fleet.home.ca_store import FORMER, fingerprint
+from fleet.home.home_cas import home_cas
 from fleet.home.layout import Home, certificate_in
 from fleet.wire.ocsp import SHA1, CertId, cert_id
 
@@ -70,7 +71,8 @@ class OcspResponders:
         if current is self._read:
             return
         self._read, self._failed = current, {}
-        places = list(_places(self._home, current))
+        cas = home_cas(self._home, current, ISSUES_TO_DEVICES | {CaRole.OPERATORS})
+        places = [(ca.certificate, ca.key_file) for ca in cas if ca.key_file is not None]
         self._places = {issuer: place for place in reversed(places) for issuer in issuer_ids(place[0])}
         self._server = certificate_in(self._home.server_chain) if self._home.server_chain.exists() else None
         self._made = {ca: made for ca, made in self._made.items() if any(ca == place[0] for place in places)}
@@ -94,13 +96,3 @@ class OcspResponders:
     def _delegated(self, ca: x509.Certificate, key_file: Path, now: datetime) -> Responder:
         key = load_or_make_key(self._home.ocsp_key)
         return Responder(ca, issue_responder_certificate(ca, load_key(key_file), key.public_key(), now), key)
-
-
-def _places(home: Home, authorities: Authorities) -> Iterator[tuple[x509.Certificate, Path]]:
-    """Each CA that issues certificates to holders, and where its key is."""
-    for each in authorities.all:
-        yield each.issuing, each.key_file
-        folder = each.key_file.parent / FORMER
-        yield from ((former, folder / f"{fingerprint(former)}.key") for former in each.former)
-    if home.operators_certificate.exists():
-        yield certificate_in(home.operators_certificate), home.operators_key

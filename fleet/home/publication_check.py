@@ -17,9 +17,11 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsag
 from fleet.ca.authority import identifier_of
 from fleet.ca.chain import has_signed, has_signed_crl
 from fleet.ca.distribution import DistributionPoints, Publication
+from fleet.domain.ca_role import CaRole
 from fleet.domain.distribution import serial_in
 from fleet.home.authorities import Authorities
-from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
+from fleet.home.home_cas import home_cas
+from fleet.home.layout import Home, certificates_in, settings_of
 from fleet.home.publication import publication_of, publication_of_operators
 
 FETCH_SECONDS_MAX = 10.0
@@ -86,12 +88,11 @@ def _of_chains(home: Home, authorities: Authorities) -> Iterator[PublishedUrl]:
 
 def _of_settings(home: Home, authorities: Authorities) -> Iterator[PublishedUrl]:
     settings = settings_of(home)
-    issuers = [(each.issuing, publication_of(settings, each.tenant)) for each in authorities.all]
-    if home.operators_certificate.exists():
-        issuers.append((certificate_in(home.operators_certificate), publication_of_operators(settings)))
-    for issuer, publication in issuers:
+    for ca in home_cas(home, authorities, {CaRole.ISSUING, CaRole.OPERATORS}):
+        is_operators = ca.role is CaRole.OPERATORS
+        publication = publication_of_operators(settings) if is_operators else publication_of(settings, ca.tenant)
         if publication is not None:
-            yield from _of_publication(issuer, publication)
+            yield from _of_publication(ca.certificate, publication)
 
 
 def _of_publication(issuer: x509.Certificate, publication: Publication) -> Iterator[PublishedUrl]:

@@ -1,6 +1,5 @@
 """CA certificates of a served home, as relying parties fetch them to build a chain (AIA; RFC 5280, 4.2.2.1)."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 from cryptography import x509
@@ -10,7 +9,8 @@ from fleet.ca.authority import identifier_of
 from fleet.domain.distribution import ca_name, ca_path
 from fleet.domain.published_file import CA_CERTIFICATE, PublishedFile
 from fleet.home.authorities import Authorities
-from fleet.home.layout import Home, certificate_in
+from fleet.home.home_cas import home_cas
+from fleet.home.layout import Home
 from fleet.home.reloading_ca import LiveAuthorities
 
 FRESH = timedelta(days=1)  # a CA's certificate changes when it is signed anew
@@ -35,21 +35,8 @@ class PublishedCertificates:
 
 def certificate_files(home: Home, authorities: Authorities) -> dict[str, PublishedFile]:
     """The certificate of every CA of `home`, by its path."""
-    return dict(map(_published, reversed(list(_certificates(home, authorities)))))
-
-
-def _certificates(home: Home, authorities: Authorities) -> Iterator[x509.Certificate]:
-    """Of two with one key, the one to publish is first."""
-    for each in authorities.all:
-        yield from (
-            each.root,
-            *each.issuers,
-            *each.above,
-            *each.above_former,
-            *(root.certificate for root in each.former_roots),
-        )
-    if home.operators_certificate.exists():
-        yield certificate_in(home.operators_certificate)
+    # Of two with one key, the one that is listed first is published.
+    return dict(_published(ca.certificate) for ca in reversed(home_cas(home, authorities)))
 
 
 def _published(certificate: x509.Certificate) -> tuple[str, PublishedFile]:

@@ -19,6 +19,7 @@ from fleet.ca.keys import generate_key
 from fleet.ca.view import CaCertificate
 from fleet.domain.access import Act, Role
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
+from fleet.domain.ca_role import CaRole
 from fleet.domain.device import Model
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.ca_access import CaAccess
@@ -354,7 +355,7 @@ async def open_est(
             operators=lambda: operators_ca[0],
             issuer=lambda: est.issuer,
             operators_issuer=lambda _: est.operators_issuer,
-            shown=lambda: [CaCertificate("root", root[0]), CaCertificate("issuing", issuing[0])],
+            shown=lambda: [CaCertificate(CaRole.ROOT, root[0]), CaCertificate(CaRole.ISSUING, issuing[0])],
             forecasted=lambda: [OwnCertificate("root", "CN=root", root[0].not_valid_after_utc)],
         ),
         lambda: Policy(30, 365, 90),

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fleet.domain.ca_role import CaRole
 from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.errors import Invalid
@@ -69,10 +70,10 @@ def signed(
 
     shown = context.authorities().shown()
     if issuers is None:
-        issuers = [each.certificate for each in shown if each.role != "root"]
+        issuers = [each.certificate for each in shown if each.role is not CaRole.ROOT]
     leaf = x509.load_der_x509_certificate(credential.der)
     chain = [leaf, *(each for each in issuers if _has_signed(each, leaf))]
-    root = next(each.certificate for each in shown if each.role == "root")
+    root = next(each.certificate for each in shown if each.role is CaRole.ROOT)
     return {"chain": "".join(map(_pem, chain)), "root": _pem(root)}
 
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from fleet.domain import distrust as domain
 from fleet.domain.access import NotPermitted, Operator, Permission, demand_model
+from fleet.domain.ca_role import ISSUES_TO_DEVICES
 from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.errors import NotFound, no_such
 from fleet.servers.admin.auth import must_be_in_service
@@ -139,6 +140,6 @@ def _key_id(context: Context, sha256: str) -> bytes:
 
     for each in context.authorities().shown():
         certificate = each.certificate
-        if each.role in ("issuing", "former") and certificate.fingerprint(hashes.SHA256()).hex() == sha256:
+        if each.role in ISSUES_TO_DEVICES and certificate.fingerprint(hashes.SHA256()).hex() == sha256:
             return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     raise NotFound("no-such-authority", "There is no issuing CA with this fingerprint.", "See: fleet ca show")
