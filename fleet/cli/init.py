@@ -17,8 +17,6 @@ from fleet.config.addresses import Address, Database, parse_database
 from fleet.config.settings import Settings
 from fleet.home.creation import create_home
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
 
 def database_options(text: str) -> Callable[[Callable[..., object]], Callable[..., object]]:
     """Give a command `--database`, whose help is `text`, and `--database-file`; it gets the one given as `database`."""
@@ -78,7 +76,7 @@ def init(home: Path, name: str, hosts: tuple[str, ...], database: Database, outp
     listen = "0.0.0.0" if hosts else "127.0.0.1"  # noqa: S104 - an operator who names hosts means to be reached
     settings = Settings(
         name=name,
-        hosts=tuple(dict.fromkeys((*LOOPBACK, *hosts))),
+        hosts=tuple(dict.fromkeys((*Settings().hosts, *hosts))),
         est=Address(listen, 8443),
         mqtt=Address(listen, 8883),
         http=Address(listen, 8444),

@@ -27,38 +27,28 @@ def parse_address(text: str) -> Address:
     return Address(found[1] or found[2], int(found[3]))
 
 
-LOOPBACK_NAMES = ("localhost",)
-OFF = "off"
-
-
 class LocalAddress(Struct, frozen=True):
-    """Where a listener for programs of this machine binds: a Unix socket, a loopback address, or nowhere."""
+    """Where a listener for programs of this machine binds: a Unix socket, or else a loopback address."""
 
     path: str = ""
     address: Address | None = None
 
-    @property
-    def is_off(self) -> bool:
-        return not self.path and self.address is None
-
     def __str__(self) -> str:
-        return f"unix:{self.path}" if self.path else str(self.address or OFF)
+        return f"unix:{self.path}" if self.path else str(self.address)
 
 
 def parse_local_address(text: str) -> LocalAddress:
-    """`off`, `unix:PATH` or `HOST:PORT` of a loopback address as a LocalAddress.
+    """`unix:PATH` or `HOST:PORT` of a loopback address as a LocalAddress.
 
     Raises: ValueError: with a sentence for people.
     """
-    if text == OFF:
-        return LocalAddress()
     if text.startswith("unix:") and text != "unix:":
         return LocalAddress(text.removeprefix("unix:"))
     try:
         address = parse_address(text)
     except ValueError:
         raise ValueError(f"{text!r} is not off, unix:PATH or HOST:PORT") from None
-    if not _is_loopback(address.host):
+    if not is_loopback(address.host):
         raise ValueError(
             f"{text!r} can be reached from other machines, and this listener has no TLS: name a loopback address, or "
             "unix:PATH"
@@ -66,11 +56,12 @@ def parse_local_address(text: str) -> LocalAddress:
     return LocalAddress(address=address)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine, and cannot be reached from others. Of names, `localhost` alone (RFC 6761)."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host in LOOPBACK_NAMES
+        return host == "localhost"
 
 
 class BrokerKind(enum.StrEnum):
@@ -99,7 +90,6 @@ class Broker(Struct, frozen=True):
                 return self.kind
 
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MQTT_PORT = 1883  # MQTT 5.0, 4.2: registered for MQTT without TLS
 
 
@@ -124,8 +114,18 @@ def parse_broker(text: str) -> Broker:
 MQTTS_PORT = 8883
 
 
-def parse_controlled_broker(text: str) -> tuple[bool, Address]:
-    """`mqtts://HOST[:PORT]`, or `mqtt://HOST[:PORT]` of a loopback address: whether it is with TLS, and where.
+class ControlAddress(Struct, frozen=True):
+    """Where a broker takes its administrator's connection, and whether with TLS."""
+
+    address: Address
+    is_tls: bool
+
+    def __str__(self) -> str:
+        return f"mqtts://{self.address}" if self.is_tls else f"mqtt://{self.address}"
+
+
+def parse_control_address(text: str) -> ControlAddress:
+    """`mqtts://HOST[:PORT]`, or `mqtt://HOST[:PORT]` of a loopback address, as a ControlAddress.
 
     Raises: ValueError: with a sentence for people.
     """
@@ -133,9 +133,9 @@ def parse_controlled_broker(text: str) -> tuple[bool, Address]:
     if separator and scheme in ("mqtt", "mqtts") and not set(place) & set("@/?#"):
         default = MQTTS_PORT if scheme == "mqtts" else MQTT_PORT
         address = parse_address(place if re.search(r":[0-9]+$", place) else f"{place}:{default}")
-        if scheme == "mqtts" or address.host in LOOPBACK:
-            return scheme == "mqtts", address
-    raise ValueError(f"{text!r} is not mqtts://HOST[:PORT], nor mqtt://127.0.0.1[:PORT] of this machine")
+        if scheme == "mqtts" or is_loopback(address.host):
+            return ControlAddress(address, scheme == "mqtts")
+    raise ValueError(f"{text!r} is not off, mqtts://HOST[:PORT], nor mqtt://127.0.0.1[:PORT] of this machine")
 
 
 class Database(Struct, frozen=True):

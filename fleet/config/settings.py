@@ -17,11 +17,12 @@ from msgspec.structs import fields
 from fleet.config.addresses import (
     Address,
     Broker,
+    ControlAddress,
     Database,
     LocalAddress,
     parse_address,
     parse_broker,
-    parse_controlled_broker,
+    parse_control_address,
     parse_database,
     parse_local_address,
 )
@@ -83,12 +84,14 @@ def _parsed_by(parse: Callable[[str], Any]) -> Reader:
     return lambda value: parse(_text(value))
 
 
-_address = _parsed_by(parse_address)
 OFF = "off"
 
 
-def _address_or_off(value: Any) -> Address | None:
-    return None if value == OFF else _address(value)
+def _off_or(parse: Callable[[str], Any]) -> Reader:
+    return lambda value: None if value == OFF else parse(_text(value))
+
+
+_address = _parsed_by(parse_address)
 
 
 def _publish_url(value: Any) -> str:
@@ -136,12 +139,6 @@ def _workers(value: Any) -> int:
     return parse_workers(str(value))
 
 
-def _controlled_broker(value: Any) -> str:
-    if value != "":
-        parse_controlled_broker(_text(value))
-    return str(value)
-
-
 class Settings(Struct, frozen=True):
     """Everything that `fleet.toml` says: of each key its type, its table, the function that reads its value, and its
     name there where that is another.
@@ -154,7 +151,7 @@ class Settings(Struct, frozen=True):
     est: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8443)
     mqtt: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8883)
     http: Annotated[Address, "listen", _address] = Address("127.0.0.1", 8444)
-    publish: Annotated[Address | None, "publish", _address_or_off, "address"] = None
+    publish: Annotated[Address | None, "publish", _off_or(parse_address), "address"] = None
     """Plain HTTP, for relying parties; None: nothing is published there."""
     database: Annotated[Database, "registry", _parsed_by(parse_database)] = Database()
     workers: Annotated[int, "serve", _workers] = 1
@@ -203,16 +200,17 @@ class Settings(Struct, frozen=True):
     approval_days: Annotated[int, "approval", _count_between(1, 365)] = 7
     approval_stranger_days: Annotated[int, "approval", _count_between(1, 365)] = 1
     approval_ask_again_seconds: Annotated[int, "approval", _count_between(1, 86_400)] = 30
-    dynsec_broker: Annotated[str, "dynamic_security", _controlled_broker] = ""
-    """mqtts://HOST:PORT, or mqtt://HOST:PORT on a loopback address; "": none."""
-    dynsec_user: Annotated[str, "dynamic_security", _text] = "_fleet"
-    dynsec_password_file: Annotated[str, "dynamic_security", _text] = "dynsec.password"  # noqa: S105
-    dynsec_ca: Annotated[str, "dynamic_security", _text] = "system"
+    dynsec_broker: Annotated[ControlAddress | None, "dynamic_security", _off_or(parse_control_address), "broker"] = None
+    """None: no plugin follows the registry."""
+    dynsec_user: Annotated[str, "dynamic_security", _text, "user"] = "_fleet"
+    dynsec_password_file: Annotated[str, "dynamic_security", _text, "password_file"] = "dynsec.password"  # noqa: S105
+    dynsec_ca: Annotated[str, "dynamic_security", _text, "ca"] = "system"
     webhook_ca: Annotated[str, "webhook", _text] = "system"
     webhook_seconds_max: Annotated[float, "webhook", _number_between(0.1, 30)] = 5.0
     webhook_at_once_max: Annotated[int, "webhook", _count_between(1, 10_000)] = 64
     webhook_local: Annotated[bool, "webhook", _yes_or_no] = False
-    forward_auth: Annotated[LocalAddress, "forward_auth", _parsed_by(parse_local_address), "address"] = LocalAddress()
+    forward_auth: Annotated[LocalAddress | None, "forward_auth", _off_or(parse_local_address), "address"] = None
+    """None: that listener is off."""
     forward_auth_secret_file: Annotated[str, "forward_auth", _text_or_none, "secret_file"] = ""
     forward_auth_group: Annotated[str, "forward_auth", _text_or_none, "group"] = ""
 
@@ -267,10 +265,12 @@ def parse_settings(text: str, file: Path) -> Settings:
 
 def _check_forward_auth(file: Path, text: str, settings: Settings) -> None:
     """On a TCP port every user of the machine could ask in the proxy's place. Raises: SettingsError."""
-    if settings.forward_auth.address is not None and not settings.forward_auth_secret_file:
+    if settings.forward_auth is None or settings.forward_auth.address is None:
+        return
+    if not settings.forward_auth_secret_file:
         problem = "forward_auth.address is a TCP port: it needs forward_auth.secret_file"
         raise SettingsError(file, _line_of(text, "forward_auth", "address"), problem)
-    if settings.forward_auth.address is not None and settings.forward_auth_group:
+    if settings.forward_auth_group:
         problem = "forward_auth.group is for a Unix socket, and forward_auth.address is a TCP port"
         raise SettingsError(file, _line_of(text, "forward_auth", "group"), problem)
 

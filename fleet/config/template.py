@@ -134,14 +134,14 @@ approval_ask_again_seconds = {approval_ask_again_seconds}
 
 [dynamic_security]
 # A mosquitto that devices connect to directly: its dynamic-security plugin is kept equal to the registry's models and
-# devices. "" for none, "mqtts://HOST:PORT", or "mqtt://127.0.0.1:PORT" on this machine. See dynamic_security/README.md.
-dynsec_broker = {dynsec_broker}
+# devices. "mqtts://HOST:PORT", or "mqtt://127.0.0.1:PORT" on this machine; or "off". See dynamic_security/README.md.
+broker = {dynsec_broker}
 # The plugin's administrator, whose name no device can have as its id; a file (mode 600, relative to this folder) with
 # the password.
-dynsec_user = {dynsec_user}
-dynsec_password_file = {dynsec_password_file}
+user = {dynsec_user}
+password_file = {dynsec_password_file}
 # CAs that the broker is verified against: "system", or a PEM file relative to this folder.
-dynsec_ca = {dynsec_ca}
+ca = {dynsec_ca}
 
 [webhook]
 # CAs that the models' webhooks are verified against: "system", or a PEM file relative to this folder.

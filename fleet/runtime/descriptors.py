@@ -45,7 +45,7 @@ def raise_limit() -> int:
 
 def connections_max(limit: int, settings: Settings) -> int:
     """Descriptors for the connections of one worker's listeners."""
-    local = 0 if settings.forward_auth.is_off else LOCAL_CONNECTIONS_MAX
+    local = 0 if settings.forward_auth is None else LOCAL_CONNECTIONS_MAX
     return limit - RESERVED - settings.webhook_at_once_max - local
 
 

@@ -123,8 +123,8 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
             await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
             await parts.enter_async_context(background(publish_crls(home, registry, settings, clock), "the CRLs")),
         )
-        if settings.dynsec_broker:
-            mirroring = mirror_devices(registry, controlled_broker(home, settings))
+        if settings.dynsec_broker is not None:
+            mirroring = mirror_devices(registry, controlled_broker(home, settings, settings.dynsec_broker))
             jobs = (*jobs, await parts.enter_async_context(background(mirroring, "dynamic security")))
         models = await registry.models()
         upstream = await start_upstream(

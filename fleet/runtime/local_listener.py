@@ -26,12 +26,12 @@ NO_ROOM = "connections-full"
 
 
 @contextmanager
-def bound(name: str, address: LocalAddress, home: Path, group: str = "") -> Iterator[socket.socket | None]:
+def bound(name: str, address: LocalAddress | None, home: Path, group: str = "") -> Iterator[socket.socket | None]:
     """The bound socket while the block runs; None: the listener is off. A path is relative to `home`.
 
     Raises: Unavailable (`cannot-listen`). Invalid (`no-such-group`).
     """
-    if address.is_off:
+    if address is None:
         yield None
         return
     try:

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 from msgspec.structs import asdict, fields, replace
 
-from fleet.config.addresses import Address, Broker, parse_address, parse_broker, parse_database, parse_local_address
+from fleet.config.addresses import (
+    Address,
+    Broker,
+    parse_address,
+    parse_broker,
+    parse_control_address,
+    parse_database,
+    parse_local_address,
+)
 from fleet.config.settings import SETTINGS_SIZE_MAX, Settings, SettingsError, read_settings
 from fleet.config.template import render
 from tests.tiers import Tier
@@ -30,7 +38,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         upstream=parse_broker("mqtt://b:1883"),
         log_format="json",
         durable=True,
-        dynsec_broker="mqtts://broker.example:8883",
+        dynsec_broker=parse_control_address("mqtts://broker.example:8883"),
         dynsec_user="root",
         dynsec_password_file="control.password",
         dynsec_ca="broker.pem",
@@ -197,9 +205,7 @@ def test_a_listener_without_tls_is_local(tmp_path: Path, text: str, says: str) -
         read_settings(file)
 
 
-@pytest.mark.parametrize(
-    "text", ["off", "unix:/run/x.sock", "127.0.0.1:9000", "127.9.9.9:0", "[::1]:9000", "localhost:9"]
-)
+@pytest.mark.parametrize("text", ["unix:/run/x.sock", "127.0.0.1:9000", "127.9.9.9:0", "[::1]:9000", "localhost:9"])
 def test_a_local_address_is_shown_as_it_is_written(text: str) -> None:
     assert str(parse_local_address(text)) == text
 
@@ -211,3 +217,26 @@ def test_an_editors_byte_order_mark(tmp_path: Path) -> None:
         file.write_bytes("\ufeff[webhook]\n".encode(encoding))
         with pytest.raises(SettingsError, match="is UTF-16; save it as UTF-8"):
             read_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("mqtts://broker.example", "mqtts://broker.example:8883"),
+        ("mqtts://[2001:db8::1]:1", "mqtts://[2001:db8::1]:1"),
+        ("mqtt://127.9.9.9", "mqtt://127.9.9.9:1883"),
+        ("mqtt://localhost:7/", "mqtt://localhost:7"),
+    ],
+)
+def test_the_address_of_a_brokers_administrator(tmp_path: Path, text: str, shown: str) -> None:
+    settings = read_settings(written(tmp_path, f'[dynamic_security]\nbroker = "{text}"\n'))
+    assert settings.dynsec_broker is not None
+    assert str(settings.dynsec_broker) == shown
+    assert settings.dynsec_broker.is_tls == text.startswith("mqtts")
+    assert parse_control_address(shown) == settings.dynsec_broker
+
+
+@pytest.mark.parametrize("text", ["", "mqtt://broker.example", "http://localhost", "mqtts://u@h:1", "mqtt://", "h:1"])
+def test_a_password_is_sent_over_tls_or_within_this_machine(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"dynamic_security\.broker"):
+        read_settings(written(tmp_path, f'[dynamic_security]\nbroker = "{text}"\n'))

@@ -111,9 +111,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     (home / "dynsec.password").write_text(PASSWORD + "\n")
     (home / "dynsec.password").chmod(0o600)
     settings = home / "fleet.toml"
-    settings.write_text(
-        settings.read_text().replace('dynsec_broker = ""', f'dynsec_broker = "mqtt://127.0.0.1:{control}"')
-    )
+    settings.write_text(settings.read_text().replace('broker = "off"', f'broker = "mqtt://127.0.0.1:{control}"'))
     server = home / "server"
     published = Published(folder / "published", server / "server.pem", server / "server.key", home / "ca" / "root.pem")
     shown = shown_on_page("mosquitto", published, port, PAGE).replace("listener 1883", f"listener {control}")
@@ -208,7 +206,7 @@ def test_an_administrator_whose_name_a_device_could_have_refuses_the_start(tmp_p
     home = tmp_path / "home"
     run_fleet(home, "init")
     settings = home / "fleet.toml"
-    text = settings.read_text().replace('dynsec_broker = ""', 'dynsec_broker = "mqtt://127.0.0.1:1"')
+    text = settings.read_text().replace('broker = "off"', 'broker = "mqtt://127.0.0.1:1"')
     settings.write_text(text.replace('"_fleet"', '"admin"'))
     said = program("fleet", "serve", *ANY_PORTS, home=home, expect=1).stderr
     assert "a device could have the id 'admin'" in said

@@ -16,7 +16,7 @@ SOCKET = parse_local_address("unix:auth.sock")
 
 
 def test_off_binds_nothing(tmp_path: Path) -> None:
-    with bound("forward_auth", parse_local_address("off"), tmp_path) as taken:
+    with bound("forward_auth", None, tmp_path) as taken:
         assert taken is None
 
 

@@ -9,7 +9,7 @@ import logging
 import ssl
 from contextlib import aclosing
 
-from fleet.config.addresses import parse_controlled_broker
+from fleet.config.addresses import ControlAddress
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.changes import Event, EventKind
@@ -40,23 +40,19 @@ RETRY_SECONDS = 5.0
 PAGE = 1000
 
 
-def controlled_broker(home: Home, settings: Settings) -> ControlledBroker:
-    """The broker that the settings name. Raises: Invalid: `bad-settings`, `bad-password-file`,
-    `bad-certificate-file`."""
-    is_tls, address = parse_controlled_broker(settings.dynsec_broker)
+def controlled_broker(home: Home, settings: Settings, broker: ControlAddress) -> ControlledBroker:
+    """`broker`, as the settings say. Raises: Invalid: `bad-settings`, `bad-password-file`, `bad-certificate-file`."""
     ca_file = None if settings.dynsec_ca == "system" else home.path / settings.dynsec_ca
     try:
-        tls = ssl.create_default_context(cafile=ca_file) if is_tls else None
+        tls = ssl.create_default_context(cafile=ca_file) if broker.is_tls else None
     except (OSError, ssl.SSLError) as error:
-        raise Invalid("bad-certificate-file", f"dynsec_ca: the file {ca_file} cannot be used: {error}.") from error
+        raise Invalid("bad-certificate-file", f"dynamic_security.ca: {ca_file} cannot be used: {error}.") from error
     password_file = home.path / settings.dynsec_password_file
     if DEVICE_ID.fullmatch(settings.dynsec_user):
-        message = (
-            f"dynsec_user: a device could have the id {settings.dynsec_user!r}, and administer the broker with it."
-        )
+        message = f"dynamic_security.user: a device could have the id {settings.dynsec_user!r}, and administer the broker with it."
         raise Invalid("bad-settings", message, "Name an administrator that begins with an underscore.")
     password_in(password_file)  # a mistake refuses the start
-    return ControlledBroker(address, tls, settings.dynsec_user, password_file)
+    return ControlledBroker(broker.address, tls, settings.dynsec_user, password_file)
 
 
 async def mirror_devices(registry: Registry, broker: ControlledBroker) -> None:
