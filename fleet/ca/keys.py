@@ -2,13 +2,13 @@
 
 import os
 import secrets
-import shlex
 from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from fleet.config.secret_files import ExposedFile, LargeFile, read_secret
 from fleet.domain.errors import Conflict, Invalid
 
 KEY_FILE_SIZE_MAX = 4096  # a P-256 key in PEM takes 241 bytes; whatever is larger is some other file
@@ -58,14 +58,11 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
     Raises: Invalid: `key-exposed` when others may read the file, `bad-key` when it holds no P-256 key. OSError.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        if os.fstat(handle).st_mode & 0o077:
-            raise Invalid("key-exposed", f"{path} can be read by others.", f"Run: chmod 600 {shlex.quote(str(path))}")
-        pem = file.read(KEY_FILE_SIZE_MAX)
     try:
-        key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
+        key = load_pem_private_key(read_secret(path, KEY_FILE_SIZE_MAX), password=None)
+    except ExposedFile as error:
+        raise Invalid("key-exposed", str(error), error.advice) from error
+    except (LargeFile, ValueError, TypeError):
         # The parser's own message is left out: it may quote the file.
         raise Invalid("bad-key", f"{path} holds no private key in PEM without a password.") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):

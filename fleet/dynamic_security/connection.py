@@ -8,7 +8,6 @@ The administrator's password is sent to the broker's verified certificate, or on
 
 import asyncio
 import json
-import shlex
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from fleet.config.addresses import Address
+from fleet.config.secret_files import ExposedFile, read_secret
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.dynamic_security.commands import Answer, Answers, Command
 from fleet.mqtt_client.client import MqttClient
@@ -27,6 +27,7 @@ from fleet.wire.mqtt.publish import Publish
 from fleet.wire.mqtt.reader import PACKET_SIZE_DEFAULT
 
 TOPIC = "$CONTROL/dynamic-security/v1"
+PASSWORD_FILE_SIZE_MAX = 4096
 SECONDS_MAX = 10.0  # for a connection, and for the answer to one message
 
 
@@ -70,12 +71,11 @@ def _unreachable(problem: str) -> Unavailable:
 def password_in(file: Path) -> str:
     """The first line of a file that nobody else can read. Raises: Invalid (`bad-password-file`)."""
     try:
-        mode, text = file.stat().st_mode, file.read_text("utf-8")
+        text = read_secret(file, PASSWORD_FILE_SIZE_MAX).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid("bad-password-file", f"The password file {file} cannot be read.") from error
-    if mode & 0o077:
-        message = f"The password file {file} is open to other users."
-        raise Invalid("bad-password-file", message, f"Close it with: chmod 600 {shlex.quote(str(file))}")
+    except ExposedFile as error:
+        raise Invalid("bad-password-file", f"The password file {error}", error.advice) from error
     return text.partition("\n")[0].removesuffix("\r")
 
 

@@ -37,6 +37,7 @@ from msgspec import Struct
 from fleet.config.addresses import Database, parse_database
 from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.config.durable_files import sync, write_file
+from fleet.config.secret_files import ExposedFile, read_secret
 from fleet.config.settings import Settings, SettingsError, read_settings
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
+URL_FILE_SIZE_MAX = 4096
 """Environment variable that takes precedence over fleet.toml."""
 URL_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
@@ -182,14 +184,14 @@ def place_for(home: Home, database: Database) -> RegistryLocation:
 
 def _url_in(file: Path) -> DatabaseUrl:
     try:
-        mode, text = file.stat().st_mode, file.read_text("utf-8")
+        text = read_secret(file, URL_FILE_SIZE_MAX).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise NotFound(
             "no-database-file", f"The file {file}, which should hold the database's URL, cannot be read."
         ) from error
-    if mode & 0o077:
-        message = f"The file {file}, which holds the database's URL, is open to other users."
-        raise Invalid("database-file-exposed", message, f"Close it with: chmod 600 {shlex.quote(str(file))}")
+    except ExposedFile as error:
+        message = f"The file with the database's URL, {error}"
+        raise Invalid("database-file-exposed", message, error.advice) from error
     try:
         return parse_database_url(text.partition("\n")[0].strip())
     except ValueError as error:

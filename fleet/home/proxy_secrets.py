@@ -2,10 +2,10 @@
 
 import logging
 import re
-import shlex
 from pathlib import Path
 
 from fleet.config.logs import log_event
+from fleet.config.secret_files import ExposedFile, read_secret
 from fleet.domain.errors import Invalid
 
 log = logging.getLogger("fleet")
@@ -36,17 +36,11 @@ class ProxySecrets:
 def proxy_secrets(file: Path) -> tuple[bytes, ...]:
     """One secret a line. Raises: Invalid (`bad-secret-file`): the message repeats nothing of it."""
     try:
-        with file.open("rb") as opened:
-            content = opened.read(FILE_SIZE_MAX + 1)
-        mode = file.stat().st_mode
+        content = read_secret(file, FILE_SIZE_MAX)
     except OSError as error:
         raise _bad(f"The secret file {file} cannot be read: {error.strerror}.") from error
-    if mode & 0o077:
-        raise Invalid(
-            "bad-secret-file",
-            f"The secret file {file} can be read by others.",
-            f"Run: chmod 600 {shlex.quote(str(file))}",
-        )
+    except ExposedFile as error:
+        raise Invalid("bad-secret-file", f"The secret file {error}", error.advice) from error
     secrets = tuple(line for line in content.splitlines() if line)
     if not 1 <= len(secrets) <= SECRETS_MAX or not all(_SECRET.fullmatch(secret) for secret in secrets):
         raise _bad(f"The secret file {file} does not hold one secret or two.")

@@ -154,7 +154,7 @@ class TestPostgres:
         secret.write_text(f"{told}\n")
         home = str(tmp_path / "home")
         secret.chmod(0o644)
-        assert "is open to other users" in run_fleet("init", home, "--database-file", str(secret), expect=1).stderr
+        assert "can be read by others" in run_fleet("init", home, "--database-file", str(secret), expect=1).stderr
         secret.chmod(0o600)
         run_fleet("init", home, "--database-file", str(secret))
         assert parsed(run_fleet("db", "status", "-o", "json"))["where"] == postgres_server.tcp_url(database)

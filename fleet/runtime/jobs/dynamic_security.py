@@ -49,7 +49,8 @@ def controlled_broker(home: Home, settings: Settings, broker: ControlAddress) ->
         raise Invalid("bad-certificate-file", f"dynamic_security.ca: {ca_file} cannot be used: {error}.") from error
     password_file = home.path / settings.dynsec_password_file
     if DEVICE_ID.fullmatch(settings.dynsec_user):
-        message = f"dynamic_security.user: a device could have the id {settings.dynsec_user!r}, and administer the broker with it."
+        found = f"dynamic_security.user: a device could have the id {settings.dynsec_user!r}"
+        message = f"{found}, and administer the broker with it."
         raise Invalid("bad-settings", message, "Name an administrator that begins with an underscore.")
     password_in(password_file)  # a mistake refuses the start
     return ControlledBroker(broker.address, tls, settings.dynsec_user, password_file)
