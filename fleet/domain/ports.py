@@ -105,6 +105,11 @@ class CrlStore(Protocol):
     async def changed_entries(self, issuer: bytes, base: int) -> list[bytes]:
         """Entries of the CA `issuer` that no CRL up to the number `base` has, removals included."""
 
+    async def buckets_after(self, issuer: bytes, number: int) -> list[tuple[int, int]]:
+        """Buckets with entries that CRLs of the CA `issuer` after the number `number` brought, each with the newest of
+        these numbers.
+        """
+
     async def newest_listed(self, issuer: bytes) -> int:
         """The number of the CRL that brought the newest entry of the CA `issuer`; 0: it has none."""
 

@@ -11,7 +11,7 @@ registry, so every node serves the same, at once after a start.
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from fleet.domain import distribution
@@ -81,10 +81,12 @@ class _Round:
     newest: int
     """The number that brought the newest entry."""
     now: datetime
+    behind: frozenset[str] = frozenset()
+    """Shards without an entry that another CRL has: there were none when it was published."""
 
     def is_due(self, path: str, *, changed: bool) -> bool:
         head = self.heads.get(path)
-        if head is None or changed:
+        if head is None or changed or path in self.behind:
             return True
         return self.now >= head.next_update - (head.next_update - head.this_update) / 2
 
@@ -126,6 +128,7 @@ class CrlPublisher:
                 newest = await self._registry.newest_listed(ca.key_identifier)
                 round_ = _Round(ca, own, buckets, newest, now)
                 try:
+                    round_ = replace(round_, behind=await self._behind(round_))
                     made += await self._publish(round_, lease, at_once=at_once)
                 except Conflict:
                     raise
@@ -195,6 +198,18 @@ class CrlPublisher:
         await self._registry.publish_crls(crls, whole, lease, round_.now)
         await self._drop(round_, lease)
         return [crl.head for crl in crls]
+
+    async def _behind(self, round_: _Round) -> frozenset[str]:
+        found: set[str] = set()
+        for shards in self._shard_counts(round_):
+            paths = [distribution.shard_crl_path(round_.ca.name, shard, shards) for shard in range(shards)]
+            numbers = {path: head.number for path in paths if (head := round_.heads.get(path)) is not None}
+            if not numbers or round_.newest <= max(numbers.values()):
+                continue  # entries come with a shard's CRL, and never to one shard before the others have theirs
+            buckets = await self._registry.buckets_after(round_.ca.key_identifier, min(numbers.values()))
+            newest = ((paths[bucket * shards // len(_ALL)], number) for bucket, number in buckets)
+            found |= {path for path, number in newest if number > numbers.get(path, number)}
+        return frozenset(found)
 
     def _due(self, round_: _Round, *, at_once: bool) -> list[tuple[str, tuple[int, int] | None]]:
         """Paths that are due; of a shard, with its number and how many there are."""

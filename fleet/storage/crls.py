@@ -55,6 +55,11 @@ def _pair(row: Row) -> tuple[bytes, int]:
     return row[0], row[1]
 
 
+def _numbers(row: Row) -> tuple[int, int]:
+    bucket, number = row
+    return bucket, number
+
+
 def _octets(row: Row) -> bytes:
     octets: bytes = row[0]
     return octets
@@ -99,6 +104,12 @@ LISTED_AFTER = Query(
     SELECT {REVOKED.listed()}, issuer, number FROM revoked
     WHERE issuer = $1 AND number >= $2 AND (number > $2 OR serial > $3) ORDER BY number, serial LIMIT $4""",
     _noted,
+)
+BUCKETS_AFTER = Query(
+    """
+    SELECT bucket, max(number) FROM revoked
+    WHERE issuer = $1 AND number > $2 AND entry IS NOT NULL GROUP BY bucket ORDER BY bucket""",
+    _numbers,
 )
 NEWEST = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", _number)
 HEADS = Query(HEAD.select("ORDER BY path"), HEAD.of)
@@ -176,6 +187,9 @@ class SqlCrlStore(SqlAuditReader):
 
     async def changed_entries(self, issuer: bytes, base: int) -> list[bytes]:
         return await self._scan(CHANGED, issuer, base)
+
+    async def buckets_after(self, issuer: bytes, number: int) -> list[tuple[int, int]]:
+        return await self._scan(BUCKETS_AFTER, issuer, number)
 
     async def newest_listed(self, issuer: bytes) -> int:
         return await self._number(NEWEST, issuer)

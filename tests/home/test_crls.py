@@ -117,6 +117,22 @@ async def test_more_shards_leave_the_earlier_ones_published(fleet: CrlFleet) -> 
         assert list(await fleet.listed(path)) == [serial(one)]
 
 
+async def test_shards_list_what_was_revoked_while_no_url_was_known(fleet: CrlFleet) -> None:
+    sharded = with_policy(fleet)
+    one, other = await sharded.enroll("cam-1"), await sharded.enroll("cam-2")
+    await sharded.publish()
+    without = with_policy(fleet, CrlPolicy())
+    for credential, name in ((one, "cam-1"), (other, "cam-2")):
+        await without.move("revoke", name)
+        await without.publish()
+        assert serial(credential) in await without.listed()
+    made = await sharded.publish()
+    places = {shard_crl_path(fleet.issuing, shard_of(serial(each), 4), 4) for each in (one, other)}
+    assert {path for path in made if "-of-" in path} == places
+    assert set().union(*[await sharded.listed(path) for path in places]) == {serial(one), serial(other)}
+    assert await sharded.publish() == {}
+
+
 async def test_a_delta_crl_adds_and_removes(fleet: CrlFleet, tmp_path: Path) -> None:
     fleet = with_policy(fleet)
     one, held = await fleet.enroll("cam-1"), await fleet.enroll("cam-2")

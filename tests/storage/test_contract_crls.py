@@ -283,3 +283,6 @@ async def test_what_crls_brought_is_read_page_by_page(registry: Registry) -> Non
         pages.append([(each.number, each.revocation.serial, each.revocation.reason, each.issuer) for each in page])
     assert pages == [[(7, "a1", 1, CA), (7, "a2", 1, CA)], [(7, "a3", 1, CA), (8, "a4", 1, CA)]]
     assert await registry.listed_after(b"\x02" * 20, 0, "", 9) == []
+    of = {serial: bucket_of(int(serial, 16)) for serial in ("a1", "a2", "a3", "a4")}
+    assert dict(await registry.buckets_after(CA, 6)) == {of["a1"]: 7, of["a2"]: 7, of["a3"]: 7, of["a4"]: 8}
+    assert await registry.buckets_after(CA, 7) == [(of["a4"], 8)]

@@ -163,10 +163,10 @@ async def publish_crls(home: Home, registry: Registry, settings: Settings, clock
             if not is_trimmed:
                 await asyncio.to_thread(following.journal.trim, clock())
                 is_trimmed = True
+            await following.follow()
             cas = await asyncio.to_thread(crl_authorities, home)
             for head in await publisher.publish_due(cas, clock()):
                 log_event(logger, logging.INFO, "crl", path=head.path, number=head.number, entries=head.entries)
-            await following.follow()
             failures = 0
         except (FleetError, OSError) as error:
             if failures % FAILURES_A_LINE == 0:
