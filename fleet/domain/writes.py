@@ -20,11 +20,15 @@ from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ListedDevice
 
+Inserted = Model | Device | Token | Claim | Station | Anchor | Distrust | Operator | Answer
 
-class AddModel(Struct, frozen=True):
-    """Conflict when the name is taken."""
 
-    model: Model
+class Insert(Struct, frozen=True):
+    """Add `value`. Conflict when its id or name is taken: of an anchor also its certificate, of a device its hardware
+    serial; of an answer, when its actor has used the idempotency key already.
+    """
+
+    value: Inserted
 
 
 class SetModel(Struct, frozen=True):
@@ -33,12 +37,6 @@ class SetModel(Struct, frozen=True):
     """
 
     model: Model
-
-
-class AddDevice(Struct, frozen=True):
-    """Conflict when the id is taken."""
-
-    device: Device
 
 
 class MoveDevice(Struct, frozen=True):
@@ -65,7 +63,7 @@ class TagDevice(Struct, frozen=True):
     revision: int
 
 
-DeviceWrite = AddModel | SetModel | AddDevice | MoveDevice | TagDevice
+DeviceWrite = SetModel | MoveDevice | TagDevice
 
 
 class AddCredential(Struct, frozen=True):
@@ -131,12 +129,6 @@ class ReleaseCredentials(Struct, frozen=True):
     holder: str
 
 
-class AddToken(Struct, frozen=True):
-    """Conflict when the id is taken."""
-
-    token: Token
-
-
 class SpendToken(Struct, frozen=True):
     """Count one use. Conflict when the token is revoked or has no use left: a race that only the registry settles."""
 
@@ -158,16 +150,9 @@ CredentialWrite = (
     | RevokeCredentials
     | HoldCredentials
     | ReleaseCredentials
-    | AddToken
     | SpendToken
     | RevokeToken
 )
-
-
-class AddClaim(Struct, frozen=True):
-    """Conflict when the name is taken."""
-
-    claim: Claim
 
 
 class SpendClaim(Struct, frozen=True):
@@ -206,13 +191,7 @@ class RevokeClaim(Struct, frozen=True):
     at: datetime
 
 
-ClaimWrite = AddClaim | SpendClaim | CountTakeover | QuarantineClaim | ReleaseClaim | RevokeClaim
-
-
-class AddStation(Struct, frozen=True):
-    """Conflict when the name is taken."""
-
-    station: Station
+ClaimWrite = SpendClaim | CountTakeover | QuarantineClaim | ReleaseClaim | RevokeClaim
 
 
 class SetStation(Struct, frozen=True):
@@ -229,22 +208,10 @@ class SpendStation(Struct, frozen=True):
     day: int
 
 
-class AddAnchor(Struct, frozen=True):
-    """Conflict when the name or the certificate is taken."""
-
-    anchor: Anchor
-
-
 class DropAnchor(Struct, frozen=True):
     """Conflict when there is none of this name. Devices enrolled by it stay enrolled, and bound."""
 
     name: str
-
-
-class AddDistrust(Struct, frozen=True):
-    """Conflict when the id is taken."""
-
-    rule: Distrust
 
 
 class DropDistrust(Struct, frozen=True):
@@ -261,17 +228,7 @@ class BindIdevid(Struct, frozen=True):
     binding: IdevidBinding
 
 
-AdmissionWrite = (
-    ClaimWrite
-    | AddStation
-    | SetStation
-    | SpendStation
-    | AddAnchor
-    | DropAnchor
-    | BindIdevid
-    | AddDistrust
-    | DropDistrust
-)
+AdmissionWrite = ClaimWrite | SetStation | SpendStation | DropAnchor | BindIdevid | DropDistrust
 
 
 class ImportDevices(Struct, frozen=True):
@@ -340,18 +297,6 @@ class DropRequests(Struct, frozen=True):
 RequestWrite = AddRequest | TouchRequest | DecideRequest | CollectRequest | DropRequests
 
 
-class AddOperator(Struct, frozen=True):
-    """Conflict when the name is taken."""
-
-    operator: Operator
-
-
-class AddAnswer(Struct, frozen=True):
-    """Keep the answer to a request with an idempotency key. Conflict when its actor has used the key already."""
-
-    answer: Answer
-
-
 class DropAnswers(Struct, frozen=True):
     """Delete every answer given before `before`."""
 
@@ -366,7 +311,7 @@ class TakeLease(Struct, frozen=True):
     by_force: bool = False
 
 
-AdminWrite = AddOperator | AddAnswer | DropAnswers | TakeLease
+AdminWrite = DropAnswers | TakeLease
 
 
 class DropCredentials(Struct, frozen=True):
@@ -394,4 +339,6 @@ class DropEvents(Struct, frozen=True):
 
 RetentionWrite = DropCredentials | DropAudit | DropEvents
 
-Write = ImportDevices | DeviceWrite | CredentialWrite | AdmissionWrite | RequestWrite | AdminWrite | RetentionWrite
+SteppedWrite = Insert | DeviceWrite | CredentialWrite | AdmissionWrite | RequestWrite | AdminWrite | RetentionWrite
+"""Those whose statements are the same on each engine."""
+Write = ImportDevices | SteppedWrite

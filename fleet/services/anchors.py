@@ -9,7 +9,7 @@ from fleet.domain.device import plain_name
 from fleet.domain.errors import Invalid, no_such
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddAnchor, DropAnchor, Write
+from fleet.domain.writes import DropAnchor, Insert, Write
 from fleet.services.inventory import known_model
 from fleet.services.revocation import given_reason
 
@@ -33,7 +33,7 @@ async def add_anchor(registry: Registry, name: str, models: Sequence[str], der: 
     fingerprint = hashlib.sha256(der).digest()
     anchor = Anchor(name, tuple(dict.fromkeys(models)), fingerprint, der, act.now)
     detail = {"models": " ".join(anchor.models), "sha256": fingerprint.hex()}
-    await registry.commit(_change("add", "added", name, AddAnchor(anchor), act, detail))
+    await registry.commit(_change("add", "added", name, Insert(anchor), act, detail))
     return anchor
 
 

@@ -26,9 +26,9 @@ from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import (
-    AddClaim,
     AddCredential,
     CountTakeover,
+    Insert,
     QuarantineClaim,
     ReleaseClaim,
     RevokeClaim,
@@ -84,7 +84,7 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
         Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),
         Event(EventKind.CLAIM_STATE, name, "created"),
     )
-    await registry.commit(Change(entry, (AddClaim(claim), AddCredential(credential)), events))
+    await registry.commit(Change(entry, (Insert(claim), AddCredential(credential)), events))
     return claim, credential
 
 

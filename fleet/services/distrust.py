@@ -19,7 +19,7 @@ from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.distrust import DISTRUSTS_MAX, Distrust, rule_text
 from fleet.domain.errors import Invalid, no_such
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddDistrust, DropDistrust
+from fleet.domain.writes import DropDistrust, Insert
 from fleet.services.bulk import STEP_DEVICES_MAX, WINDOW, Outcome, Revoke, act_on_one
 from fleet.services.inventory import known_model
 from fleet.services.revocation import checked_reason, given_reason
@@ -80,7 +80,7 @@ async def begin(registry: Registry, rule: Distrust, *, act: Act) -> None:
     detail |= {"refuses": "yes" if rule.refuses else "no", "renewal": "yes" if rule.may_renew else "no"}
     entry = made_by(act, "distrust.begin", f"distrust {rule.id}", **detail, **given_reason(rule.reason))
     event = Event(EventKind.DISTRUST_CHANGED, rule.id, rule_text(rule))
-    await registry.commit(Change(entry, (AddDistrust(rule),), (event,)))
+    await registry.commit(Change(entry, (Insert(rule),), (event,)))
 
 
 async def known_distrust(registry: Registry, id_: str) -> Distrust:

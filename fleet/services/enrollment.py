@@ -34,7 +34,7 @@ from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceCont
 from fleet.domain.labels import label_selects
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyGenerator, Registry
-from fleet.domain.writes import AddCredential, AddDevice, MoveDevice, TagDevice, Write
+from fleet.domain.writes import AddCredential, Insert, MoveDevice, TagDevice, Write
 from fleet.services.approvals import wait_for_approval
 from fleet.services.authorization import Authorizer, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused
@@ -317,7 +317,7 @@ def _writes(context: IssuanceContext, credential: Credential, tags: Tags) -> tup
     device = context.device
     writes: list[Write] = []
     if device is None:
-        writes.append(AddDevice(new_device(context, credential.not_after, tags)))
+        writes.append(Insert(new_device(context, credential.not_after, tags)))
     else:
         # From the state that was judged and no other: a device that was suspended or enrolled meanwhile has moved. So
         # it is written for an active device too.

@@ -34,17 +34,7 @@ from fleet.domain.name_templates import check_model_name
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, tags_text
 from fleet.domain.topic_policy import FILTERS_MAX, check_filter
-from fleet.domain.writes import (
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
-    AddToken,
-    RevokeToken,
-    SetModel,
-    SetStation,
-    Write,
-)
+from fleet.domain.writes import AddCredential, Insert, RevokeToken, SetModel, SetStation, Write
 from fleet.services.differences import differences
 from fleet.services.revocation import given_reason
 
@@ -127,7 +117,7 @@ async def add_model(registry: Registry, model: Model, *, act: Act, tenants: Coll
 
     Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict: `model-exists`, `name-taken`.
     """
-    write = AddModel(checked_model(model))
+    write = Insert(checked_model(model))
     must_be_a_label(model.name, "model")
     must_be_no_tenant(model.name, tenants)
     _must_have_a_ca(model, tenants)
@@ -198,7 +188,7 @@ async def add_device(
     detail = {"tags": tags_text(device.tags), "groups": " ".join(device.groups)}
     detail = {name: text for name, text in detail.items() if text}
     subject = f"device {device.id}"
-    change = _change("device.add", subject, (AddDevice(device),), act=act, events=events, model=model, **detail)
+    change = _change("device.add", subject, (Insert(device),), act=act, events=events, model=model, **detail)
     await registry.commit(change)
     return device
 
@@ -244,7 +234,7 @@ async def create_token(
         made_by=act.actor,
     )
     scope = f"device {device}" if device is not None else f"model {model}"
-    change = _change("token.create", f"token {token.id}", (AddToken(token),), act=act, scope=scope)
+    change = _change("token.create", f"token {token.id}", (Insert(token),), act=act, scope=scope)
     await registry.commit(change)
     return token, f"{token.id}.{secret}"
 
@@ -332,7 +322,7 @@ async def enroll_station(registry: Registry, issuer: Issuer, new: NewStation, *,
         detail["quota"] = str(new.quota)
     entry = made_by(act, "station.add", f"station {new.name}", **detail)
     event = Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex())
-    await registry.commit(Change(entry, (AddStation(station), AddCredential(credential)), (event,)))
+    await registry.commit(Change(entry, (Insert(station), AddCredential(credential)), (event,)))
     return credential
 
 

@@ -13,7 +13,7 @@ from fleet.domain.device import checked_lifetime, plain_name
 from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.ports import Issuer, Registry
-from fleet.domain.writes import AddCredential, AddOperator
+from fleet.domain.writes import AddCredential, Insert
 from fleet.services.inventory import known_model, token_revocation
 from fleet.services.revocation import revoke_certificates
 
@@ -49,7 +49,7 @@ async def enroll_operator(registry: Registry, issuer: Issuer, new: NewOperator, 
     detail = {"role": new.role.value, "models": " ".join(operator.models), "serial": credential.serial}
     entry = made_by(act, "operator.add", f"operator {new.name}", **detail)
     event = Event(EventKind.CREDENTIAL_ISSUED, new.name, credential.fingerprint.hex())
-    await registry.commit(Change(entry, (AddOperator(operator), AddCredential(credential)), (event,)))
+    await registry.commit(Change(entry, (Insert(operator), AddCredential(credential)), (event,)))
     return credential
 
 

@@ -32,7 +32,7 @@ from fleet.domain.distrust import rule_of
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import Registry
 from fleet.domain.tags import TAGS_MAX
-from fleet.domain.writes import AddDevice, AddModel, TagDevice
+from fleet.domain.writes import Insert, TagDevice
 from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
 from fleet.services.bulk import FIRST, STEP_DEVICES_MAX, StepPlace, one_step
@@ -139,7 +139,7 @@ async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) 
         rules = replace(DEFAULT_RULES, admission=replace(DEFAULT_RULES.admission, paths=()))
         model = Model(BARRED_MODEL, publish=(), subscribe=(), rules=rules)
         entry = AuditEntry(act.now, act.actor, "model.add", f"model {BARRED_MODEL}", "ok", detail={"reason": AS_BEFORE})
-        await registry.commit(Change(entry, (AddModel(model),)))
+        await registry.commit(Change(entry, (Insert(model),)))
     everybody = sorted(barred)
     for start in range(0, len(everybody), CHUNK):
         ids = everybody[start : start + CHUNK]
@@ -147,7 +147,7 @@ async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) 
         entry = AuditEntry(act.now, act.actor, "device.bar", "devices", "ok", detail=detail)
         devices = [Device(device_id(id_), BARRED_MODEL, barred[id_], act.now) for id_ in ids]
         events = tuple(Event(EventKind.DEVICE_STATE, device.id, device.state.value) for device in devices)
-        await registry.commit(Change(entry, tuple(map(AddDevice, devices)), events))
+        await registry.commit(Change(entry, tuple(map(Insert, devices)), events))
 
 
 async def _remove_anchors(registry: Registry, events: Sequence[Event], act: Act) -> tuple[str, ...]:

@@ -9,9 +9,16 @@ from datetime import datetime
 from typing import Any, assert_never
 
 from fleet.domain import writes as w
+from fleet.domain.access import Operator
 from fleet.domain.approval import DECIDED_FROM, UNSEEN, RequestState
 from fleet.domain.audit_log import NODE_LEVELS
+from fleet.domain.claim import Claim
+from fleet.domain.credential import Station, Token
 from fleet.domain.crl import CrlReason
+from fleet.domain.device import Device, Model
+from fleet.domain.distrust import Distrust
+from fleet.domain.idempotency import Answer
+from fleet.domain.idevid import Anchor
 from fleet.storage import mapping
 from fleet.storage import revoked_statements as listing
 from fleet.storage import statements as sql
@@ -24,11 +31,24 @@ Step = tuple[Statement, tuple[Any, ...]]
 
 _NO_LIMIT = 2**62
 
-SteppedWrite = w.DeviceWrite | w.CredentialWrite | w.AdmissionWrite | w.RequestWrite | w.AdminWrite | w.RetentionWrite
+INSERTS: dict[type[w.Inserted], tuple[Statement, mapping.Table[Any]]] = {
+    Model: (sql.ADD_MODEL, mapping.MODEL),
+    Device: (sql.ADD_DEVICE, mapping.DEVICE),
+    Token: (sql.ADD_TOKEN, mapping.TOKEN),
+    Claim: (sql.ADD_CLAIM, mapping.CLAIM),
+    Station: (sql.ADD_STATION, mapping.STATION),
+    Anchor: (sql.ADD_ANCHOR, mapping.ANCHOR),
+    Distrust: (sql.ADD_DISTRUST, mapping.DISTRUST),
+    Operator: (sql.ADD_OPERATOR, mapping.OPERATOR),
+    Answer: (sql.ADD_ANSWER, mapping.ANSWER),
+}
+"""What an Insert takes, by the class of its value."""
 
 
-def steps_of(write: SteppedWrite) -> Iterator[Step]:
+def steps_of(write: w.SteppedWrite) -> Iterator[Step]:
     """Each statement that `write` takes, with its parameters, in order."""
+    if isinstance(write, w.Insert):
+        return _insert_steps(write.value)
     if isinstance(write, w.CredentialWrite):
         return _credential_steps(write)
     if isinstance(write, w.DeviceWrite):
@@ -42,18 +62,20 @@ def steps_of(write: SteppedWrite) -> Iterator[Step]:
     return _retention_steps(write)
 
 
+def _insert_steps(value: w.Inserted) -> Iterator[Step]:
+    statement, table = INSERTS[type(value)]
+    yield statement, table.row(value)
+    if isinstance(value, Device):
+        if value.hardware_serial:
+            yield sql.SERIAL_IS_FREE, (value.hardware_serial, value.model, value.id)
+        yield from ((sql.ADD_TAG, row) for row in mapping.tag_rows(value))
+
+
 def _device_steps(write: w.DeviceWrite) -> Iterator[Step]:
     match write:
-        case w.AddModel(model=model):
-            yield sql.ADD_MODEL, mapping.MODEL.row(model)
         case w.SetModel(model=model):
             yield sql.HAS_MODEL, (model.name,)
             yield sql.SET_MODEL, mapping.MODEL.row(model)
-        case w.AddDevice(device=device):
-            yield sql.ADD_DEVICE, mapping.DEVICE.row(device)
-            if device.hardware_serial:
-                yield sql.SERIAL_IS_FREE, (device.hardware_serial, device.model, device.id)
-            yield from ((sql.ADD_TAG, row) for row in mapping.tag_rows(device))
         case w.MoveDevice(device_id=id_, to=to, revision=revision):
             states = filled(write.allowed, sql.DEVICE_STATES)
             expires_at = _micros_or_none(write.expires_at)
@@ -99,8 +121,6 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
             yield listing.LIST_HOLDERS, (micros(at), CrlReason.CERTIFICATE_HOLD.value, holder, kind)
         case w.ReleaseCredentials(kind=kind, holder=holder):
             yield listing.RELEASE_HOLDERS, (holder, kind)
-        case w.AddToken(token=token):
-            yield sql.ADD_TOKEN, mapping.TOKEN.row(token)
         case w.SpendToken(token_id=id_):
             yield sql.SPEND_TOKEN, (id_,)
         case w.RevokeToken(token_id=id_, at=at):
@@ -115,14 +135,10 @@ def _micros_or_none(at: datetime | None) -> int | None:
 
 def _admission_steps(write: w.AdmissionWrite) -> Iterator[Step]:
     match write:
-        case w.AddStation(station=station):
-            yield sql.ADD_STATION, mapping.STATION.row(station)
         case w.SetStation(name=name, quota=quota):
             yield sql.SET_STATION, (name, quota)
         case w.SpendStation(name=name, day=day):
             yield sql.SPEND_STATION, (name, day)
-        case w.AddClaim(claim=claim):
-            yield sql.ADD_CLAIM, mapping.CLAIM.row(claim)
         case w.SpendClaim(name=name):
             yield sql.SPEND_CLAIM, (name,)
         case w.CountTakeover(name=name, count=count):
@@ -133,12 +149,8 @@ def _admission_steps(write: w.AdmissionWrite) -> Iterator[Step]:
             yield sql.RELEASE_CLAIM, (name,)
         case w.RevokeClaim(name=name, at=at):
             yield sql.REVOKE_CLAIM, (name, micros(at))
-        case w.AddAnchor(anchor=anchor):
-            yield sql.ADD_ANCHOR, mapping.ANCHOR.row(anchor)
         case w.DropAnchor(name=name):
             yield sql.DROP_ANCHOR, (name,)
-        case w.AddDistrust(rule=rule):
-            yield sql.ADD_DISTRUST, mapping.DISTRUST.row(rule)
         case w.DropDistrust(id=id_):
             yield sql.DROP_DISTRUST, (id_,)
         case w.BindIdevid(binding=binding):
@@ -183,10 +195,6 @@ def _request_steps(write: w.RequestWrite) -> Iterator[Step]:
 
 def _admin_steps(write: w.AdminWrite) -> Iterator[Step]:
     match write:
-        case w.AddOperator(operator=operator):
-            yield sql.ADD_OPERATOR, mapping.OPERATOR.row(operator)
-        case w.AddAnswer(answer=answer):
-            yield sql.ADD_ANSWER, mapping.ANSWER.row(answer)
         case w.DropAnswers(before=before):
             yield sql.DROP_ANSWERS, (micros(before),)
         case w.TakeLease(lease=lease, now=now, by_force=by_force):

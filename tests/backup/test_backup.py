@@ -28,7 +28,7 @@ from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
 from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
-from fleet.domain.writes import AddCredential, AddDevice, AddOperator, AddRequest, AddStation
+from fleet.domain.writes import AddCredential, AddRequest, Insert
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry, revocation_journal
 from fleet.home.pki import load_issuer
@@ -79,11 +79,11 @@ def certificate(holder: str, n: int = 1, kind: CredentialKind = CredentialKind.D
 async def enroll(registry: Engine, name: str) -> None:
     device = Device(DeviceId(name), "default", DeviceState.ACTIVE, NOW, expires_at=NOW + timedelta(days=90))
     entry = AuditEntry(NOW, "test", "prepare", "", "ok")
-    await registry.commit(Change(entry, (AddDevice(device), AddCredential(certificate(name)))))
+    await registry.commit(Change(entry, (Insert(device), AddCredential(certificate(name)))))
 
 
-def _operator(name: str) -> AddOperator:
-    return AddOperator(Operator(name, Role.ADMIN, NOW))
+def _operator(name: str) -> Insert:
+    return Insert(Operator(name, Role.ADMIN, NOW))
 
 
 async def save(home: Home, registry: Engine, file: Path, passphrase: bytes | None = PASSPHRASE) -> None:
@@ -284,7 +284,7 @@ class TestRestoring:
     async def test_whoever_was_put_out_since_stays_out(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         log = revocation_journal(home)
         async with journaling_revocations(registry, log):
-            added = AddStation(Station("st1", ("default",), NOW))
+            added = Insert(Station("st1", ("default",), NOW))
             station = certificate("st1", kind=CredentialKind.STATION)
             await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (added, AddCredential(station))))
             await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
@@ -389,7 +389,7 @@ class TestRestoring:
         self, home: Home, registry: Engine, tmp_path: Path
     ) -> None:
         for kind, name in ((CredentialKind.STATION, "st1"), (CredentialKind.OPERATOR, "eve")):
-            write = AddStation(Station(name, ("default",), NOW)) if name == "st1" else _operator(name)
+            write = Insert(Station(name, ("default",), NOW)) if name == "st1" else _operator(name)
             held = AddCredential(certificate(name, kind=kind))
             await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (write, held)))
         await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (_operator("no certificate"),)))

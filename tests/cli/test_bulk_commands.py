@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from fleet.cli import main
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
-from fleet.domain.writes import AddDevice
+from fleet.domain.writes import Insert
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.serving import interrupted
 
@@ -50,7 +50,7 @@ async def fill(home: Path, count: int) -> None:
     registry = await SqliteRegistry.open(home / "registry.db", create=False)
     device = Device(DeviceId(""), "default", DeviceState.ACTIVE, NOW)
     writes = tuple(
-        AddDevice(
+        Insert(
             replace(
                 device,
                 id=DeviceId(f"d{n:04}"),

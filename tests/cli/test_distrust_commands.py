@@ -13,7 +13,7 @@ from fleet.cli import main
 from fleet.domain.credential import Credential
 from fleet.domain.device import DeviceState
 from fleet.domain.distrust import KEY_MARKS
-from fleet.domain.writes import AddCredential, AddDevice
+from fleet.domain.writes import AddCredential, Insert
 from fleet.storage.engines import open_engine
 from tests.storage.samples import change, credential, device
 
@@ -33,7 +33,7 @@ def enrolled(home: Path) -> Path:
         registry = await open_engine(home / "registry.db")
         for name in ("cam-1", "cam-2"):
             writes = (
-                AddDevice(replace(device(name, DeviceState.ACTIVE, "default"), hardware_serial="")),
+                Insert(replace(device(name, DeviceState.ACTIVE, "default"), hardware_serial="")),
                 AddCredential(issued(name)),
             )
             await registry.commit(change(*writes))

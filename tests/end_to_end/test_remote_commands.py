@@ -27,7 +27,7 @@ from fleet.cli import main
 from fleet.cli.key_files import request_for
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState
-from fleet.domain.writes import AddDevice
+from fleet.domain.writes import Insert
 from fleet.storage.engines import open_engine
 from tests.servers.makers import new_maker
 from tests.serving import Served, asked_to_wait, interrupted, run_fleet
@@ -425,7 +425,7 @@ async def written(home: Path, count: int) -> None:
 async def filled(home: Path, count: int) -> None:
     registry = await open_engine(home / "registry.db", create=False)
     device = Device(DeviceId(""), "default", DeviceState.ACTIVE, datetime.now(UTC))
-    writes = tuple(AddDevice(replace(device, id=DeviceId(f"d{n:04}"))) for n in range(count))
+    writes = tuple(Insert(replace(device, id=DeviceId(f"d{n:04}"))) for n in range(count))
     await registry.commit(Change(AuditEntry(device.created_at, "test", "prepare", "", "ok"), writes))
     await registry.close()
 

@@ -24,7 +24,7 @@ from fleet.domain.distribution import ca_name, full_crl_path
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.ports import Registry
 from fleet.domain.published_file import PublishedFile
-from fleet.domain.writes import AddCredential, AddDevice
+from fleet.domain.writes import AddCredential, Insert
 from fleet.home.authorities import read_authorities
 from fleet.home.crl_authorities import crl_authorities
 from fleet.home.layout import Home, certificate_in
@@ -84,7 +84,7 @@ class CrlFleet:
         certificate, key_file = certificate_in(self.home.issuing_certificate), self.home.issuing_key
         issuer = LocalIssuer(certificate, load_key(key_file), publication=publication)
         credential = issuer.issue(permit, self.now)
-        added = (AddDevice(Device(DeviceId(name), "default", DeviceState.ACTIVE, self.now)),) if is_new else ()
+        added = (Insert(Device(DeviceId(name), "default", DeviceState.ACTIVE, self.now)),) if is_new else ()
         await self.registry.commit(
             Change(AuditEntry(self.now, "test", "test", "", "ok"), (*added, AddCredential(credential)))
         )

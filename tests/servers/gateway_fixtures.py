@@ -22,7 +22,7 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import ModelRules
 from fleet.domain.peer import Peer
-from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel, Write
+from fleet.domain.writes import AddCredential, Insert, SetModel, Write
 from fleet.servers.gateway import Gateway, GatewayOptions
 from fleet.servers.gateway.broker.upstream import Factory
 from fleet.servers.gateway.close_reasons import CloseReason
@@ -84,8 +84,8 @@ def operator(action: str) -> AuditEntry:
 async def populate(registry: SqliteRegistry, *names: str, state: DeviceState = DeviceState.ACTIVE) -> list[Credential]:
     """A certificate in use for each of `names`, all of MODEL."""
     held = [credential(name) for name in names]
-    writes: list[Write] = [] if await registry.model(MODEL.name) else [AddModel(MODEL)]
-    writes += [AddDevice(device(name, state)) for name in names]
+    writes: list[Write] = [] if await registry.model(MODEL.name) else [Insert(MODEL)]
+    writes += [Insert(device(name, state)) for name in names]
     writes += [AddCredential(one) for one in held]
     await registry.commit(Change(operator("populate"), tuple(writes)))
     return held

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
-from fleet.domain.writes import AddDevice
+from fleet.domain.writes import Insert
 from fleet.servers.admin.cursors import packed, unpacked
 from fleet.servers.admin.handlers.bulk import OPERATION_LASTS
 from fleet.services.bulk import WINDOW
@@ -39,7 +39,7 @@ async def fill(api: AdminHarness, count: int, model: str = "cam") -> None:
     now = api.est.clock()
     device = Device(DeviceId(""), model, DeviceState.ACTIVE, now, tags=(("lot", "L7"),))
     writes = tuple(
-        AddDevice(replace(device, id=DeviceId(f"{model}:{n:04}"), expires_at=now + timedelta(hours=count - n)))
+        Insert(replace(device, id=DeviceId(f"{model}:{n:04}"), expires_at=now + timedelta(hours=count - n)))
         for n in range(count)
     )
     await api.est.registry.commit(Change(AuditEntry(now, "test", "prepare", "", "ok"), writes))

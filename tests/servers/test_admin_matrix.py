@@ -20,7 +20,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.enrollment import IssuePermit, permit_by_operator
 from fleet.domain.errors import Refused
-from fleet.domain.writes import AddCredential, AddOperator, Write
+from fleet.domain.writes import AddCredential, Insert, Write
 from fleet.servers.admin.routes import ROUTES
 from fleet.servers.admin.routing import AccessLevel, Route
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
@@ -257,7 +257,7 @@ async def test_an_operator_needs_the_chain_and_the_record(api: AdminHarness) -> 
     now = api.est.clock()
     as_device = api.est.issuer.issue(replace(permit, kind=CredentialKind.DEVICE), now)
     operator = Operator("mallory", Role.ADMIN, now)
-    await record(api, AddOperator(operator), AddCredential(replace(as_device, kind=CredentialKind.OPERATOR)))
+    await record(api, Insert(operator), AddCredential(replace(as_device, kind=CredentialKind.OPERATOR)))
     client = api.client(identity_of(api, as_device, key))
     for route in ROUTES:
         assert await status_of(client, route) == (200 if route.access is AccessLevel.ANYBODY else 401), route.name

@@ -14,7 +14,7 @@ from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.domain.peer import Peer
 from fleet.domain.tags import GROUPS_MAX
-from fleet.domain.writes import AddAnswer, DropAnswers, DropRequests
+from fleet.domain.writes import DropAnswers, DropRequests, Insert
 from fleet.servers.admin import strict_json
 from fleet.servers.admin.conditions import content_etag, demand_match, if_match, none_match
 from fleet.servers.admin.context import Call
@@ -162,7 +162,7 @@ class TestIdempotency:
         registry: Any = _Answers()
         change = Change(AuditEntry(NOW, "operator bob", "device.add", "device cam-7", "ok"), (DropRequests(NOW),))
         result: Result[Any] = Result({"id": "cam-7"}, 201)
-        kept = (DropAnswers(NOW - ANSWER_KEPT), AddAnswer(once.answered(result)))
+        kept = (DropAnswers(NOW - ANSWER_KEPT), Insert(once.answered(result)))
         keeping = answering(registry, once, lambda made: result if made is change else Result())
         await keeping.commit(change)
         assert registry.found == replace(change, writes=(*kept, DropRequests(NOW)))

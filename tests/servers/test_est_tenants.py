@@ -22,7 +22,7 @@ from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Conflict, Invalid, Refused
 from fleet.domain.labels import OPERATIONS
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
-from fleet.domain.writes import AddCredential, AddStation, Write
+from fleet.domain.writes import AddCredential, Insert, Write
 from fleet.home.authorities import authority_of
 from fleet.home.reloading_ca import LOOK_EVERY_NS
 from fleet.services import approvals, inventory
@@ -186,7 +186,7 @@ async def recorded(tenants: TenantsHarness, identity: Identity, holder: str, kin
     der = certificate.public_bytes(Encoding.DER)
     mould = tenants.issuer.issue(permit, now)
     if kind is CredentialKind.STATION:
-        writes.append(AddStation(Station(holder, ("b-cam",), now)))
+        writes.append(Insert(Station(holder, ("b-cam",), now)))
     credential = replace(
         mould, der=der, fingerprint=hashlib.sha256(der).digest(), serial=f"{certificate.serial_number:x}"
     )

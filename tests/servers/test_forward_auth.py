@@ -28,7 +28,7 @@ from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import HttpRules, ModelRules
 from fleet.domain.ports import HolderFacts
-from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
+from fleet.domain.writes import AddCredential, Insert, SetModel
 from fleet.runtime import local_listener
 from fleet.runtime.local_listener import LocalListener, bound
 from fleet.servers.forward_auth import ForwardAuthContext, build_forward_auth_server
@@ -115,9 +115,9 @@ class House:
 
     async def enroll(self, name: str, model: Model = MODEL, state: DeviceState = DeviceState.ACTIVE) -> Credential:
         one = held(name)
-        added = [] if await self.registry.model(model.name) else [AddModel(model)]
+        added = [] if await self.registry.model(model.name) else [Insert(model)]
         owner = replace(device(name, state), model=model.name, hardware_serial=f"SN {name}")
-        await self.registry.commit(Change(operator("add"), (*added, AddDevice(owner), AddCredential(one))))
+        await self.registry.commit(Change(operator("add"), (*added, Insert(owner), AddCredential(one))))
         self.ours.add(one.der)
         return one
 

@@ -17,7 +17,7 @@ from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, DeviceId, DeviceState
 from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
-from fleet.domain.writes import AddCredential, AddDevice, AddModel, SetModel
+from fleet.domain.writes import AddCredential, Insert, SetModel
 from fleet.servers.gateway import Limits
 from fleet.servers.gateway.broker import mosquitto
 from fleet.servers.gateway.broker.mosquitto import BACKEND, Mosquitto, mosquitto_program
@@ -393,8 +393,8 @@ async def test_a_wider_model_reaches_the_second_wall_too(street: Street) -> None
 async def test_a_model_that_is_new_to_a_running_broker(street: Street) -> None:
     fresh = type(MODEL)("lock", publish=("locks/{id}/up",), subscribe=())
     held = credential("lock-1")
-    device = AddDevice(Device(DeviceId("lock-1"), "lock", DeviceState.ACTIVE, now()))
-    await street.harness.registry.commit(Change(operator("add"), (AddModel(fresh), device, AddCredential(held))))
+    device = Insert(Device(DeviceId("lock-1"), "lock", DeviceState.ACTIVE, now()))
+    await street.harness.registry.commit(Change(operator("add"), (Insert(fresh), device, AddCredential(held))))
     backend = await street.backend("#")
     assert await (await street.device(held, V5)).publish("locks/lock-1/up", b"x") in (0, 0x10)
     assert await backend.message() == ("locks/lock-1/up", b"x")

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
 from fleet.domain.device import Device, DeviceId, DeviceState
-from fleet.domain.writes import AddCredential, AddDevice, AddModel
+from fleet.domain.writes import AddCredential, Insert
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.outcome_log import TEXT_MAX
 from fleet.services import revocation
@@ -80,7 +80,7 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
     admitted: list[str] = []
     async with open_gateway(tmp_path, on_admitted=admitted.append) as built:
         await built.registry.commit(
-            Change(operator("x"), (AddModel(MODEL), *known("cam-1", pairs), *known("cam-2", pairs)))
+            Change(operator("x"), (Insert(MODEL), *known("cam-1", pairs), *known("cam-2", pairs)))
         )
         listener = await listen(
             built.gateway.protocol,
@@ -94,10 +94,10 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
         await asyncio.wait_for(listener.wait_closed(), PATIENCE)
 
 
-def known(name: str, pairs: dict[str, Pair]) -> tuple[AddDevice, AddCredential]:
+def known(name: str, pairs: dict[str, Pair]) -> tuple[Insert, AddCredential]:
     der = pairs[name].der
     held = replace(credential(name), der=der, fingerprint=hashlib.sha256(der).digest())
-    return AddDevice(Device(DeviceId(name), MODEL.name, DeviceState.ACTIVE, now())), AddCredential(held)
+    return Insert(Device(DeviceId(name), MODEL.name, DeviceState.ACTIVE, now())), AddCredential(held)
 
 
 async def test_the_certificate_says_who_it_is(street: Street) -> None:

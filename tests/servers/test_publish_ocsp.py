@@ -29,7 +29,7 @@ from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import Device, DeviceState, device_id
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.published_file import PublishedFile
-from fleet.domain.writes import AddCredential, AddDevice, Write
+from fleet.domain.writes import AddCredential, Insert, Write
 from fleet.home.authorities import new_issuing_key, new_tenant, read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry
@@ -84,9 +84,7 @@ class Fleet:
 
     async def enroll(self, name: str, tenant: str = "") -> x509.Certificate:
         """A new device's certificate."""
-        return await self._certify(
-            name, tenant, AddDevice(Device(device_id(name), "default", DeviceState.ACTIVE, START))
-        )
+        return await self._certify(name, tenant, Insert(Device(device_id(name), "default", DeviceState.ACTIVE, START)))
 
     async def renew(self, name: str) -> x509.Certificate:
         """Another one, of the fleet's own CA, for a device that is there."""

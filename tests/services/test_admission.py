@@ -17,16 +17,7 @@ from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailabl
 from fleet.domain.model_rules import ModelRules, MqttRules
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
-from fleet.domain.writes import (
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
-    MoveDevice,
-    RevokeCredentials,
-    SetModel,
-    Write,
-)
+from fleet.domain.writes import AddCredential, Insert, MoveDevice, RevokeCredentials, SetModel, Write
 from fleet.services import revocation
 from fleet.services.admission import CONNECT, FIRST_USE, Will, admit
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -65,7 +56,7 @@ async def write(registry: SqliteRegistry, *writes: Write) -> None:
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
     opened = await SqliteRegistry.open(tmp_path / "registry.db")
-    await write(opened, AddModel(MODEL), AddDevice(Device(CAM, MODEL.name, DeviceState.ACTIVE, NOW)))
+    await write(opened, Insert(MODEL), Insert(Device(CAM, MODEL.name, DeviceState.ACTIVE, NOW)))
     yield opened
     await opened.close()
 
@@ -130,7 +121,7 @@ async def test_a_device_out_of_service(registry: SqliteRegistry, state: DeviceSt
 
 
 async def test_a_device_that_is_only_registered(registry: SqliteRegistry) -> None:
-    await write(registry, AddDevice(Device(DeviceId("new"), MODEL.name, DeviceState.REGISTERED, NOW)))
+    await write(registry, Insert(Device(DeviceId("new"), MODEL.name, DeviceState.REGISTERED, NOW)))
     held = await holding(registry, certificate("new"))
     assert (await refusal(registry, shows(held), "new")).code == "device-registered"
 
@@ -154,7 +145,7 @@ async def test_a_client_id_that_is_assigned(registry: SqliteRegistry) -> None:
 
 
 async def test_a_station_is_no_device(registry: SqliteRegistry) -> None:
-    await write(registry, AddStation(Station("st1", (MODEL.name,), NOW)))
+    await write(registry, Insert(Station("st1", (MODEL.name,), NOW)))
     held = await holding(registry, certificate("st1", kind=CredentialKind.STATION))
     assert (await refusal(registry, shows(held), "st1")).code == "not-a-device"
 
@@ -193,7 +184,7 @@ async def test_a_will_that_may_not_be_retained_uses_up_nothing(registry: SqliteR
 
 async def test_a_will_may_be_retained_where_the_model_allows_it(registry: SqliteRegistry) -> None:
     model = Model("logger", retain=True)
-    await write(registry, AddModel(model), AddDevice(Device(DeviceId("log-1"), "logger", DeviceState.ACTIVE, NOW)))
+    await write(registry, Insert(model), Insert(Device(DeviceId("log-1"), "logger", DeviceState.ACTIVE, NOW)))
     held = await holding(registry, certificate("log-1"))
     admission = await admit(registry, shows(held), "log-1", NOW, will=Will("devices/log-1/up/gone", retain=True))
     assert admission.policy.retain

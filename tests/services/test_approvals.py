@@ -22,7 +22,7 @@ from fleet.domain.issuance_context import Names
 from fleet.domain.manifest import ListedDevice, ManifestEntry
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
-from fleet.domain.writes import AddDevice, AddModel, ImportDevices, MarkUsed, SetModel
+from fleet.domain.writes import ImportDevices, Insert, MarkUsed, SetModel
 from fleet.services import approvals
 from fleet.services.credentials import Submission, accepts_unauthenticated
 from fleet.services.enrollment import RegistrationAuthority
@@ -72,7 +72,7 @@ async def authority(tmp_path: Path) -> AsyncIterator[ApprovalHarness]:
     registry = await SqliteRegistry.open(tmp_path / "registry.db")
     authority = ApprovalHarness(registry, LocalIssuer(*create_issuing("Acme", *create_root("Acme", NOW), NOW)))
     known = Device(DeviceId("cam-1"), "open", DeviceState.REGISTERED, NOW)
-    await authority.write(AddModel(Model("closed")), AddModel(Model("open", rules=OPEN)), AddDevice(known))
+    await authority.write(Insert(Model("closed")), Insert(Model("open", rules=OPEN)), Insert(known))
     yield authority
     await registry.close()
 
@@ -206,7 +206,7 @@ async def test_two_keys_for_one_name_are_two_requests(authority: ApprovalHarness
 
 
 async def test_another_model_than_the_one_that_was_asked_for(authority: ApprovalHarness) -> None:
-    await authority.write(AddModel(Model("other", rules=OPEN)))
+    await authority.write(Insert(Model("other", rules=OPEN)))
     await authority.told()
     await authority.approve(await authority.only())
     assert await authority.code(label="other") == "not-your-model"

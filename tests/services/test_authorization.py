@@ -18,7 +18,7 @@ from fleet.domain.device import Device, DeviceId, DeviceState, Model, Tags
 from fleet.domain.errors import FleetError, Pending, Refused, Unavailable, Unreachable
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
-from fleet.domain.writes import AddDevice, AddModel, DecideRequest, TagDevice
+from fleet.domain.writes import DecideRequest, Insert, TagDevice
 from fleet.services import approvals
 from fleet.services.authorization import Authorizer
 from fleet.services.credentials import BasicCredentials, Submission
@@ -77,7 +77,7 @@ async def authority(tmp_path: Path) -> AsyncIterator[WebhookHarness]:
     registry = await SqliteRegistry.open(tmp_path / "registry.db")
     authority = WebhookHarness(registry, LocalIssuer(*create_issuing("Acme", *create_root("Acme", NOW), NOW)))
     known = Device(CAM_1, "cam", DeviceState.REGISTERED, NOW, tags=(("lot", "L7"), ("site", "Oslo")))
-    await authority.write(AddModel(Model("cam", rules=RULES)), AddModel(Model("free")), AddDevice(known))
+    await authority.write(Insert(Model("cam", rules=RULES)), Insert(Model("free")), Insert(known))
     authority.oracle = None
     yield authority
     await registry.close()

@@ -13,7 +13,7 @@ from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, Invalid, NotFound, Unavailable
 from fleet.domain.tags import TAGS_MAX, Retag
-from fleet.domain.writes import AddDevice
+from fleet.domain.writes import Insert
 from fleet.services import bulk, inventory, revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.services.tagging import tag_device
@@ -54,7 +54,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
 
 async def fill(registry: SqliteRegistry, count: int, state: DeviceState = DeviceState.ACTIVE) -> None:
     entry = AuditEntry(NOW, "test", "prepare", "", "ok")
-    writes = tuple(AddDevice(Device(DeviceId(f"d{n:03}"), "cam2", state, NOW)) for n in range(count))
+    writes = tuple(Insert(Device(DeviceId(f"d{n:03}"), "cam2", state, NOW)) for n in range(count))
     await registry.commit(Change(entry, writes))
 
 

@@ -21,20 +21,7 @@ from fleet.domain.issuance_context import EnrollmentRequest, Grant, Names
 from fleet.domain.manifest import ListedDevice, ManifestEntry
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.domain.peer import Peer
-from fleet.domain.writes import (
-    AddAnchor,
-    AddClaim,
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddRequest,
-    AddStation,
-    AddToken,
-    BindIdevid,
-    ImportDevices,
-    RevokeCredentials,
-    Write,
-)
+from fleet.domain.writes import AddCredential, AddRequest, BindIdevid, ImportDevices, Insert, RevokeCredentials, Write
 from fleet.services import credentials
 from fleet.services.credentials import (
     TOKEN_TEXT_SIZE_MAX,
@@ -116,8 +103,8 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     opened = await Registry.open(tmp_path / "registry.db")
     assert isinstance(opened, Registry)
     models = [Model("cam"), Model("pump"), Model("open", rules=ANY_PATH)]
-    await opened.write(*[AddModel(model) for model in models])
-    await opened.write(AddDevice(Device(DeviceId("cam-1"), "cam", DeviceState.REGISTERED, NOW)))
+    await opened.write(*[Insert(model) for model in models])
+    await opened.write(Insert(Device(DeviceId("cam-1"), "cam", DeviceState.REGISTERED, NOW)))
     yield opened
     await opened.close()
 
@@ -126,14 +113,14 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
 
 
 async def test_a_token_with_its_secret(registry: Registry) -> None:
-    await registry.write(AddToken(TOKEN))
+    await registry.write(Insert(TOKEN))
     assert await registry.grant(given=BY_TOKEN) == TokenGrant(TOKEN, "")
     assert await registry.grant(given=with_changes(BY_TOKEN, username="cam-1")) == TokenGrant(TOKEN, "cam-1")
 
 
 @pytest.mark.parametrize("password", ["t1.wrong", "t1.", "t1", ".s3cret", "t2.s3cret", "", "t1.s3cret.", "T1.s3cret"])
 async def test_any_other_token_is_answered_the_same(registry: Registry, password: str) -> None:
-    await registry.write(AddToken(TOKEN))
+    await registry.write(Insert(TOKEN))
     assert await registry.refusal(given=BasicCredentials("", password)) == "bad-token"
 
 
@@ -153,7 +140,7 @@ def test_no_token_has_an_empty_secret() -> None:
 async def test_a_models_token_brings_the_manifests_entry_and_a_devices_own_does_not_need_it(registry: Registry) -> None:
     for_model = replace(TOKEN, id="t2", device_id=None, model="cam")
     known = entry("cam-2", key=b"l" * 32)
-    await registry.write(AddToken(TOKEN), AddToken(for_model), ImportDevices((listed(known), listed(entry("cam-3")))))
+    await registry.write(Insert(TOKEN), Insert(for_model), ImportDevices((listed(known), listed(entry("cam-3")))))
     by_model = BasicCredentials("", f"t2.{SECRET}")
     assert await registry.grant(given=by_model, device="cam-2") == TokenGrant(for_model, "", known)
     assert await registry.grant(given=by_model, device="new-1") == TokenGrant(for_model, "", None)
@@ -162,7 +149,7 @@ async def test_a_models_token_brings_the_manifests_entry_and_a_devices_own_does_
 
 async def test_a_token_takes_precedence_over_a_certificate_that_must_be_valid_all_the_same(registry: Registry) -> None:
     station = credential(CredentialKind.STATION, "line-1")
-    await registry.write(AddToken(TOKEN), AddStation(Station("line-1", ("cam",), NOW)), AddCredential(station))
+    await registry.write(Insert(TOKEN), Insert(Station("line-1", ("cam",), NOW)), AddCredential(station))
     assert isinstance(await registry.grant(shows(station), BY_TOKEN), TokenGrant)
     assert isinstance(await registry.grant(shows(station)), StationGrant)
     await registry.write(RevokeCredentials(CredentialKind.STATION, "line-1"))
@@ -181,17 +168,17 @@ async def test_the_label_names_a_stations_model_or_a_tenant_with_one(
     registry: Registry, label: str | None, model: str
 ) -> None:
     tenants = {"lamp": "east", "fan": "west", "door": "west"}
-    await registry.write(*[AddModel(Model(name, rules=ModelRules(tenant=of))) for name, of in tenants.items()])
+    await registry.write(*[Insert(Model(name, rules=ModelRules(tenant=of))) for name, of in tenants.items()])
     station = Station("line-1", ("cam", "pump", *tenants), NOW)
     held = credential(CredentialKind.STATION, "line-1")
-    await registry.write(AddStation(station), AddCredential(held))
+    await registry.write(Insert(station), AddCredential(held))
     assert await registry.grant(shows(held), label=label) == StationGrant(station, model, held)
 
 
 async def test_a_claim_brings_the_manifests_entry(registry: Registry) -> None:
     claim = Claim("batch", "cam", 10, 0, NOW, NOW + HOUR)
     held, known = credential(CredentialKind.CLAIM, "batch"), entry("cam-2")
-    await registry.write(AddClaim(claim), AddCredential(held), ImportDevices((listed(known),)))
+    await registry.write(Insert(claim), AddCredential(held), ImportDevices((listed(known),)))
     assert await registry.grant(shows(held), device="cam-2") == ClaimGrant(claim, held, known)
     assert await registry.grant(shows(held), device="new-1") == ClaimGrant(claim, held, None)
 
@@ -208,7 +195,7 @@ async def test_a_devices_own_certificate_gives_no_right_to_a_first_one(registry:
 
 async def test_a_manufacturers_certificate_with_the_entry_of_its_serial(registry: Registry) -> None:
     known = entry("cam-2", serial="SN7")
-    await registry.write(AddAnchor(ANCHOR), ImportDevices((listed(known), listed(entry("cam-3", serial="SN8")))))
+    await registry.write(Insert(ANCHOR), ImportDevices((listed(known), listed(entry("cam-3", serial="SN8")))))
     assert await registry.grant(MANUFACTURED) == IdevidGrant(ANCHOR, IDEVID, known, (), "")
 
 
@@ -216,13 +203,13 @@ async def test_a_serial_is_looked_for_in_each_of_its_forms_and_among_the_anchors
     registry: Registry,
 ) -> None:
     in_hex, foreign = entry("pump-1", "pump", "534e37"), entry("o-1", "open", "SN7")
-    await registry.write(AddAnchor(ANCHOR), ImportDevices((listed(in_hex), listed(foreign))))
+    await registry.write(Insert(ANCHOR), ImportDevices((listed(in_hex), listed(foreign))))
     assert await registry.grant(MANUFACTURED) == IdevidGrant(ANCHOR, IDEVID, in_hex, (), "")
 
 
 async def test_a_serial_of_several_devices_is_ambiguous_until_the_label_names_the_model(registry: Registry) -> None:
     both = entry("cam-2", "cam", "SN7"), entry("pump-2", "pump", "SN7")
-    await registry.write(AddAnchor(ANCHOR), ImportDevices(tuple(map(listed, both))))
+    await registry.write(Insert(ANCHOR), ImportDevices(tuple(map(listed, both))))
     assert await registry.refusal(MANUFACTURED) == "idevid-ambiguous"
     assert await registry.grant(MANUFACTURED, label="pump") == IdevidGrant(ANCHOR, IDEVID, both[1], (), "pump")
     assert await registry.refusal(MANUFACTURED, label="open") == "idevid-ambiguous"  # not the anchor's
@@ -230,7 +217,7 @@ async def test_a_serial_of_several_devices_is_ambiguous_until_the_label_names_th
 
 async def test_an_anchor_with_one_model_names_it(registry: Registry) -> None:
     anchor = replace(ANCHOR, models=("cam",))
-    await registry.write(AddAnchor(anchor))
+    await registry.write(Insert(anchor))
     assert await registry.grant(MANUFACTURED) == IdevidGrant(anchor, IDEVID, None, (), "cam")
 
 
@@ -238,7 +225,7 @@ async def test_the_bindings_of_this_key_and_of_this_device(registry: Registry) -
     elsewhere = IdevidBinding(b"i" * 32, DeviceId("cam-9"), IDEVID.fingerprint, "acme", NOW)
     of_device = IdevidBinding(b"j" * 32, DeviceId("cam-1"), b"f" * 32, "acme", NOW)
     unrelated = IdevidBinding(b"u" * 32, DeviceId("cam-8"), b"g" * 32, "acme", NOW)
-    await registry.write(AddAnchor(ANCHOR), *map(BindIdevid, (elsewhere, of_device, unrelated)))
+    await registry.write(Insert(ANCHOR), *map(BindIdevid, (elsewhere, of_device, unrelated)))
     grant = await registry.grant(MANUFACTURED)
     assert isinstance(grant, IdevidGrant)
     assert sorted(each.device_id for each in grant.bindings) == ["cam-1", "cam-9"]
@@ -248,7 +235,7 @@ async def test_only_a_chain_to_an_anchor_of_the_registry_is_a_manufacturers(regi
     assert await registry.refusal(MANUFACTURED) == "certificate-unknown"  # the CA has been removed meanwhile
     other_root = b"another root"
     others = Anchor("zeta", ("cam",), hashlib.sha256(other_root).digest(), other_root, NOW)
-    await registry.write(AddAnchor(others), AddAnchor(ANCHOR))
+    await registry.write(Insert(others), Insert(ANCHOR))
     grant = await registry.grant(MANUFACTURED)
     assert isinstance(grant, IdevidGrant)
     assert grant.anchor == ANCHOR
@@ -261,7 +248,7 @@ async def test_only_a_chain_to_an_anchor_of_the_registry_is_a_manufacturers(regi
 
 
 async def test_a_manufacturers_certificate_asks_for_no_approval(registry: Registry) -> None:
-    await registry.write(AddAnchor(ANCHOR))
+    await registry.write(Insert(ANCHOR))
     assert isinstance(await registry.grant(MANUFACTURED, device="new-1", label="open"), IdevidGrant)
     presented = await present(registry, MANUFACTURED, Submission(request_for("new-1"), label="open"), NOW, reads_idevid)
     assert await credentials.by_approval(presented) is None
@@ -275,14 +262,14 @@ async def test_a_listed_key_is_its_devices(registry: Registry) -> None:
     await registry.write(ImportDevices((listed(known), listed(entry("cam-3", key=b"m" * 32)))))
     assert await registry.grant(device="cam-2", key=b"l" * 32) == ManifestGrant(known)
     assert await registry.grant(device="cam-2", key=b"n" * 32) is None
-    await registry.write(AddToken(TOKEN))
+    await registry.write(Insert(TOKEN))
     assert isinstance(await registry.grant(given=BY_TOKEN, key=b"l" * 32), TokenGrant)
     presented = await present(registry, STRANGER, Submission(request_for(key=b"l" * 32), BY_TOKEN), NOW)
     assert await credentials.by_manifest(presented) is None  # with credentials, those decide
 
 
 async def test_a_stranger_may_ask_for_approval_where_the_model_allows_it(registry: Registry) -> None:
-    await registry.write(AddDevice(Device(DeviceId("o-1"), "open", DeviceState.REGISTERED, NOW)))
+    await registry.write(Insert(Device(DeviceId("o-1"), "open", DeviceState.REGISTERED, NOW)))
     for device, label in (("new-1", None), ("new-1", "cam"), ("new-1", "none"), ("cam-1", "open"), ("cam-1", None)):
         assert await registry.grant(device=device, label=label) is None
     for device, label in (("new-1", "open"), ("o-1", None), ("o-1", "cam")):  # a registered device's own model counts
@@ -321,7 +308,7 @@ def test_the_secret_is_not_shown() -> None:
 
 
 async def test_a_device_out_of_service_is_refused_whatever_else_it_shows(registry: Registry) -> None:
-    await registry.write(AddToken(TOKEN), AddDevice(Device(DeviceId("off"), "cam", DeviceState.SUSPENDED, NOW)))
+    await registry.write(Insert(TOKEN), Insert(Device(DeviceId("off"), "cam", DeviceState.SUSPENDED, NOW)))
     held = credential(CredentialKind.DEVICE, "off")
     await registry.write(AddCredential(held))
     with pytest.raises(Refused):

@@ -20,18 +20,7 @@ from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import FleetError, Invalid, Refused, Unauthenticated
 from fleet.domain.issuance_context import EnrollmentRequest, Names
 from fleet.domain.peer import Peer
-from fleet.domain.writes import (
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
-    AddToken,
-    MarkUsed,
-    MoveDevice,
-    RevokeCredentials,
-    RevokeToken,
-    Write,
-)
+from fleet.domain.writes import AddCredential, Insert, MarkUsed, MoveDevice, RevokeCredentials, RevokeToken, Write
 from fleet.services.credentials import BasicCredentials, Submission
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -88,14 +77,14 @@ class EnrollmentHarness:
         values: dict[str, object] = {"device_id": DeviceId("cam-1"), "model": None, "uses_max": 1, **given}
         digest = hashlib.sha256(SECRET.encode()).digest()
         end = self.now + timedelta(hours=1)
-        await self.write(AddToken(Token(name, digest, uses=0, created_at=self.now, expires_at=end, **values)))  # type: ignore[arg-type]
+        await self.write(Insert(Token(name, digest, uses=0, created_at=self.now, expires_at=end, **values)))  # type: ignore[arg-type]
 
     async def station(self, *models: str) -> Peer:
         station = Station("line-1", models, NOW)
         spki = new_spki()
         permit = permit_by_operator(CredentialKind.STATION, station.name, spki, NOW + timedelta(days=365), NOW)
         credential = self.issuer.issue(permit, NOW)
-        await self.write(AddStation(station), AddCredential(credential))
+        await self.write(Insert(station), AddCredential(credential))
         return peer_of(credential)
 
     async def enroll(
@@ -140,8 +129,8 @@ class EnrollmentHarness:
 async def authority(tmp_path: Path) -> AsyncIterator[EnrollmentHarness]:
     registry = await SqliteRegistry.open(tmp_path / "registry.db")
     authority = EnrollmentHarness(registry, LocalIssuer(*create_issuing("Acme", *create_root("Acme", NOW), NOW)))
-    await authority.write(AddModel(Model("cam")), AddModel(Model("pump", key_types=("EC-P384",))))
-    await authority.write(AddDevice(Device(DeviceId("cam-1"), "cam", DeviceState.REGISTERED, NOW, "SN1")))
+    await authority.write(Insert(Model("cam")), Insert(Model("pump", key_types=("EC-P384",))))
+    await authority.write(Insert(Device(DeviceId("cam-1"), "cam", DeviceState.REGISTERED, NOW, "SN1")))
     yield authority
     await registry.close()
 
@@ -245,7 +234,7 @@ async def test_whoever_proves_nothing_is_told_the_same(
 
 
 async def test_a_token_is_refused_for_what_it_does_not_cover(authority: EnrollmentHarness) -> None:
-    await authority.write(AddDevice(Device(DeviceId("pump-1"), "pump", DeviceState.REGISTERED, NOW)))
+    await authority.write(Insert(Device(DeviceId("pump-1"), "pump", DeviceState.REGISTERED, NOW)))
     await authority.token(uses_max=9)
     await authority.token("model", device_id=None, model="cam", uses_max=9)
     await authority.token("unborn", device_id=DeviceId("cam-99"), uses_max=9)

@@ -12,7 +12,7 @@ from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.model_rules import ModelRules
-from fleet.domain.writes import AddDevice
+from fleet.domain.writes import Insert
 from fleet.services import inventory
 from fleet.services.forecast import Forecast, OwnCertificate, Week, forecast
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -37,7 +37,7 @@ async def fill(registry: SqliteRegistry, ends: list[datetime | None], state: Dev
     device = Device(DeviceId(""), "cam2", state, NOW)
     start = await registry.count_devices()
     writes = tuple(
-        AddDevice(structs.replace(device, id=DeviceId(f"d{start + n}"), expires_at=end)) for n, end in enumerate(ends)
+        Insert(structs.replace(device, id=DeviceId(f"d{start + n}"), expires_at=end)) for n, end in enumerate(ends)
     )
     await registry.commit(Change(AuditEntry(NOW, "test", "prepare", "", "ok"), writes))
 

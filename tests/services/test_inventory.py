@@ -18,7 +18,7 @@ from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
-from fleet.domain.writes import AddStation, SpendToken
+from fleet.domain.writes import Insert, SpendToken
 from fleet.services import inventory, revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 
@@ -274,7 +274,7 @@ class TestStations:
     async def test_refused(
         self, registry: SqliteRegistry, issuer: LocalIssuer, name: str, models: tuple[str, ...], days: int, code: str
     ) -> None:
-        station = AddStation(Station("st1", ("cam2",), NOW))
+        station = Insert(Station("st1", ("cam2",), NOW))
         await registry.commit(Change(AuditEntry(NOW, "operator", "station.add", "station st1", "ok"), (station,)))
         with pytest.raises(FleetError) as caught:
             await inventory.enroll_station(

@@ -21,12 +21,12 @@ from fleet.domain.errors import Conflict, Invalid, Unavailable
 from fleet.domain.merkle import EMPTY
 from fleet.domain.writes import (
     AddCredential,
-    AddDevice,
     AddRequest,
     DropAnswers,
     DropAudit,
     DropCredentials,
     DropEvents,
+    Insert,
     Write,
 )
 from fleet.services import inventory
@@ -132,7 +132,7 @@ def certificate(holder: str, n: int, ends: datetime, state: CredentialState = Cr
 
 async def enroll(registry: SqliteRegistry, name: str, state: DeviceState, held: Sequence[Credential]) -> None:
     device = Device(DeviceId(name), "cam2", state, NOW - 90 * DAY)
-    writes: tuple[Write, ...] = (AddDevice(device), *map(AddCredential, held))
+    writes: tuple[Write, ...] = (Insert(device), *map(AddCredential, held))
     await registry.commit(Change(AuditEntry(NOW - 90 * DAY, "t", "t", "", "ok"), writes))
 
 

@@ -15,7 +15,7 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState,
 from fleet.domain.crl import CrlReason
 from fleet.domain.device import NEXT, Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound
-from fleet.domain.writes import AddCredential, AddStation, MoveDevice, Write
+from fleet.domain.writes import AddCredential, Insert, MoveDevice, Write
 from fleet.services import inventory, revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 
@@ -209,7 +209,7 @@ async def test_a_reason_is_one_plain_line(registry: SqliteRegistry, reason: str)
 
 
 async def test_a_station(registry: SqliteRegistry) -> None:
-    added = AddStation(Station(CAM_7, ("cam2",), NOW))
+    added = Insert(Station(CAM_7, ("cam2",), NOW))
     await registry.commit(Change(AuditEntry(NOW, "t", "t", "", "ok"), (added,)))
     own, device = credential(CAM_7, 1, CredentialKind.STATION), credential(CAM_7, 2)
     await give(registry, own, device)

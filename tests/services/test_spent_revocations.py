@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
-from fleet.domain.writes import AddCredential, AddDevice, AddModel
+from fleet.domain.writes import AddCredential, Insert
 from fleet.services.revocation_journal import catch_up
 from fleet.services.spent_revocations import HOLDERS_AT_ONCE, KEPT, trim_spent
 from fleet.storage.journals.event_marks import EventMarks
@@ -25,7 +25,7 @@ LATER = NOW + KEPT + DAY
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
     opened = await SqliteRegistry.open(tmp_path / "registry.db")
-    await opened.commit(change(AddModel(MODEL)))
+    await opened.commit(change(Insert(MODEL)))
     yield opened
     await opened.close()
 
@@ -47,7 +47,7 @@ async def revoke(registry: SqliteRegistry, name: str, days: int) -> None:
         Event(EventKind.DEVICE_STATE, name, "revoked"),
         Event(EventKind.CREDENTIAL_ENDED, name, held.fingerprint.hex()),
     )
-    writes = (AddDevice(device(name, DeviceState.REVOKED)), AddCredential(held))
+    writes = (Insert(device(name, DeviceState.REVOKED)), AddCredential(held))
     await registry.commit(Change(entry(f"revoke {name}"), writes, told))
 
 

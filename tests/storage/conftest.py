@@ -6,7 +6,7 @@ import pytest
 
 from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddModel
+from fleet.domain.writes import Insert
 from fleet.storage.postgres.registry import PostgresRegistry
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.postgres_server import PostgresServer
@@ -55,7 +55,7 @@ ENGINES: dict[str, Engine] = {"sqlite": sqlite_engine, "postgres": postgres_engi
 async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
     """Each engine in turn, with the model cam2 in it; that is audit row 1."""
     async with ENGINES[request.param](request) as opened:
-        await opened.commit(change(AddModel(MODEL)))
+        await opened.commit(change(Insert(MODEL)))
         yield opened
 
 

@@ -11,7 +11,7 @@ from fleet.domain.audit_log import AuditNode, Sealed, TreeHead, sound_leaves
 from fleet.domain.changes import AuditRow, Change
 from fleet.domain.errors import Invalid, NotFound
 from fleet.domain.merkle import EMPTY
-from fleet.domain.writes import AddModel
+from fleet.domain.writes import Insert
 from fleet.storage.sqlite.audit_reader import audit_of_copy
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, NOW, change, entry
@@ -23,7 +23,7 @@ ROWS = 6
 async def copy(db_path: Path, tmp_path: Path) -> Path:
     """A copy of a closed registry with ROWS audit rows."""
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     for n in range(2, ROWS + 1):
         await registry.commit(Change(entry(f"action-{n}")))
     await registry.close()
@@ -62,7 +62,7 @@ async def test_a_sound_copy_verifies_and_is_left_alone(copy: Path) -> None:
 
 async def test_a_copy_with_its_log_is_read_with_it(db_path: Path, tmp_path: Path) -> None:
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     for suffix in ("", "-wal"):
         shutil.copy(f"{db_path}{suffix}", f"{tmp_path / 'copy.db'}{suffix}")
     assert await sound_rows(tmp_path / "copy.db") == await registry.audit()
@@ -71,7 +71,7 @@ async def test_a_copy_with_its_log_is_read_with_it(db_path: Path, tmp_path: Path
 
 async def test_it_answers_as_the_registry_does(db_path: Path, tmp_path: Path) -> None:
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     tree = EMPTY.appended(await registry.audit_hashes(0, 0, 1))
     sealed = Sealed(TreeHead(1, tree.root(), NOW.replace(microsecond=654_000), bytes(32), b"signature"), tree)
     await registry.seal(sealed, (AuditNode(8, 0, bytes(32)),))

@@ -14,11 +14,8 @@ from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
 from fleet.domain.writes import (
     AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
-    AddToken,
     EndUnused,
+    Insert,
     MarkUsed,
     MoveDevice,
     RevokeCredentials,
@@ -54,7 +51,7 @@ async def refused(registry: Registry, *writes: Write) -> str:
 class TestReads:
     async def test_every_value_comes_back_as_it_went_in(self, registry: Registry) -> None:
         cam, cert, tok, st = device("cam-7"), credential("cam-7"), token("t1", 3), station("st1")
-        await registry.commit(change(AddDevice(cam), AddCredential(cert), AddToken(tok), AddStation(st)))
+        await registry.commit(change(Insert(cam), AddCredential(cert), Insert(tok), Insert(st)))
         assert await registry.model("cam2") == MODEL
         assert await registry.device("cam-7") == cam
         assert await registry.credentials("cam-7") == [cert]
@@ -71,9 +68,9 @@ class TestReads:
         assert await registry.enrollment_facts("x", "x", NO_KEY) == EnrollmentFacts(None, None, (), None)
 
     async def test_lists_are_in_their_order(self, registry: Registry) -> None:
-        await registry.commit(change(AddModel(Model("b")), AddStation(station("s2")), AddStation(station("s1"))))
+        await registry.commit(change(Insert(Model("b")), Insert(station("s2")), Insert(station("s1"))))
         for number, name in enumerate(("t1", "t3", "t2")):
-            await registry.commit(change(AddToken(token(name, minutes=number // 2))))
+            await registry.commit(change(Insert(token(name, minutes=number // 2))))
         assert [m.name for m in await registry.models()] == ["b", "cam2"]
         assert [s.name for s in await registry.stations()] == ["s1", "s2"]
         # Newest first; of one time, the later commit first.
@@ -86,10 +83,10 @@ class TestReads:
         assert await registry.credentials("cam-7") == made
 
     async def test_devices_are_paged_and_filtered(self, registry: Registry) -> None:
-        await registry.commit(change(AddModel(Model("b"))))
+        await registry.commit(change(Insert(Model("b"))))
         for n in range(9):
             state = DeviceState.ACTIVE if n % 2 else DeviceState.REGISTERED
-            await registry.commit(change(AddDevice(device(f"d{n}", state, "b" if n > 4 else "cam2"))))
+            await registry.commit(change(Insert(device(f"d{n}", state, "b" if n > 4 else "cam2"))))
 
         async def found(
             model: str | None = None, state: DeviceState | None = None, after: str = "", limit: int = 99
@@ -110,7 +107,7 @@ class TestReads:
     async def test_enrollment_facts(self, registry: Registry) -> None:
         cam, cert, tok = device("cam-7"), credential("cam-7"), token("t1")
         namesake = credential("cam-7", kind=STATION)  # a station of the device's name is somebody else
-        writes = (AddDevice(cam), AddCredential(cert), AddCredential(namesake), AddToken(tok))
+        writes = (Insert(cam), AddCredential(cert), AddCredential(namesake), Insert(tok))
         await registry.commit(change(*writes))
         assert await registry.enrollment_facts("cam-7", "t1", NO_KEY) == EnrollmentFacts(cam, MODEL, (cert,), tok)
         assert await registry.enrollment_facts("cam-7", None, NO_KEY) == EnrollmentFacts(cam, MODEL, (cert,), None)
@@ -155,7 +152,7 @@ class TestReads:
         cam, st = device("cam-7"), station("cam-7")
         of_device, of_station = credential("cam-7"), credential("cam-7", kind=STATION)
         orphan = credential("gone")
-        await registry.commit(change(AddDevice(cam), AddStation(st)))
+        await registry.commit(change(Insert(cam), Insert(st)))
         await registry.commit(change(*map(AddCredential, (of_device, of_station, orphan))))
         assert await registry.holder_facts(of_device.fingerprint) == HolderFacts(of_device, cam, MODEL, None)
         assert await registry.holder_facts(of_station.fingerprint) == HolderFacts(of_station, None, None, st)
@@ -163,7 +160,7 @@ class TestReads:
 
     async def test_a_read_sees_every_commit_that_has_returned(self, registry: Registry) -> None:
         for n in range(50):
-            await registry.commit(change(AddDevice(device(f"d{n}"))))
+            await registry.commit(change(Insert(device(f"d{n}"))))
             assert await registry.device(f"d{n}") is not None
             assert (await registry.enrollment_facts(f"d{n}", None, NO_KEY)).device is not None
             assert len(await registry.devices()) == n + 1
@@ -173,13 +170,13 @@ class TestWrites:
     async def test_names_are_taken_once(self, registry: Registry) -> None:
         cert = credential("cam-7")
         adds: tuple[Write, ...] = (
-            AddDevice(device("cam-7")),
+            Insert(device("cam-7")),
             AddCredential(cert),
-            AddToken(token("t1")),
-            AddStation(station("s1")),
+            Insert(token("t1")),
+            Insert(station("s1")),
         )
         await registry.commit(change(*adds))
-        assert await refused(registry, AddModel(MODEL)) == "model-exists"
+        assert await refused(registry, Insert(MODEL)) == "model-exists"
         assert [await refused(registry, add) for add in adds] == [
             "device-exists",
             "credential-exists",
@@ -235,10 +232,10 @@ class TestWrites:
         assert await refused(registry, SetModel(Model("x"))) == "no-such-model"
 
     async def test_a_device_of_an_unknown_model_is_refused(self, registry: Registry) -> None:
-        await refused(registry, AddDevice(device("cam-7", model="x")))
+        await refused(registry, Insert(device("cam-7", model="x")))
 
     async def test_move_device_only_from_where_it_may(self, registry: Registry) -> None:
-        await registry.commit(change(AddDevice(device("cam-7"))))
+        await registry.commit(change(Insert(device("cam-7"))))
         await registry.commit(change(MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE)))
         await registry.commit(change(MoveDevice(CAM_7, frozenset(DeviceState), DeviceState.REVOKED)))
         for allowed in (SERVING, frozenset({DeviceState.SUSPENDED}), frozenset[DeviceState]()):
@@ -253,7 +250,7 @@ class TestWrites:
         assert found.revision == 4
 
     async def test_a_move_may_bring_an_expiry_and_keeps_it_otherwise(self, registry: Registry) -> None:
-        await registry.commit(change(AddDevice(device("cam-7"))))
+        await registry.commit(change(Insert(device("cam-7"))))
         await registry.commit(change(MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE, expires_at=NOW)))
         await registry.commit(change(MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE)))
         found = await registry.device("cam-7")
@@ -261,7 +258,7 @@ class TestWrites:
         assert found.expires_at == NOW
 
     async def test_the_newest_move_out_of_service_is_kept(self, registry: Registry) -> None:
-        await registry.commit(change(AddDevice(device("cam-7"))))
+        await registry.commit(change(Insert(device("cam-7"))))
         assert await registry.state_change("cam-7") is None
         every = frozenset(DeviceState)
         for state, reason in ((DeviceState.SUSPENDED, "odd 'traffic'"), (DeviceState.REVOKED, "")):
@@ -319,7 +316,7 @@ class TestWrites:
 
     async def test_what_a_maker_has_left(self, registry: Registry) -> None:
         mine = [replace(token(f"t{n}", 2), made_by="operator bob") for n in range(4)]
-        await registry.commit(change(*map(AddToken, mine), AddToken(token("t9")), AddToken(token("t8", minutes=120))))
+        await registry.commit(change(*map(Insert, mine), Insert(token("t9")), Insert(token("t8", minutes=120))))
         await registry.commit(change(SpendToken("t0"), SpendToken("t1"), SpendToken("t1"), RevokeToken("t2", NOW)))
         assert [t.id for t in await registry.open_tokens("operator bob", NOW)] == ["t0", "t3"]
         assert [t.id for t in await registry.open_tokens("operator bob", NOW, 1)] == ["t0"]
@@ -328,7 +325,7 @@ class TestWrites:
         assert await registry.count_open_tokens(NOW + timedelta(hours=2)) == {"": 1}
 
     async def test_a_token_is_spent_and_revoked(self, registry: Registry) -> None:
-        await registry.commit(change(AddToken(token("t1", 2)), AddToken(token("t2", 2))))
+        await registry.commit(change(Insert(token("t1", 2)), Insert(token("t2", 2))))
         for _ in range(2):
             await registry.commit(change(SpendToken("t1")))
         await registry.commit(change(RevokeToken("t2", NOW)))
@@ -345,13 +342,13 @@ class TestWrites:
 
 class TestOneChangeIsWholeOrNothing:
     async def test_a_failing_write_undoes_the_ones_before_it(self, registry: Registry) -> None:
-        await registry.commit(change(AddToken(token("t1", 5)), AddDevice(device("cam-1"))))
+        await registry.commit(change(Insert(token("t1", 5)), Insert(device("cam-1"))))
         fails = (
             SpendToken("t1"),
-            AddDevice(device("cam-7")),
+            Insert(device("cam-7")),
             AddCredential(credential("cam-7")),
             MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE),
-            AddDevice(device("cam-1")),
+            Insert(device("cam-1")),
         )
         assert await refused(registry, *fails) == "device-exists"
         left = await registry.token("t1")
@@ -366,11 +363,11 @@ class TestOneChangeIsWholeOrNothing:
         assert row.entry == entry("mqtt.connect")
 
     async def test_good_and_bad_in_one_batch(self, registry: Registry) -> None:
-        await registry.commit(change(AddDevice(device("taken"))))
+        await registry.commit(change(Insert(device("taken"))))
 
         async def add(n: int) -> str:
             bad = n % 3 == 0
-            writes = (AddDevice(device(f"d{n}")), AddDevice(device("taken"))) if bad else (AddDevice(device(f"d{n}")),)
+            writes = (Insert(device(f"d{n}")), Insert(device("taken"))) if bad else (Insert(device(f"d{n}")),)
             try:
                 await registry.commit(change(*writes, action=f"add {n}", events=(Event("test", f"d{n}"),)))
             except Conflict:
@@ -387,11 +384,11 @@ class TestOneChangeIsWholeOrNothing:
         assert await registry.last_event() == 40
 
     async def test_a_token_is_never_spent_more_often_than_it_may_be(self, registry: Registry) -> None:
-        await registry.commit(change(AddToken(token("t1", 7))))
+        await registry.commit(change(Insert(token("t1", 7))))
 
         async def spend(n: int) -> bool:
             try:
-                await registry.commit(change(SpendToken("t1"), AddDevice(device(f"d{n}"))))
+                await registry.commit(change(SpendToken("t1"), Insert(device(f"d{n}"))))
             except Conflict:
                 return False
             return True
@@ -401,7 +398,7 @@ class TestOneChangeIsWholeOrNothing:
 
     async def test_one_of_two_gets_the_name(self, registry: Registry) -> None:
         outcomes = await asyncio.gather(
-            *(registry.commit(change(AddDevice(device("cam-7")))) for _ in range(20)), return_exceptions=True
+            *(registry.commit(change(Insert(device("cam-7")))) for _ in range(20)), return_exceptions=True
         )
         assert outcomes.count(None) == 1
         assert all(o is None or isinstance(o, Conflict) for o in outcomes)
@@ -409,9 +406,9 @@ class TestOneChangeIsWholeOrNothing:
     async def test_a_value_that_cannot_be_stored_fails_its_own_change_alone(self, registry: Registry) -> None:
         lone_surrogate = replace(device("cam-7"), hardware_serial="\ud800")
         outcomes = await asyncio.gather(
-            registry.commit(change(AddDevice(device("a")))),
-            registry.commit(change(AddDevice(lone_surrogate))),
-            registry.commit(change(AddDevice(device("b")))),
+            registry.commit(change(Insert(device("a")))),
+            registry.commit(change(Insert(lone_surrogate))),
+            registry.commit(change(Insert(device("b")))),
             return_exceptions=True,
         )
         assert outcomes[0] is None
@@ -421,7 +418,7 @@ class TestOneChangeIsWholeOrNothing:
         list(sound_leaves(await registry.audit()))
 
     async def test_a_cancelled_caller_harms_nobody(self, registry: Registry) -> None:
-        tasks = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(20)]
+        tasks = [asyncio.create_task(registry.commit(change(Insert(device(f"d{n}"))))) for n in range(20)]
         await asyncio.sleep(0)
         for task in tasks[::2]:
             task.cancel()
@@ -498,7 +495,7 @@ class TestFeed:
         await registry.commit(change(events=(Event("test", "b"),)))
 
     async def test_a_conflict_leaves_no_event(self, registry: Registry) -> None:
-        assert await refused(registry, AddModel(MODEL)) == "model-exists"
+        assert await refused(registry, Insert(MODEL)) == "model-exists"
         await registry.commit(change(events=(Event("test", "after"),)))
         async with asyncio.timeout(DEADLINE_SECONDS):
             assert (await anext(registry.follow(0))).subject == "after"

@@ -15,16 +15,12 @@ from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.writes import (
-    AddAnchor,
-    AddClaim,
     AddCredential,
-    AddDevice,
-    AddModel,
-    AddStation,
     BindIdevid,
     CountTakeover,
     DropAnchor,
     ImportDevices,
+    Insert,
     MoveDevice,
     QuarantineClaim,
     ReleaseClaim,
@@ -66,8 +62,8 @@ class TestManifest:
         assert await registry.manifest_facts([], [], [KEY, bytes(32)]) == ManifestFacts((first.entry,), frozenset())
 
     async def test_all_or_none(self, registry: Registry) -> None:
-        await registry.commit(change(AddModel(Model("other")), ImportDevices((listed("a", "S1", KEY),))))
-        await registry.commit(change(AddDevice(device("by-hand"))))
+        await registry.commit(change(Insert(Model("other")), ImportDevices((listed("a", "S1", KEY),))))
+        await registry.commit(change(Insert(device("by-hand"))))
         for clash in (listed("a", "S9"), listed("c", "S1"), listed("d", "S4", KEY), listed("by-hand", "S5")):
             assert await refused(registry, ImportDevices((listed("new", "S7"), clash))) == "listed-already"
         assert await registry.device("new") is None
@@ -78,13 +74,13 @@ class TestManifest:
 
     async def test_whole_or_not_at_all_beside_one_that_fails(self, registry: Registry) -> None:
         """Both in one transaction of the registry's, which has to undo and do again."""
-        await registry.commit(change(AddDevice(device("taken"))))
+        await registry.commit(change(Insert(device("taken"))))
         for number in range(5):
             brought = listed(f"new-{number}", f"S{number}")
             tagged = replace(brought, device=replace(brought.device, tags=(("lot", f"L{number}"),)))
             outcomes = await asyncio.gather(
                 registry.commit(change(ImportDevices((tagged,)))),
-                registry.commit(change(AddDevice(device(f"beside-{number}")), AddDevice(device("taken")))),
+                registry.commit(change(Insert(device(f"beside-{number}")), Insert(device("taken")))),
                 return_exceptions=True,
             )
             assert isinstance(outcomes[1], Conflict)
@@ -95,10 +91,10 @@ class TestManifest:
             assert facts.entries == (tagged.entry,)
 
     async def test_a_serial_is_one_devices_of_its_model_however_it_came(self, registry: Registry) -> None:
-        await registry.commit(change(AddModel(Model("b"))))
+        await registry.commit(change(Insert(Model("b"))))
 
-        def added(id_: str, model: str = "cam2") -> AddDevice:
-            return AddDevice(replace(device(id_), model=model, hardware_serial="SN1"))
+        def added(id_: str, model: str = "cam2") -> Insert:
+            return Insert(replace(device(id_), model=model, hardware_serial="SN1"))
 
         await registry.commit(change(added("a"), added("b1", "b")))
         assert await refused(registry, added("c")) == "serial-taken"
@@ -118,7 +114,7 @@ class TestManifest:
         assert await registry.serial_holders((("cam2", "SN1"),)) == [("cam2", "SN1", "e")]
 
     async def test_of_many_at_once_one_gets_the_serial(self, registry: Registry) -> None:
-        writes = [AddDevice(replace(device(f"d{n}"), hardware_serial="SN1")) for n in range(8)]
+        writes = [Insert(replace(device(f"d{n}"), hardware_serial="SN1")) for n in range(8)]
         imports = [ImportDevices((listed(f"m{n}", serial="SN1"),)) for n in range(8)]
         outcomes = await asyncio.gather(
             *(registry.commit(change(each)) for pair in zip(writes, imports, strict=True) for each in pair),
@@ -132,19 +128,19 @@ class TestManifest:
 
 class TestClaims:
     async def test_a_claim_comes_back(self, registry: Registry) -> None:
-        await registry.commit(change(AddClaim(claim()), AddClaim(claim("a"))))
+        await registry.commit(change(Insert(claim()), Insert(claim("a"))))
         assert await registry.claim("batch-1") == claim()
         assert await registry.claims() == [claim("a"), claim()]
         assert await registry.claim("x") is None
-        assert await refused(registry, AddClaim(claim())) == "claim-exists"
+        assert await refused(registry, Insert(claim())) == "claim-exists"
 
     async def test_its_certificate_leads_to_it(self, registry: Registry) -> None:
         held = credential("batch-1", kind=CredentialKind.CLAIM)
-        await registry.commit(change(AddClaim(claim()), AddCredential(held)))
+        await registry.commit(change(Insert(claim()), AddCredential(held)))
         assert await registry.holder_facts(held.fingerprint) == HolderFacts(held, None, None, None, claim=claim())
 
     async def test_it_is_spent_to_its_quota(self, registry: Registry) -> None:
-        await registry.commit(change(AddClaim(claim(quota=2))))
+        await registry.commit(change(Insert(claim(quota=2))))
         await registry.commit(change(SpendClaim("batch-1")))
         await registry.commit(change(SpendClaim("batch-1")))
         assert await refused(registry, SpendClaim("batch-1")) == "claim-spent"
@@ -152,12 +148,12 @@ class TestClaims:
         assert await refused(registry, SpendClaim("x")) == "claim-spent"
 
     async def test_a_use_is_not_kept_when_its_change_fails(self, registry: Registry) -> None:
-        await registry.commit(change(AddClaim(claim()), AddDevice(device("a"))))
-        assert await refused(registry, SpendClaim("batch-1"), AddDevice(device("a"))) == "device-exists"
+        await registry.commit(change(Insert(claim()), Insert(device("a"))))
+        assert await refused(registry, SpendClaim("batch-1"), Insert(device("a"))) == "device-exists"
         assert await registry.claim("batch-1") == claim()
 
     async def test_quarantine_holds_until_it_is_released(self, registry: Registry) -> None:
-        await registry.commit(change(AddClaim(claim()), CountTakeover("batch-1", 1)))
+        await registry.commit(change(Insert(claim()), CountTakeover("batch-1", 1)))
         assert await refused(registry, CountTakeover("batch-1", 1)) == "changed-meanwhile"
         await registry.commit(change(QuarantineClaim("batch-1", NOW, "shown at a door")))
         held = replace(claim(), takeovers=1, quarantined_at=NOW, quarantine_reason="shown at a door")
@@ -171,7 +167,7 @@ class TestClaims:
         await registry.commit(change(SpendClaim("batch-1")))
 
     async def test_revoked_is_for_good(self, registry: Registry) -> None:
-        await registry.commit(change(AddClaim(claim()), QuarantineClaim("batch-1", NOW, "x")))
+        await registry.commit(change(Insert(claim()), QuarantineClaim("batch-1", NOW, "x")))
         await registry.commit(change(RevokeClaim("batch-1", NOW)))
         assert await refused(registry, RevokeClaim("batch-1", NOW)) == "claim-gone"
         assert await refused(registry, ReleaseClaim("batch-1")) == "claim-not-quarantined"
@@ -181,16 +177,16 @@ class TestClaims:
 class TestMakers:
     async def test_anchors_come_and_go(self, registry: Registry) -> None:
         first, second = anchor("b"), anchor("a")
-        await registry.commit(change(AddAnchor(first), AddAnchor(second)))
+        await registry.commit(change(Insert(first), Insert(second)))
         assert await registry.anchors() == [second, first]
-        assert await refused(registry, AddAnchor(anchor("a"))) == "anchor-exists"
-        assert await refused(registry, AddAnchor(replace(first, name="c"))) == "anchor-exists"
+        assert await refused(registry, Insert(anchor("a"))) == "anchor-exists"
+        assert await refused(registry, Insert(replace(first, name="c"))) == "anchor-exists"
         await registry.commit(change(DropAnchor("a")))
         assert await registry.anchors() == [first]
         assert await refused(registry, DropAnchor("a")) == "no-such-anchor"
 
     async def test_one_certificate_one_device(self, registry: Registry) -> None:
-        await registry.commit(change(AddAnchor(anchor())))
+        await registry.commit(change(Insert(anchor())))
         mine = IdevidBinding(KEY, DeviceId("a"), bytes(32), "acme", NOW)
         await registry.commit(change(BindIdevid(mine)))
         await registry.commit(change(BindIdevid(replace(mine, bound_at=NOW + timedelta(days=1)))))  # the same again
@@ -203,7 +199,7 @@ class TestMakers:
     async def test_not_by_an_anchor_that_has_gone(self, registry: Registry) -> None:
         mine = IdevidBinding(KEY, DeviceId("a"), bytes(32), "acme", NOW)
         assert await refused(registry, BindIdevid(mine)) == "idevid-taken"
-        await registry.commit(change(AddAnchor(anchor())))
+        await registry.commit(change(Insert(anchor())))
         await registry.commit(change(BindIdevid(mine)))
         await registry.commit(change(DropAnchor("acme")))
         assert await registry.idevid_bindings(KEY, "a") == [mine]
@@ -212,7 +208,7 @@ class TestMakers:
 
 class TestStationQuota:
     async def test_it_is_counted_by_the_day(self, registry: Registry) -> None:
-        await registry.commit(change(AddStation(replace(station("line-1"), quota=2))))
+        await registry.commit(change(Insert(replace(station("line-1"), quota=2))))
         for _ in range(2):
             await registry.commit(change(SpendStation("line-1", 20_000)))
         assert await refused(registry, SpendStation("line-1", 20_000)) == "station-spent"
@@ -222,7 +218,7 @@ class TestStationQuota:
 
     async def test_a_clock_that_is_still_in_the_day_before_counts_in_the_later_one(self, registry: Registry) -> None:
         """On another node, or set back: two that disagree at midnight are no way round the quota."""
-        await registry.commit(change(AddStation(replace(station("line-1"), quota=2))))
+        await registry.commit(change(Insert(replace(station("line-1"), quota=2))))
         for day in (20_001, 20_000):
             await registry.commit(change(SpendStation("line-1", day)))
         for day in (20_000, 20_001, 20_000):
@@ -235,7 +231,7 @@ class TestStationQuota:
         await registry.commit(change(SpendStation("line-1", 19_999)))  # a clock that was far ahead and is right again
 
     async def test_it_can_be_changed(self, registry: Registry) -> None:
-        await registry.commit(change(AddStation(station("line-1"))))
+        await registry.commit(change(Insert(station("line-1"))))
         await registry.commit(change(SpendStation("line-1", 1), SpendStation("line-1", 1)))  # without a quota
         await registry.commit(change(SetStation("line-1", 2)))
         assert await refused(registry, SpendStation("line-1", 1)) == "station-spent"

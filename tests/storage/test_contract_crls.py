@@ -12,10 +12,10 @@ from fleet.domain.lease import Lease
 from fleet.domain.ports import Registry
 from fleet.domain.writes import (
     AddCredential,
-    AddDevice,
     DropCredentials,
     EndCredentials,
     HoldCredentials,
+    Insert,
     MarkUsed,
     ReleaseCredentials,
     RevokeCredentials,
@@ -29,7 +29,7 @@ EVER = range(1 << 16)
 
 async def enrolled(registry: Registry, *serials: str) -> None:
     """cam-7 with certificates of these serial numbers."""
-    await registry.commit(change(AddDevice(device("cam-7"))))
+    await registry.commit(change(Insert(device("cam-7"))))
     for serial in serials:
         await registry.commit(change(AddCredential(credential("cam-7", serial=serial))))
 
@@ -91,7 +91,7 @@ async def test_only_a_compromised_key_takes_the_place_of_another_reason(registry
 
 async def enrolled_again(registry: Registry, serial: str) -> None:
     """Another device, revoked as superseded, with an entry."""
-    await registry.commit(change(AddDevice(device("cam-8"))))
+    await registry.commit(change(Insert(device("cam-8"))))
     await registry.commit(change(AddCredential(credential("cam-8", serial=serial))))
     await registry.commit(change(RevokeCredentials("device", "cam-8", NOW, CrlReason.SUPERSEDED)))
     await make_entries(registry)
@@ -246,7 +246,7 @@ async def test_what_is_listed_again_gets_its_reason_and_a_hold_is_of_unknown_cer
     await enrolled(registry, "a1", "a2", "a3", "a4")
     until = credential("cam-7").not_after
     await registry.commit(change(RevokeCredentials("device", "cam-7", NOW, CrlReason.UNSPECIFIED)))
-    await registry.commit(change(AddDevice(device("cam-8"))))
+    await registry.commit(change(Insert(device("cam-8"))))
     await registry.commit(change(AddCredential(credential("cam-8", serial="b1"))))
     await registry.commit(change(AddCredential(credential("cam-8", serial="b2"))))
     await registry.commit(change(HoldCredentials("device", "cam-8", NOW)))

@@ -11,7 +11,7 @@ from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.distrust import KEY_MARKS, Distrust
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddCredential, AddDevice, AddDistrust, AddModel, AddStation, DropDistrust
+from fleet.domain.writes import AddCredential, DropDistrust, Insert
 from tests.storage import samples
 from tests.storage.samples import NOW, change, credential, station
 
@@ -40,9 +40,9 @@ def device(name: str, state: DeviceState = DeviceState.ACTIVE, model: str = "cam
 
 async def test_rules_come_and_go(registry: Registry) -> None:
     later = replace(ALL, refuses=False)
-    await registry.commit(change(AddDistrust(later), AddDistrust(RULE)))
+    await registry.commit(change(Insert(later), Insert(RULE)))
     assert await registry.distrusts() == [RULE, later]
-    for write, code in ((AddDistrust(RULE), "distrust-exists"), (DropDistrust("f" * 12), "no-such-distrust")):
+    for write, code in ((Insert(RULE), "distrust-exists"), (DropDistrust("f" * 12), "no-such-distrust")):
         with pytest.raises(Conflict) as caught:
             await registry.commit(change(write))
         assert caught.value.code == code
@@ -52,7 +52,7 @@ async def test_rules_come_and_go(registry: Registry) -> None:
 
 async def test_a_device_is_judged_by_those_in_force_at_the_moment(registry: Registry) -> None:
     held, at_station = credential("cam-1"), credential("line-1", kind=CredentialKind.STATION)
-    writes = (AddDevice(device("cam-1")), AddStation(station("line-1")))
+    writes = (Insert(device("cam-1")), Insert(station("line-1")))
     await registry.commit(change(*writes, AddCredential(held), AddCredential(at_station)))
     for rules in ((), (RULE,), (RULE, ALL)):
         facts = await registry.holder_facts(held.fingerprint)
@@ -60,7 +60,7 @@ async def test_a_device_is_judged_by_those_in_force_at_the_moment(registry: Regi
         assert facts.distrusts == tuple(sorted(rules, key=lambda rule: rule.id))
         assert facts.distrusted is (ALL in rules)
         if len(rules) < 2:
-            await registry.commit(change(AddDistrust((RULE, ALL)[len(rules)])))
+            await registry.commit(change(Insert((RULE, ALL)[len(rules)])))
     facts = await registry.holder_facts(at_station.fingerprint)
     assert facts is not None
     assert not facts.distrusted
@@ -80,11 +80,11 @@ async def given(
 
 async def test_who_is_under_a_rule_is_counted_by_the_newest_usable_certificate(registry: Registry) -> None:
     ca, ed, p256 = RULE.issuer_mark, RULE.key_mark, KEY_MARKS["EC-P256"]
-    await registry.commit(change(AddModel(Model("pump"))))
+    await registry.commit(change(Insert(Model("pump"))))
     names = ("a", "b", "c", "d", "e", "f", "g")
-    devices = [AddDevice(device(f"cam-{name}")) for name in names]
-    await registry.commit(change(*devices, AddDevice(device("pump-1", model="pump"))))
-    await registry.commit(change(AddDevice(device("cam-out", DeviceState.SUSPENDED))))
+    devices = [Insert(device(f"cam-{name}")) for name in names]
+    await registry.commit(change(*devices, Insert(device("pump-1", model="pump"))))
+    await registry.commit(change(Insert(device("cam-out", DeviceState.SUSPENDED))))
     await given(registry, "cam-a", -1, ca, ed)
     await given(registry, "cam-b", -1, ca, p256)
     await given(registry, "cam-c", -1, ed)

@@ -12,14 +12,11 @@ from fleet.domain.errors import Conflict
 from fleet.domain.idempotency import Answer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.writes import (
-    AddAnswer,
     AddCredential,
-    AddDevice,
-    AddModel,
-    AddOperator,
     DropAnswers,
     DropCredentials,
     EndCredentials,
+    Insert,
     MoveDevice,
     TagDevice,
 )
@@ -44,7 +41,7 @@ async def pages(registry: Registry, where: DeviceFilter, limit: int = 2) -> str:
 class TestTags:
     async def test_they_come_back_and_are_changed_whole(self, registry: Registry) -> None:
         tagged = replace(device("cam-7"), tags=(("lot", "L7"), ("site", "Köln ö\n")), groups=("canary", "pilot"))
-        await registry.commit(change(AddDevice(tagged)))
+        await registry.commit(change(Insert(tagged)))
         assert await registry.device("cam-7") == tagged
         await registry.commit(change(TagDevice(CAM_7, (("lot", "L8"),), (), revision=1)))
         assert await registry.device("cam-7") == replace(tagged, tags=(("lot", "L8"),), groups=(), revision=2)
@@ -53,7 +50,7 @@ class TestTags:
         assert await pages(registry, DeviceFilter(group="pilot")) == ""
 
     async def test_not_over_somebody_elses_change(self, registry: Registry) -> None:
-        await registry.commit(change(AddDevice(device("cam-7"))))
+        await registry.commit(change(Insert(device("cam-7"))))
         await registry.commit(change(TagDevice(CAM_7, (("lot", "L7"),), (), revision=1)))
         assert await refused(registry, TagDevice(CAM_7, (), (), revision=1)) == "changed-meanwhile"
         assert await refused(registry, TagDevice(DeviceId("x"), (), (), revision=1)) == "no-such-device"
@@ -74,7 +71,7 @@ class TestFilters:
     @pytest.fixture
     async def filled(self, registry: Registry) -> Registry:
         """Ten devices in no order; the even ones of lot L0, every third in the group pilot."""
-        await registry.commit(change(AddModel(Model("b"))))
+        await registry.commit(change(Insert(Model("b"))))
         for n in (3, 0, 9, 1, 8, 2, 7, 4, 6, 5):
             one = replace(
                 device(f"d{n}", DeviceState.SUSPENDED if n > 7 else DeviceState.ACTIVE, "b" if n > 4 else "cam2"),
@@ -82,7 +79,7 @@ class TestFilters:
                 groups=("pilot",) if n % 3 == 0 else (),
                 expires_at=None if n == 5 else NOW + DAY * (10 - n),
             )
-            await registry.commit(change(AddDevice(one)))
+            await registry.commit(change(Insert(one)))
         return registry
 
     @pytest.mark.parametrize(
@@ -113,12 +110,12 @@ class TestFilters:
 
     async def test_devices_of_one_instant_are_paged_by_id(self, registry: Registry) -> None:
         for n in range(5):
-            await registry.commit(change(AddDevice(replace(device(f"d{n}"), expires_at=NOW))))
+            await registry.commit(change(Insert(replace(device(f"d{n}"), expires_at=NOW))))
         assert await pages(registry, DeviceFilter(expires_before=NOW + DAY)) == "d0 d1 d2 d3 d4"
 
     async def test_ids_are_ordered_by_their_octets(self, registry: Registry) -> None:
         for id_ in ("b", "a", "B", "a-", "a.b", "a_b", "aB", "10", "9"):
-            await registry.commit(change(AddDevice(device(id_))))
+            await registry.commit(change(Insert(device(id_))))
         assert await pages(registry, EVERY_DEVICE) == " ".join(
             sorted(("b", "a", "B", "a-", "a.b", "a_b", "aB", "10", "9"))
         )
@@ -128,10 +125,10 @@ class TestFilters:
         for n, at in enumerate(
             (monday, monday + 7 * DAY - timedelta(microseconds=1), monday + 7 * DAY, monday + 30 * DAY)
         ):
-            await registry.commit(change(AddDevice(replace(device(f"d{n}"), expires_at=at))))
-        await registry.commit(change(AddDevice(device("none"))))
+            await registry.commit(change(Insert(replace(device(f"d{n}"), expires_at=at))))
+        await registry.commit(change(Insert(device("none"))))
         gone = replace(device("gone", DeviceState.RETIRED), expires_at=monday)
-        await registry.commit(change(AddDevice(gone)))
+        await registry.commit(change(Insert(gone)))
         assert await registry.expiries(monday + 20 * DAY) == [(monday, 2), (monday + 7 * DAY, 1)]
         assert await registry.expiries(monday) == []
 
@@ -147,10 +144,10 @@ class TestRenewals:
             "d4": (),
         }
         for name, times in held.items():
-            await registry.commit(change(AddDevice(device(name))))
+            await registry.commit(change(Insert(device(name))))
             for at, state in times:
                 await registry.commit(change(AddCredential(replace(credential(name, state), issued_at=at))))
-        await registry.commit(change(AddDevice(device("gone", DeviceState.SUSPENDED))))
+        await registry.commit(change(Insert(device("gone", DeviceState.SUSPENDED))))
         await registry.commit(change(AddCredential(replace(credential("gone"), issued_at=old))))
         model = device("d0").model
         assert await registry.count_renewals(model, NOW - DAY) == (3, 2)
@@ -217,11 +214,11 @@ class TestOperators:
         ann = Operator("ann", Role.VIEWER, NOW)
         bob = Operator("bob", Role.FACTORY, NOW, ("cam2", "b"))
         for one in (bob, ann):
-            await registry.commit(change(AddOperator(one)))
+            await registry.commit(change(Insert(one)))
         assert await registry.operators() == [ann, bob]
         assert await registry.operator("bob") == bob
         assert await registry.operator("x") is None
-        assert await refused(registry, AddOperator(ann)) == "operator-exists"
+        assert await refused(registry, Insert(ann)) == "operator-exists"
         held = credential("bob", kind=CredentialKind.OPERATOR)
         await registry.commit(change(AddCredential(held)))
         assert await registry.holder_facts(held.fingerprint) == HolderFacts(held, None, None, None, bob)
@@ -230,12 +227,12 @@ class TestOperators:
 class TestAnswers:
     async def test_a_key_is_used_once_by_each(self, registry: Registry) -> None:
         answer = Answer("operator ann", "k1", bytes(range(32)), 201, '{"id": "ö"}', NOW)
-        await registry.commit(change(AddAnswer(answer)))
+        await registry.commit(change(Insert(answer)))
         assert await registry.answer("operator ann", "k1") == answer
         assert await registry.answer("operator bob", "k1") is None
         with pytest.raises(Conflict, match="idempotency key"):
-            await registry.commit(change(AddAnswer(replace(answer, status=200))))
-        await registry.commit(change(AddAnswer(replace(answer, actor="operator bob", at=NOW + DAY))))
+            await registry.commit(change(Insert(replace(answer, status=200))))
+        await registry.commit(change(Insert(replace(answer, actor="operator bob", at=NOW + DAY))))
         await registry.commit(change(DropAnswers(NOW + DAY)))
         assert await registry.answer("operator ann", "k1") is None
         assert await registry.answer("operator bob", "k1") is not None

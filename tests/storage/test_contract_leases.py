@@ -9,7 +9,7 @@ from fleet.domain.credential import Station
 from fleet.domain.errors import Conflict
 from fleet.domain.lease import Lease
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddStation, TakeLease
+from fleet.domain.writes import Insert, TakeLease
 from tests.storage.samples import NOW, change
 
 HOUR = timedelta(hours=1)
@@ -54,10 +54,10 @@ async def test_it_fences_what_stands_beside_it(registry: Registry) -> None:
     await registry.commit(change(take("b", 4)))
     rows = await registry.last_audit()
     with pytest.raises(Conflict):  # woke up late, and its own clock stood still
-        await registry.commit(change(take("a", 1), AddStation(Station("s", (), NOW))))
+        await registry.commit(change(take("a", 1), Insert(Station("s", (), NOW))))
     assert await registry.station("s") is None
     assert await registry.last_audit() == rows
-    await registry.commit(change(take("b", 5), AddStation(Station("s", (), NOW))))
+    await registry.commit(change(take("b", 5), Insert(Station("s", (), NOW))))
     assert await registry.station("s") is not None
 
 

@@ -13,12 +13,12 @@ from fleet.domain.errors import Conflict
 from fleet.domain.manifest import ListedDevice, ManifestEntry
 from fleet.domain.ports import Registry
 from fleet.domain.writes import (
-    AddModel,
     AddRequest,
     CollectRequest,
     DecideRequest,
     DropRequests,
     ImportDevices,
+    Insert,
     TouchRequest,
 )
 from tests.storage.samples import NOW, change
@@ -76,7 +76,7 @@ async def test_it_comes_back_as_it_was_and_counts_who_asks(registry: Registry) -
 
 
 async def test_no_more_wait_than_there_is_room_for(registry: Registry) -> None:
-    await registry.commit(change(AddModel(Model("b"))))
+    await registry.commit(change(Insert(Model("b"))))
     await add(registry, *(waiting(f"d{n}") for n in range(3)))
     assert await refused(registry, AddRequest(waiting("d3"), LIMITS)) == "request-not-added"  # one network
     await add(registry, waiting("d3", network="n2"))
@@ -119,7 +119,7 @@ async def test_the_block_that_has_most_gives_way(registry: Registry) -> None:
     await come(from_block("e0", 5, minutes=61))
     assert await in_queue(registry) == {"a0", "c0", "d0", "e0"}
     # Beside its model's limit there is the one of all.
-    await registry.commit(change(AddModel(Model("b"))))
+    await registry.commit(change(Insert(Model("b"))))
     await come(from_block("f0", 6, minutes=61, model="b"))
     assert await refused(registry, AddRequest(from_block("f1", 6, 2, model="b"), LIMITS, makes_room=True)) == (
         "request-not-added"
@@ -174,7 +174,7 @@ async def test_the_expired_make_room_and_may_come_again(registry: Registry) -> N
 
 
 async def test_listing_by_page_and_filter(registry: Registry) -> None:
-    await registry.commit(change(AddModel(Model("b"))))
+    await registry.commit(change(Insert(Model("b"))))
     asked = [waiting("d1"), waiting("d1", "k2", network="n2"), waiting("d2", model="b"), waiting("d3", days=1)]
     await add(registry, *asked)
     await registry.commit(change(decide(asked[2], DENIED)))

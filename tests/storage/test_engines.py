@@ -7,7 +7,7 @@ import pytest
 
 from fleet.config.database_url import parse_database_url
 from fleet.domain.errors import NotFound
-from fleet.domain.writes import AddModel
+from fleet.domain.writes import Insert
 from fleet.storage.engines import RegistryLocation, open_engine, status_of
 from tests.storage.samples import MODEL, change
 
@@ -51,7 +51,7 @@ async def test_it_is_made_only_when_that_is_meant(place: RegistryLocation) -> No
 
 async def test_status(place: RegistryLocation, request: pytest.FixtureRequest) -> None:
     registry = await open_engine(place)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     found = await status_of(place)
     await registry.close()
     assert (found.where, found.schema) == (str(place), found.newest_schema)

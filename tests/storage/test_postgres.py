@@ -14,17 +14,7 @@ from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Event
 from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Place
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
-from fleet.domain.writes import (
-    AddCredential,
-    AddDevice,
-    AddModel,
-    AddToken,
-    EndUnused,
-    MoveDevice,
-    RevokeCredentials,
-    SpendToken,
-    Write,
-)
+from fleet.domain.writes import AddCredential, EndUnused, Insert, MoveDevice, RevokeCredentials, SpendToken, Write
 from fleet.storage import queries
 from fleet.storage.postgres import heads as postgres_heads
 from fleet.storage.postgres import reads as postgres_reads
@@ -49,7 +39,7 @@ async def nodes(postgres_url: DatabaseUrl) -> AsyncIterator[Opener]:
             registry = await PostgresRegistry.open(postgres_url, create=False)
             opened.push_async_callback(registry.close)
             if not await registry.models():
-                await registry.commit(change(AddModel(MODEL)))
+                await registry.commit(change(Insert(MODEL)))
             return registry
 
         yield open_
@@ -92,7 +82,7 @@ class TestSeveralNodes:
 
         async def write(node: PostgresRegistry, name: str) -> None:
             for n in range(total // 10):
-                added = change(AddDevice(device(f"{name}-{n}")), events=(Event("test", f"{name}-{n}"),))
+                added = change(Insert(device(f"{name}-{n}")), events=(Event("test", f"{name}-{n}"),))
                 await node.commit(added)
 
         async def follow(node: PostgresRegistry) -> list[Event]:
@@ -134,7 +124,7 @@ class TestSeveralNodes:
         first, second = await nodes(), await nodes()
         for n in range(20):
             name = f"d{n}"
-            await first.commit(change(AddDevice(device(name, DeviceState.ACTIVE))))
+            await first.commit(change(Insert(device(name, DeviceState.ACTIVE))))
             active = frozenset({DeviceState.ACTIVE})
             revoke: tuple[Write, ...] = (
                 MoveDevice(DeviceId(name), active, DeviceState.REVOKED),
@@ -151,7 +141,7 @@ class TestSeveralNodes:
 
     async def test_a_token_is_spent_no_more_often_than_it_may_be(self, nodes: Opener) -> None:
         first, second = await nodes(), await nodes()
-        await first.commit(change(AddToken(token("t1", 7))))
+        await first.commit(change(Insert(token("t1", 7))))
         commits = [node.commit(change(SpendToken("t1"))) for node in (first, second) for _ in range(20)]
         assert sorted(await asyncio.gather(*map(outcome_of, commits))) == ["ok"] * 7 + ["token-spent"] * 33
 
@@ -159,7 +149,7 @@ class TestSeveralNodes:
 class TestLocks:
     async def test_reads_do_not_wait_for_a_commit_that_does(self, registry: PostgresRegistry, stranger: Any) -> None:
         await stranger.execute(f"BEGIN; SELECT pg_advisory_xact_lock({SEQUENCE_LOCK})")
-        waiting = asyncio.create_task(registry.commit(change(AddDevice(device("a")))))
+        waiting = asyncio.create_task(registry.commit(change(Insert(device("a")))))
         await until_waiting(stranger)
         assert await registry.device("a") is None
         assert await registry.models() == [MODEL]
@@ -175,14 +165,14 @@ class TestLocks:
         registry = await nodes()
         await stranger.execute(f"BEGIN; SELECT pg_advisory_xact_lock({SEQUENCE_LOCK})")
         with pytest.raises(Unavailable) as caught:
-            await registry.commit(change(AddDevice(device("a"))))
+            await registry.commit(change(Insert(device("a"))))
         assert caught.value.code == "registry-busy"
         await stranger.execute("COMMIT")
         assert await registry.devices() == []
-        await registry.commit(change(AddDevice(device("a"))))
+        await registry.commit(change(Insert(device("a"))))
 
     async def test_a_deadlock_is_resolved_change_by_change(self, registry: PostgresRegistry, stranger: Any) -> None:
-        await registry.commit(change(AddToken(token("t1", 9)), AddToken(token("t2", 9))))
+        await registry.commit(change(Insert(token("t1", 9)), Insert(token("t2", 9))))
         await stranger.execute("SET deadlock_timeout = '1h'")  # ours is the one that is chosen
         await stranger.execute("BEGIN; UPDATE token SET uses = uses + 1 WHERE id = 't2'")
         commits = asyncio.gather(*(registry.commit(change(SpendToken(name))) for name in ("t1", "t2")))
@@ -197,7 +187,7 @@ class TestLocks:
 class TestWhatCannotBeStored:
     async def test_a_nul_fails_its_own_change_alone(self, registry: PostgresRegistry) -> None:
         bad = replace(device("b"), hardware_serial="\0")
-        commits = [registry.commit(change(AddDevice(one))) for one in (device("a"), bad, device("c"))]
+        commits = [registry.commit(change(Insert(one))) for one in (device("a"), bad, device("c"))]
         outcomes = await asyncio.gather(*commits, return_exceptions=True)
         assert isinstance(outcomes[1], Invalid)
         assert [d.id for d in await registry.devices()] == ["a", "c"]
@@ -210,7 +200,7 @@ class TestWhatCannotBeStored:
 
     async def test_a_broken_rule_is_a_conflict_of_its_own_change(self, registry: PostgresRegistry) -> None:
         orphan = device("b", model="nowhere")
-        commits = [registry.commit(change(AddDevice(one))) for one in (device("a"), orphan, device("c"))]
+        commits = [registry.commit(change(Insert(one))) for one in (device("a"), orphan, device("c"))]
         outcomes = await asyncio.gather(*commits, return_exceptions=True)
         assert isinstance(outcomes[1], Conflict)
         assert outcomes[1].code == "against-the-rules"
@@ -230,7 +220,7 @@ async def test_a_commit_is_on_disk_whatever_the_database_is_set_to(postgres_url:
 async def test_many_at_once_share_transactions(registry: PostgresRegistry, stranger: Any) -> None:
     before = await stranger.fetchval("SELECT pg_current_xact_id()::text::bigint")
     total = COMMIT_BATCH_MAX * 2 + 1
-    await asyncio.gather(*(registry.commit(change(AddDevice(device(f"d{n}")))) for n in range(total)))
+    await asyncio.gather(*(registry.commit(change(Insert(device(f"d{n}")))) for n in range(total)))
     taken = await stranger.fetchval("SELECT pg_current_xact_id()::text::bigint") - before  # the server's, whoever's
     assert taken < total / 10
     assert await registry.last_audit() == total + 1
@@ -238,7 +228,7 @@ async def test_many_at_once_share_transactions(registry: PostgresRegistry, stran
 
 async def test_close_commits_what_was_handed_over(nodes: Opener, postgres_url: DatabaseUrl) -> None:
     registry = await nodes()
-    tasks = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(50)]
+    tasks = [asyncio.create_task(registry.commit(change(Insert(device(f"d{n}"))))) for n in range(50)]
     await asyncio.sleep(0)
     await registry.close()
     assert await asyncio.gather(*tasks) == [None] * 50

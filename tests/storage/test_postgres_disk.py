@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.device import DeviceFilter, DeviceId
 from fleet.domain.errors import Conflict
-from fleet.domain.writes import AddCredential, AddDevice, AddModel, TagDevice
+from fleet.domain.writes import AddCredential, Insert, TagDevice
 from fleet.storage import mapping
 from fleet.storage.postgres import migrations as postgres_schema
 from fleet.storage.postgres.registry import PostgresRegistry
@@ -178,10 +178,10 @@ async def test_tags_of_any_text_leave_with_their_device_alone(postgres_url: Data
     registry = await PostgresRegistry.open(postgres_url)
     looking = await session(postgres_url)
     try:
-        await registry.commit(change(AddModel(MODEL)))
+        await registry.commit(change(Insert(MODEL)))
         odd = (("lot", 'quote " and \\'), ("é", "😀 \n\t"), ("", "a key that a group has"))
         for id_ in ("cam-1", "cam-2"):
-            await registry.commit(change(AddDevice(replace(device(id_), tags=odd, groups=("pilot", "[]")))))
+            await registry.commit(change(Insert(replace(device(id_), tags=odd, groups=("pilot", "[]")))))
         await registry.commit(change(TagDevice(DeviceId("cam-1"), (("lot", "L2"),), (), 1)))
         found = await looking.fetch("SELECT key, value FROM device_tag WHERE device_id = 'cam-1'")
         assert [tuple(row) for row in found] == [("lot", "L2")]

@@ -14,7 +14,7 @@ from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Event
 from fleet.domain.errors import Unavailable
 from fleet.domain.merkle import EMPTY
-from fleet.domain.writes import AddDevice, AddModel
+from fleet.domain.writes import Insert
 from fleet.storage.postgres import writer as postgres_commit
 from fleet.storage.postgres.functions import SEQUENCE_LOCK
 from fleet.storage.postgres.registry import PostgresRegistry
@@ -40,7 +40,7 @@ def own_server(postgres_programs: Path) -> Iterator[PostgresServer]:
 @pytest.fixture
 async def registry(postgres_url: DatabaseUrl) -> AsyncIterator[PostgresRegistry]:
     opened = await PostgresRegistry.open(postgres_url, create=False)
-    await opened.commit(change(AddModel(MODEL)))
+    await opened.commit(change(Insert(MODEL)))
     yield opened
     await opened.close()
 
@@ -67,7 +67,7 @@ class Load:
         while True:
             id_ = f"d{next(self._numbers)}"
             try:
-                await self._registry.commit(change(AddDevice(device(id_)), events=(Event("test", id_),)))
+                await self._registry.commit(change(Insert(device(id_)), events=(Event("test", id_),)))
             except Unavailable as error:
                 self.outcomes[id_] = error.code
                 await asyncio.sleep(PAUSE_SECONDS)  # a client that is refused does not spin
@@ -98,7 +98,7 @@ async def devices_of(registry: PostgresRegistry) -> set[str]:
 async def test_what_was_answered_is_so_after_kill_9(own_server: PostgresServer) -> None:
     url = parse_database_url(own_server.url(own_server.make_registry()))
     registry = await PostgresRegistry.open(url)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     load = Load(registry)
     for _ in range(KILLS):
         await load.more("ok", 60)
@@ -122,7 +122,7 @@ async def test_what_was_answered_is_so_after_kill_9(own_server: PostgresServer) 
 async def test_while_it_is_gone_it_is_unavailable_and_then_it_goes_on(own_server: PostgresServer) -> None:
     url = parse_database_url(own_server.url(own_server.make_registry()))
     registry = await PostgresRegistry.open(url)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     load = Load(registry)
     await load.more("ok")
     following = asyncio.ensure_future(anext(registry.follow(10**9)))
@@ -168,7 +168,7 @@ async def test_sessions_that_were_ended_are_not_missed(registry: PostgresRegistr
                 pass
             for role in ("writer", "reader", "feed"):
                 assert await end_sessions(stranger, role) >= 1
-            await registry.commit(change(AddDevice(device(f"d{n}")), events=(Event("test", f"d{n}"),)))
+            await registry.commit(change(Insert(device(f"d{n}")), events=(Event("test", f"d{n}"),)))
             assert await registry.device(f"d{n}") is not None
             assert (await waiting).subject == f"d{n}"
             waiting = asyncio.ensure_future(anext(feed))
@@ -179,7 +179,7 @@ async def test_a_commit_whose_session_is_ended_before_its_turn_happens_once(
     registry: PostgresRegistry, stranger: Any
 ) -> None:
     await stranger.execute(f"BEGIN; SELECT pg_advisory_xact_lock({SEQUENCE_LOCK})")
-    commit = asyncio.create_task(registry.commit(change(AddDevice(device("a")), events=(Event("test", "a"),))))
+    commit = asyncio.create_task(registry.commit(change(Insert(device("a")), events=(Event("test", "a"),))))
     await until_waiting(stranger)
     assert await end_sessions(stranger, "writer") == 1
     await stranger.execute("COMMIT")
@@ -200,8 +200,8 @@ async def proxied(
     database = postgres_url.dsn.partition("@/")[2].partition("?")[0]
     async with Proxy(postgres_server, database) as proxy:
         registry = await PostgresRegistry.open(proxy.url)
-        await registry.commit(change(AddModel(MODEL)))
-        await registry.commit(change(AddDevice(device("first"))))
+        await registry.commit(change(Insert(MODEL)))
+        await registry.commit(change(Insert(device("first"))))
         yield proxy, registry
         await registry.close()
 
@@ -213,7 +213,7 @@ async def test_a_commit_whose_answer_is_lost_is_done_once(
     proxy, registry = proxied
     proxy.cut_at_commit(*arrives)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        await registry.commit(change(AddDevice(device("a")), events=(Event("test", "a"),)))
+        await registry.commit(change(Insert(device("a")), events=(Event("test", "a"),)))
     assert proxy.cut == len(arrives)
     assert await devices_of(registry) == {"first", "a"}
     assert await registry.last_audit() == 3
@@ -225,10 +225,10 @@ async def test_a_line_that_is_cut_at_every_commit_is_given_up(proxied: tuple[Pro
     proxy.cut_at_commit(*[False] * postgres_commit.TRIES_MAX)
     async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(Unavailable) as caught:
-            await registry.commit(change(AddDevice(device("a"))))
+            await registry.commit(change(Insert(device("a"))))
     assert caught.value.code == "registry-unavailable"
     assert await devices_of(registry) == {"first"}
-    await registry.commit(change(AddDevice(device("b"))))
+    await registry.commit(change(Insert(device("b"))))
 
 
 async def test_when_nobody_can_tell_it_says_so(
@@ -240,7 +240,7 @@ async def test_when_nobody_can_tell_it_says_so(
     proxy.cut_at_commit(True)
     async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(Unavailable) as caught:
-            await registry.commit(change(AddDevice(device("a"))))
+            await registry.commit(change(Insert(device("a"))))
         assert caught.value.code == "registry-unsettled"
         proxy.refusing = False
         while (await asyncio.gather(registry.commit(change()), return_exceptions=True))[0] is not None:

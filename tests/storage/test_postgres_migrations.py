@@ -8,7 +8,7 @@ import pytest
 from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.device import Model
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
-from fleet.domain.writes import AddModel
+from fleet.domain.writes import Insert
 from fleet.storage.engines import status_of
 from fleet.storage.postgres import migrations as postgres_schema
 from fleet.storage.postgres.registry import PostgresRegistry
@@ -35,7 +35,7 @@ async def test_a_new_database_is_migrated_once_however_many_open_it(
 ) -> None:
     url = url_of(postgres_server.make_database())
     registries = await asyncio.gather(*(PostgresRegistry.open(url) for _ in range(4)))
-    await asyncio.gather(*(r.commit(change(AddModel(Model(f"m{n}")))) for n, r in enumerate(registries)))
+    await asyncio.gather(*(r.commit(change(Insert(Model(f"m{n}")))) for n, r in enumerate(registries)))
     assert [m.name for m in await registries[0].models()] == ["m0", "m1", "m2", "m3"]
     for registry in registries:
         await registry.close()
@@ -53,7 +53,7 @@ async def test_later_migrations_are_applied_to_what_is_there(
     postgres_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await PostgresRegistry.open(postgres_url)
-    await first.commit(change(AddModel(Model("m"))))
+    await first.commit(change(Insert(Model("m"))))
     steps = [*postgres_schema.migrations(), (NEWEST + 1, "ALTER TABLE model ADD COLUMN color text; SELECT 1")]
     monkeypatch.setattr(postgres_schema, "migrations", lambda: steps)
     again = await asyncio.gather(*(PostgresRegistry.open(postgres_url, create=False) for _ in range(3)))

@@ -7,7 +7,7 @@ import pytest
 
 from fleet.domain.changes import Event
 from fleet.domain.errors import Conflict
-from fleet.domain.writes import AddDevice, AddModel
+from fleet.domain.writes import Insert
 from fleet.storage import queries
 from fleet.storage.recent_events import RECENT_MAX, RecentEvents
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -51,7 +51,7 @@ async def test_a_follower_reads_the_feed_once_while_this_process_alone_commits(
     db_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL), events=(Event("test", "model"),)))
+    await registry.commit(change(Insert(MODEL), events=(Event("test", "model"),)))
     feed = registry.follow(0)
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert await anext(feed) == Event("test", "model", seq=1)
@@ -74,8 +74,8 @@ async def test_a_follower_reads_the_feed_once_while_this_process_alone_commits(
 
 async def test_the_events_of_a_batch_in_which_one_conflicts_have_their_numbers(db_path: Path) -> None:
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL)))
-    changes = [change(AddDevice(device(name)), events=(Event("test", name),)) for name in ("d-1", "d-2", "d-1", "d-3")]
+    await registry.commit(change(Insert(MODEL)))
+    changes = [change(Insert(device(name)), events=(Event("test", name),)) for name in ("d-1", "d-2", "d-1", "d-3")]
     outcomes = await asyncio.gather(*(registry.commit(each) for each in changes), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes if outcome is not None] == [Conflict]
     assert registry._recent.after(0) == await registry.events()

@@ -13,7 +13,7 @@ import pytest
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Change, Event
 from fleet.domain.errors import Conflict, Unavailable
-from fleet.domain.writes import AddDevice, AddModel
+from fleet.domain.writes import Insert
 from fleet.storage import queries
 from fleet.storage.queries import Query
 from fleet.storage.revoked_statements import STATEMENTS as REVOKED
@@ -32,7 +32,7 @@ DEADLINE_SECONDS = 120.0
 @pytest.fixture
 async def registry(db_path: Path) -> AsyncIterator[SqliteRegistry]:
     opened = await SqliteRegistry.open(db_path)
-    await opened.commit(change(AddModel(MODEL)))
+    await opened.commit(change(Insert(MODEL)))
     yield opened
     await opened.close()
 
@@ -59,18 +59,18 @@ async def test_a_full_disk_fails_the_batch_whole_and_the_next_one_succeeds(regis
     kept = 0
     with pytest.raises(Unavailable) as caught:
         while True:
-            await registry.commit(change(AddDevice(device(f"d{kept:04}")), events=(Event("test", "x"),)))
+            await registry.commit(change(Insert(device(f"d{kept:04}")), events=(Event("test", "x"),)))
             kept += 1
     assert caught.value.code == "registry-unavailable"
     outcomes = await asyncio.gather(
-        *(registry.commit(change(AddDevice(device(f"e{n}-{'x' * 50}")), action="y" * 4000)) for n in range(8)),
+        *(registry.commit(change(Insert(device(f"e{n}-{'x' * 50}")), action="y" * 4000)) for n in range(8)),
         return_exceptions=True,
     )
     assert all(isinstance(o, Unavailable) for o in outcomes)
     assert len({id(o) for o in outcomes}) == 8  # each caller has an error of its own
 
     await pragma(registry, "max_page_count = 100000")
-    await registry.commit(change(AddDevice(device("after")), events=(Event("test", "x"),)))
+    await registry.commit(change(Insert(device("after")), events=(Event("test", "x"),)))
     assert [d.id for d in await registry.devices()] == ["after", *(f"d{n:04}" for n in range(kept))]
     rows = await registry.audit()
     list(sound_leaves(rows))
@@ -83,7 +83,7 @@ async def test_a_full_disk_fails_the_batch_whole_and_the_next_one_succeeds(regis
 _LIMITED = """
 import asyncio, pathlib, resource, sys
 from fleet.domain.audit_log import sound_leaves
-from fleet.domain.writes import AddDevice
+from fleet.domain.writes import Insert
 from fleet.domain.errors import Conflict, Unavailable
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import change, device
@@ -94,12 +94,12 @@ async def main():
     kept, failed = 0, 0
     while failed < 3:
         try:
-            await registry.commit(change(AddDevice(device(f"d{kept}")), action="z" * 3000))
+            await registry.commit(change(Insert(device(f"d{kept}")), action="z" * 3000))
             kept += 1
         except Unavailable:
             failed += 1
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    await registry.commit(change(AddDevice(device("after"))))
+    await registry.commit(change(Insert(device("after"))))
     assert len(await registry.devices()) == kept + 1, kept
     list(sound_leaves(await registry.audit()))
     await registry.close()
@@ -122,10 +122,10 @@ async def test_a_write_that_the_system_refuses(registry: SqliteRegistry, db_path
 async def test_a_database_that_turns_read_only(registry: SqliteRegistry) -> None:
     await pragma(registry, "query_only = 1")
     with pytest.raises(Unavailable, match="readonly"):
-        await registry.commit(change(AddDevice(device("a"))))
+        await registry.commit(change(Insert(device("a"))))
     assert await registry.devices() == []
     await pragma(registry, "query_only = 0")
-    await registry.commit(change(AddDevice(device("a"))))
+    await registry.commit(change(Insert(device("a"))))
 
 
 async def test_a_shell_that_holds_a_transaction_makes_it_unavailable(registry: SqliteRegistry, db_path: Path) -> None:
@@ -133,11 +133,11 @@ async def test_a_shell_that_holds_a_transaction_makes_it_unavailable(registry: S
     shell = sqlite3.connect(db_path, isolation_level=None)
     shell.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="locked"):
-        await registry.commit(change(AddDevice(device("a"))))
+        await registry.commit(change(Insert(device("a"))))
     assert await registry.devices() == []  # reads go on
     shell.execute("ROLLBACK")
     shell.close()
-    await registry.commit(change(AddDevice(device("a"))))
+    await registry.commit(change(Insert(device("a"))))
 
 
 async def test_a_process_that_keeps_the_lock_is_named(
@@ -146,9 +146,9 @@ async def test_a_process_that_keeps_the_lock_is_named(
     monkeypatch.setattr(sqlite_file, "LOCK_WAIT_SECONDS", 0.01)
     other = sqlite_file.WriteLock(db_path.with_suffix(".lock"))
     with other, pytest.raises(Unavailable) as caught:
-        await registry.commit(change(AddDevice(device("a"))))
+        await registry.commit(change(Insert(device("a"))))
     assert caught.value.code == "registry-busy"
-    await registry.commit(change(AddDevice(device("a"))))
+    await registry.commit(change(Insert(device("a"))))
     other.close()
 
 
@@ -161,7 +161,7 @@ async def test_many_at_once_share_a_transaction(registry: SqliteRegistry, monkey
         return write_batch(db, changes)
 
     monkeypatch.setattr(sqlite, "write_batch", counted)
-    await asyncio.gather(*(registry.commit(change(AddDevice(device(f"d{n}")))) for n in range(300)))
+    await asyncio.gather(*(registry.commit(change(Insert(device(f"d{n}")))) for n in range(300)))
     assert sum(sizes) == 300
     assert len(sizes) < 10
 
@@ -179,9 +179,9 @@ async def test_what_comes_while_another_process_writes_shares_the_next_transacti
     monkeypatch.setattr(sqlite, "write_batch", counted)
     other = sqlite_file.WriteLock(db_path.with_suffix(".lock"))
     with other:
-        first = asyncio.create_task(registry.commit(change(AddDevice(device("first")))))
+        first = asyncio.create_task(registry.commit(change(Insert(device("first")))))
         await found_taken(registry)
-        late = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(20)]
+        late = [asyncio.create_task(registry.commit(change(Insert(device(f"d{n}"))))) for n in range(20)]
         await asyncio.sleep(0)  # each has asked
         late[3].cancel()
         await asyncio.sleep(0)
@@ -196,11 +196,11 @@ async def test_what_comes_while_another_process_writes_shares_the_next_transacti
 async def test_who_gives_up_waiting_for_the_lock_leaves_it_free(registry: SqliteRegistry, db_path: Path) -> None:
     other = sqlite_file.WriteLock(db_path.with_suffix(".lock"))
     with other:
-        alone = asyncio.create_task(registry.commit(change(AddDevice(device("a")))))
+        alone = asyncio.create_task(registry.commit(change(Insert(device("a")))))
         await found_taken(registry)
         alone.cancel()
         await asyncio.gather(alone, return_exceptions=True)
-    await registry.commit(change(AddDevice(device("b"))))
+    await registry.commit(change(Insert(device("b"))))
     assert await registry.device("a") is None
     with other:  # nobody has kept it
         pass
@@ -209,11 +209,11 @@ async def test_who_gives_up_waiting_for_the_lock_leaves_it_free(registry: Sqlite
 
 async def test_one_change_that_does_not_hold_costs_the_others_nothing(registry: SqliteRegistry) -> None:
     """A batch is written in one go; when a Change finds otherwise, change by change, numbered without gaps."""
-    await registry.commit(change(AddDevice(device("taken"))))
+    await registry.commit(change(Insert(device("taken"))))
     names = ["a", "taken", "b", "c", "a"]
     before = await registry.last_audit()
     outcomes = await asyncio.gather(
-        *(registry.commit(change(AddDevice(device(name)))) for name in names), return_exceptions=True
+        *(registry.commit(change(Insert(device(name)))) for name in names), return_exceptions=True
     )
     assert [isinstance(outcome, Conflict) for outcome in outcomes] == [False, True, False, False, True]
     assert [row.seq for row in await registry.audit(after=before)] == [before + 1, before + 2, before + 3]
@@ -227,7 +227,7 @@ async def test_a_batch_has_a_limit(registry: SqliteRegistry) -> None:
 
 
 async def test_close_commits_what_was_handed_over(registry: SqliteRegistry, db_path: Path) -> None:
-    tasks = [asyncio.create_task(registry.commit(change(AddDevice(device(f"d{n}"))))) for n in range(50)]
+    tasks = [asyncio.create_task(registry.commit(change(Insert(device(f"d{n}"))))) for n in range(50)]
     await asyncio.sleep(0)
     await registry.close()
     assert await asyncio.gather(*tasks) == [None] * 50
@@ -246,7 +246,7 @@ async def test_the_log_is_folded_in_at_the_last_close(registry: SqliteRegistry, 
 
 
 async def test_a_read_that_fails_says_so_and_the_next_succeeds(registry: SqliteRegistry) -> None:
-    await registry.commit(change(AddDevice(device("a"))))
+    await registry.commit(change(Insert(device("a"))))
 
     def broken(db: sqlite3.Connection) -> None:
         db.execute("SELECT * FROM nowhere")

@@ -10,7 +10,7 @@ import pytest
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
-from fleet.domain.writes import AddCredential, AddModel
+from fleet.domain.writes import AddCredential, Insert
 from fleet.storage import mapping
 from fleet.storage.sqlite import connection as sqlite_file
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -28,7 +28,7 @@ async def refusal(path: Path, *, create: bool = True) -> FleetError:
 
 async def test_every_file_of_it_is_the_owners_alone(db_path: Path) -> None:
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     names = {file.name: stat.S_IMODE(file.stat().st_mode) for file in db_path.parent.iterdir()}
     await registry.close()
     assert names == dict.fromkeys(("registry.db", "registry.db-shm", "registry.db-wal", "registry.lock"), 0o600)
@@ -38,7 +38,7 @@ async def test_what_was_written_is_there_on_reopening(db_path: Path) -> None:
     for _ in range(2):
         registry = await SqliteRegistry.open(db_path)
         if not await registry.models():
-            await registry.commit(change(AddModel(MODEL)))
+            await registry.commit(change(Insert(MODEL)))
         assert await registry.models() == [MODEL]
         await registry.close()
 
@@ -105,7 +105,7 @@ async def test_a_newer_schema(db_path: Path) -> None:
 
 async def test_a_migration_that_fails_leaves_the_old_schema(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     await registry.close()
     known = sqlite_file.migrations()
     newest = known[-1][0]
@@ -121,7 +121,7 @@ async def test_a_migration_that_fails_leaves_the_old_schema(db_path: Path, monke
 
 async def test_a_migration_is_applied_to_what_is_there(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = await SqliteRegistry.open(db_path)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     await registry.close()
     known = sqlite_file.migrations()
     newest = known[-1][0]

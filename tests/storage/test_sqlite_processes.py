@@ -10,7 +10,7 @@ import pytest
 
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Event
-from fleet.domain.writes import AddDevice, AddModel
+from fleet.domain.writes import Insert
 from fleet.storage.sqlite import registry as sqlite_registry
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
@@ -32,7 +32,7 @@ async def lines_of(process: Process) -> list[str]:
 
 async def made(path: Path) -> SqliteRegistry:
     registry = await SqliteRegistry.open(path)
-    await registry.commit(change(AddModel(MODEL)))
+    await registry.commit(change(Insert(MODEL)))
     return registry
 
 
@@ -50,7 +50,7 @@ async def test_three_processes_write_at_once_and_one_follows(db_path: Path) -> N
     async with asyncio.timeout(DEADLINE_SECONDS):
         others = [await writer(db_path, prefix, 150) for prefix in "ab"]
         for n in range(150):
-            await registry.commit(change(AddDevice(device(f"c-{n}")), events=(Event("test", f"c-{n}"),)))
+            await registry.commit(change(Insert(device(f"c-{n}")), events=(Event("test", f"c-{n}"),)))
         seen: list[Event] = []
         async for event in registry.follow(0):
             seen.append(event)
@@ -89,12 +89,12 @@ async def test_it_hears_it_without_polling(db_path: Path, monkeypatch: pytest.Mo
     async with asyncio.timeout(DEADLINE_SECONDS):
         for number in range(3):
             waiting = asyncio.ensure_future(anext(feed))
-            await registry.commit(change(AddDevice(device(f"own-{number}")), events=(Event("test", "own"),)))
+            await registry.commit(change(Insert(device(f"own-{number}")), events=(Event("test", "own"),)))
             assert (await waiting).subject == "own"
             waiting = asyncio.ensure_future(anext(feed))
             for _ in range(3):  # reads are answered in their order: it has read that there is nothing more
                 await registry.last_event()
-            await other.commit(change(AddDevice(device(f"other-{number}")), events=(Event("test", "other"),)))
+            await other.commit(change(Insert(device(f"other-{number}")), events=(Event("test", "other"),)))
             assert (await waiting).subject == "other"
     await other.close()
     await registry.close()
@@ -134,7 +134,7 @@ async def test_what_was_acknowledged_survives_kill_9(db_path: Path) -> None:
 
 async def test_a_new_file_is_migrated_once_however_many_open_it(db_path: Path) -> None:
     registries = await asyncio.gather(*(SqliteRegistry.open(db_path) for _ in range(4)))
-    await asyncio.gather(*(r.commit(change(AddModel(MODEL.__class__(f"m{n}")))) for n, r in enumerate(registries)))
+    await asyncio.gather(*(r.commit(change(Insert(MODEL.__class__(f"m{n}")))) for n, r in enumerate(registries)))
     assert [m.name for m in await registries[0].models()] == ["m0", "m1", "m2", "m3"]
     for registry in registries:
         await registry.close()

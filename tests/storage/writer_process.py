@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceState, device_id
-from fleet.domain.writes import AddDevice
+from fleet.domain.writes import Insert
 from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -28,7 +28,7 @@ async def main(path: Path, prefix: str, count: int) -> None:
             device = Device(device_id(f"{prefix}-{n}"), "cam2", DeviceState.REGISTERED, NOW)
             audit = AuditEntry(NOW, "operator", "device.add", f"device {device.id}", "ok")
             events = (Event(EventKind.DEVICE_STATE, device.id, device.state.value),)
-            await registry.commit(Change(audit, (AddDevice(device),), events))
+            await registry.commit(Change(audit, (Insert(device),), events))
             print(device.id, flush=True)
 
     await asyncio.gather(*(write() for _ in range(AT_ONCE)))

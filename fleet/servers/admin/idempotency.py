@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
@@ -19,13 +19,15 @@ from msgspec.structs import replace
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.idempotency import ANSWER_KEPT, Answer
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddAnswer, DropAnswers, Write
+from fleet.domain.writes import DropAnswers, Insert, Write
 from fleet.servers.admin.messages import Headers
 from fleet.servers.admin.result import Result
 from fleet.servers.refusals import HttpRefused
 
 HEADER = "Idempotency-Key"
 KEY_SIZE_MAX = 128
+
+V = TypeVar("V")
 
 _KEY = re.compile(r"[!-~]{1,128}")
 
@@ -64,7 +66,7 @@ class Once(Struct, frozen=True):
         await registry.commit(Change(audit, self.writes(result)))
 
     def writes(self, result: Result[Any]) -> tuple[Write, ...]:
-        return DropAnswers(self.now - ANSWER_KEPT), AddAnswer(self.answered(result))
+        return DropAnswers(self.now - ANSWER_KEPT), Insert(self.answered(result))
 
 
 def once_of(headers: Headers, actor: str, target: str, body: bytes, now: datetime) -> Once | None:
@@ -92,6 +94,11 @@ class _Answering:
         # First of all: of two alike at once, the second must hear that it has been answered, not that it came late.
         first = self._once.writes(self._result_of(change))
         await self._registry.commit(replace(change, writes=(*first, *change.writes)))
+
+
+def inserted(change: Change, kind: type[V]) -> V:
+    """The value of class `kind` that `change` adds."""
+    return next(w.value for w in change.writes if isinstance(w, Insert) and isinstance(w.value, kind))
 
 
 def answering(registry: Registry, once: Once | None, result_of: Callable[[Change], Result[Any]]) -> Registry:

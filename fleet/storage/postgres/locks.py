@@ -9,7 +9,11 @@ from hashlib import blake2b
 from typing import assert_never
 
 from fleet.domain import writes as w
+from fleet.domain.credential import Token
 from fleet.domain.device import Device
+from fleet.domain.distrust import Distrust
+from fleet.domain.idempotency import Answer
+from fleet.storage.steps import INSERTS
 
 SERIAL_LOCKS = 64
 
@@ -26,14 +30,14 @@ def names_of(write: w.Write) -> tuple[str, ...]:
     if isinstance(write, w.RequestWrite):
         return ("the requests",)  # counted together, and those for one device id are decided together
     if isinstance(write, w.ClaimWrite):
-        return (f"claim {write.claim.name if isinstance(write, w.AddClaim) else write.name}",)
+        return (f"claim {write.name}",)
     if isinstance(write, w.RetentionWrite | w.DropAnswers):
         return ("the clean-up",)
     match write:
-        case w.AddModel(model=model) | w.SetModel(model=model):
+        case w.Insert(value=value):
+            return _insert_names(value)
+        case w.SetModel(model=model):
             return (f"model {model.name}",)
-        case w.AddDevice(device=device):
-            return (f"device {device.id}", *_serial_names((device,)))
         case w.MoveDevice(device_id=device_id) | w.TagDevice(device_id=device_id):
             return (f"device {device_id}",)
         case w.ImportDevices(devices=devices):
@@ -50,32 +54,27 @@ def names_of(write: w.Write) -> tuple[str, ...]:
             return (f"{kind} {holder}",)
         case w.MarkUsed(fingerprint=fingerprint):
             return (f"credential {fingerprint.hex()}",)
-        case w.AddToken(token=token):
-            return (f"token {token.id}",)
         case w.SpendToken(token_id=token_id) | w.RevokeToken(token_id=token_id):
             return (f"token {token_id}",)
-        case w.AddStation(station=station):
-            return (f"station {station.name}",)
         case w.SetStation(name=name) | w.SpendStation(name=name):
             return (f"station {name}",)
-        case w.AddAnchor(anchor=anchor):
-            return (f"anchor {anchor.name}",)
         case w.DropAnchor(name=name):
             return (f"anchor {name}",)
-        case w.AddDistrust(rule=rule):
-            return (f"distrust {rule.id}",)
         case w.DropDistrust(id=id_):
             return (f"distrust {id_}",)
         case w.BindIdevid(binding=binding):
             return f"anchor {binding.anchor}", f"idevid {binding.key_sha256.hex()}", f"idevid of {binding.device_id}"
-        case w.AddOperator(operator=operator):
-            return (f"operator {operator.name}",)
-        case w.AddAnswer(answer=answer):
-            return (f"answer {answer.key} {answer.actor}",)
         case w.TakeLease(lease=lease):
             return (f"lease {lease.name}",)
         case _:
             assert_never(write)
+
+
+def _insert_names(value: w.Inserted) -> tuple[str, ...]:
+    if isinstance(value, Answer):
+        return (f"answer {value.key} {value.actor}",)
+    id_ = value.id if isinstance(value, Device | Token | Distrust) else value.name
+    return (f"{INSERTS[type(value)][1].name} {id_}", *(_serial_names((value,)) if isinstance(value, Device) else ()))
 
 
 def _serial_names(devices: Iterable[Device]) -> set[str]:

@@ -2,10 +2,10 @@
 
 from fleet.domain.access import Permission
 from fleet.domain.changes import Change
-from fleet.domain.writes import AddAnchor
+from fleet.domain.idevid import Anchor as DomainAnchor
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all
-from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
 from fleet.servers.admin.records.credentials import Anchor, NewAnchor, RemovedAnchor
 from fleet.servers.admin.result import Result
@@ -33,7 +33,7 @@ async def create_anchor(context: Context, call: Call, body: NewAnchor) -> Result
     found = read_trust_anchor(body.certificate.encode(), own, call.now)
 
     def result_of(change: Change) -> Result[Anchor]:
-        return Result(Anchor.shown(next(w.anchor for w in change.writes if isinstance(w, AddAnchor))), 201)
+        return Result(Anchor.shown(inserted(change, DomainAnchor)), 201)
 
     registry = answering(context.registry, call.once, result_of)
     der = found.public_bytes(Encoding.DER)

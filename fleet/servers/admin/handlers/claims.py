@@ -10,10 +10,9 @@ from fleet.domain.claim import Claim as DomainClaim
 from fleet.domain.credential import Credential as DomainCredential
 from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import no_such
-from fleet.domain.writes import AddClaim
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all
-from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
 from fleet.servers.admin.records.credentials import AddedClaim, Claim, Credential, NewClaim
 from fleet.servers.admin.result import Result
@@ -52,7 +51,7 @@ async def create_claim(context: Context, call: Call, body: NewClaim) -> Result[A
     csr = read_request(body.csr)
 
     def result_of(change: Change) -> Result[AddedClaim]:
-        claim = next(write.claim for write in change.writes if isinstance(write, AddClaim))
+        claim = inserted(change, DomainClaim)
         return _created(context, call, claim, made_in(change))
 
     claim, credential = await claims.enroll_claim(

@@ -15,11 +15,11 @@ from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.device import IN_SERVICE, DeviceFilter, Place, place_of
 from fleet.domain.device_filter import parse_place
 from fleet.domain.errors import no_such
-from fleet.domain.writes import AddDevice, MoveDevice
+from fleet.domain.writes import MoveDevice
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import bad_cursor, page_of_all, paged, position
-from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import NO_REASON, NO_REVOCATION_REASON, Page, Paging, Reason, RevocationReason
 from fleet.servers.admin.records.credentials import Credential
 from fleet.servers.admin.records.devices import Device, DeviceChanges, DeviceQuery, NewDevice
@@ -80,7 +80,7 @@ async def create_device(context: Context, call: Call, body: NewDevice) -> Result
     demand_model(call.operator, body.model)
 
     def result_of(change: Change) -> Result[Device]:
-        return next(_created(write.device) for write in change.writes if isinstance(write, AddDevice))
+        return _created(inserted(change, domain.Device))
 
     added = await inventory.add_device(
         answering(context.registry, call.once, result_of),

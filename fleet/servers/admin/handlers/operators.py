@@ -9,10 +9,9 @@ from fleet.domain.changes import Change, made_by
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.errors import Conflict, no_such
-from fleet.domain.writes import AddOperator
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, slice_of
-from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import Page, Paging
 from fleet.servers.admin.records.holders import AddedOperator, NewOperator, Operator, OperatorRevocation, newest
 from fleet.servers.admin.result import Result
@@ -55,7 +54,7 @@ async def create_operator(context: Context, call: Call, body: NewOperator) -> Re
     csr = read_named_request(body.name, body.csr)
 
     def result_of(change: Change) -> Result[AddedOperator]:
-        operator = next(write.operator for write in change.writes if isinstance(write, AddOperator))
+        operator = inserted(change, access.Operator)
         return _created(context, operator, made_in(change))
 
     credential = await operators.enroll_operator(

@@ -8,10 +8,9 @@ from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.crl import GIVEN_REASONS
 from fleet.domain.errors import no_such
-from fleet.domain.writes import AddStation
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, slice_of
-from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import NO_REVOCATION_REASON, Page, Paging, RevocationReason
 from fleet.servers.admin.records.holders import AddedStation, NewStation, Station, StationChanges, newest
 from fleet.servers.admin.result import Result
@@ -43,7 +42,7 @@ async def create_station(context: Context, call: Call, body: NewStation) -> Resu
     csr = read_named_request(body.name, body.csr)
 
     def result_of(change: Change) -> Result[AddedStation]:
-        station = next(write.station for write in change.writes if isinstance(write, AddStation))
+        station = inserted(change, domain.Station)
         return _created(context, station, made_in(change))
 
     credential = await inventory.enroll_station(

@@ -9,11 +9,10 @@ from fleet.domain.access import PERMISSIONS, Operator, Permission, demand_model
 from fleet.domain.changes import Change
 from fleet.domain.credential import Token as DomainToken
 from fleet.domain.errors import no_such
-from fleet.domain.writes import AddToken
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, start_of
 from fleet.servers.admin.handlers.devices import found_device
-from fleet.servers.admin.idempotency import answering
+from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import Page, Paging
 from fleet.servers.admin.records.credentials import NewToken, Token
 from fleet.servers.admin.result import Result
@@ -52,7 +51,7 @@ async def create_token(context: Context, call: Call, body: NewToken) -> Result[T
         await found_device(context, call.operator, device)
 
     def result_of(change: Change) -> Result[Token]:
-        made = next(write.token for write in change.writes if isinstance(write, AddToken))
+        made = inserted(change, DomainToken)
         return Result(Token.shown(made, call.now, note=SHOWN_ONCE), 201)
 
     token, text = await inventory.create_token(
