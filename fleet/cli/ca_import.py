@@ -68,8 +68,8 @@ def csr_(home: Path, tenant: str, name: str, new_key: bool, force: bool, out: Pa
 @output_option
 def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> None:
     """Issue from the CA that the request of `fleet ca csr` was answered with. FILE holds its chain up to the root, in
-    any order: PEM, DER or PKCS#7; the root's CRL may be with it. A FILE with such a CRL alone replaces the one before;
-    the publish listener serves it.
+    any order: PEM, DER or PKCS#7; CRLs of the CAs above it may be with it. A FILE with such CRLs alone replaces those
+    before; the publish listener serves them.
 
     The chain is verified before anything changes: key, dates, basic constraints, path lengths, key usages, signatures,
     and name constraints, which have to allow the server's hosts and the names of every model's devices. The CA before
@@ -81,21 +81,22 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
     """
     from fleet.home.authorities import authority_of
     from fleet.home.ca_store import fingerprint
-    from fleet.home.imported_ca import import_chain, read_import, read_root_crl
+    from fleet.home.imported_ca import import_chain, read_crls, read_import
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
     from fleet.home.unix_user import act_now
     from fleet.runtime.jobs.crls import import_root_crl
     from fleet.services.tenancy import announce_import
 
-    async def work() -> "tuple[Authority, Authority] | CertificateRevocationList":
+    async def work() -> "tuple[Authority, Authority] | list[CertificateRevocationList]":
         async with opened(home) as (place, registry):
             act = act_now()
-            given = read_root_crl(place, tenant, data)
-            if given is not None:
-                if not await import_root_crl(place, registry, *given, act.now):
+            crls = read_crls(place, tenant, data)
+            for ca, crl in crls:
+                if not await import_root_crl(place, registry, ca, crl, act.now):
                     raise Invalid("bad-chain", "The CRL is refused: a newer one is here.", "Give the newest.")
-                return given[1]
+            if crls:
+                return [crl for _, crl in crls]
             before = authority_of(place, tenant)
             models = [each for each in await registry.models() if tenant in each.rules.signers]
             made = read_import(place, tenant, data, {each.name: each.rules.profile for each in models}, act.now)
@@ -104,15 +105,16 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
             after = import_chain(place, tenant, made, act.now, force=force)
             if not tenant:
                 renew_server_certificate(place, settings_of(place), act.now)
-            if made.crl is not None:
-                await import_root_crl(place, registry, after.root, made.crl, act.now)
+            for ca, crl in made.crls:
+                await import_root_crl(place, registry, ca, crl, act.now)
             return before, after
 
     with attempting(f"importing the issuing CA of '{tenant or home}'"):
         data = file.read_bytes()
         done = asyncio.run(work())
     if not isinstance(done, tuple):
-        print_value({"crl": done.issuer.rfc4514_string(), "revoked": len(done), "until": done.next_update_utc}, output)
+        for crl in done:
+            print_value({"crl": crl.issuer.rfc4514_string(), "revoked": len(crl), "until": crl.next_update_utc}, output)
         return
     print_value(_imported(*done), output)
 

@@ -32,8 +32,8 @@ def authorities_for_admin(home: Home, now: datetime) -> CaAccess:
 
 
 def shown_authorities(home: Home) -> list[CaCertificate]:
-    """Root CAs and issuing CAs, the fleet's own root first."""
-    cas = home_cas(home, read_authorities(home), frozenset(CaRole) - {CaRole.INTERMEDIATE})
+    """Root CAs, issuing CAs and those between them, the fleet's own root first."""
+    cas = home_cas(home, read_authorities(home), frozenset(CaRole))
     return [CaCertificate(ca.role, ca.certificate, ca.tenant, key_here=ca.key_here is not None) for ca in cas]
 
 

@@ -44,6 +44,10 @@ REQUEST_KEY = "request.key"
 FILE_SIZE_MAX = 256 * 1024
 
 
+SignedCrl = tuple[x509.Certificate, x509.CertificateRevocationList]
+"""A CA and its CRL."""
+
+
 @dataclass(frozen=True, slots=True)
 class Imported:
     """What an import changes, before it is done."""
@@ -52,7 +56,8 @@ class Imported:
     """The issuing CA first, its root last."""
     root: ImportedRoot | None
     """None: the root stays."""
-    crl: x509.CertificateRevocationList | None
+    crls: tuple[SignedCrl, ...]
+    """Of the CAs above the issuing one."""
 
 
 def request_issuing(home: Home, tenant: str, *, name: str = "", new_key: bool = False) -> bytes:
@@ -92,31 +97,32 @@ def read_import(home: Home, tenant: str, data: bytes, profiles: Mapping[str, Pro
     for model, profile in profiles.items():
         _devices_must_verify(trial_leaf((chain[0], key), model, profile, now), model, chain, now)
     root = chain[-1]
-    crl = next((each for each in crls if each.issuer == root.subject), None)
-    if crl is not None:
-        _must_be_a_crl_of(root, crl)
-    return Imported(chain, None if root == authority.root else _links(authority, root, given, now), crl)
+    names = {each.subject for each in chain[1:]}
+    signed = tuple(_signed(crl, chain[1:]) for crl in crls if crl.issuer in names)
+    return Imported(chain, None if root == authority.root else _links(authority, root, given, now), signed)
 
 
-def read_root_crl(
-    home: Home, tenant: str, data: bytes
-) -> tuple[x509.Certificate, x509.CertificateRevocationList] | None:
-    """The root of `tenant`, and its CRL in `data`; None: that holds certificates too, or instead.
+def read_crls(home: Home, tenant: str, data: bytes) -> list[SignedCrl]:
+    """The CRLs in `data`, with the CAs above the issuing ones of `tenant` that have signed them; none: it holds
+    certificates too, or instead.
 
-    Raises: NotFound (`no-such-tenant`). Invalid (`bad-chain`): the root has not signed it. OSError.
+    Raises: NotFound (`no-such-tenant`). Invalid (`bad-chain`): no such CA has signed one. OSError.
     """
     certificates, crls = _given(data)
-    if certificates or len(crls) != 1:
-        return None
-    root = authority_of(home, tenant).root
-    _must_be_a_crl_of(root, crls[0])
-    return root, crls[0]
+    if certificates:
+        return []
+    known = authority_of(home, tenant)
+    former = (each.certificate for each in known.former_roots)
+    return [_signed(crl, (known.root, *known.above, *known.above_former, *former)) for crl in crls]
 
 
-def _must_be_a_crl_of(root: x509.Certificate, crl: x509.CertificateRevocationList) -> None:
-    if not has_signed_crl(root, crl):
-        raise Invalid("bad-chain", "The CRL is refused: the root has not signed it.", "See: fleet ca show")
-    crls_of(crl, root)
+def _signed(crl: x509.CertificateRevocationList, above: Sequence[x509.Certificate]) -> SignedCrl:
+    ca = next((each for each in above if has_signed_crl(each, crl)), None)
+    if ca is None:
+        why = f"its issuer, {crl.issuer.rfc4514_string()}, is no CA above the issuing one, or has not signed it"
+        raise Invalid("bad-chain", f"The CRL is refused: {why}.", "See: fleet ca show")
+    crls_of(crl, ca)
+    return ca, crl
 
 
 def _request_key(authority: Authority) -> ec.EllipticCurvePrivateKey:

@@ -1,14 +1,18 @@
 """`fleet publish`: a folder for relying parties, and the command that has them read it."""
 
+import json
 import signal
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.crl import key_identifier_of
 from fleet.ca.imported_crl import number_of
 from fleet.home.layout import certificate_in
+from tests.home.corporate import below, corporate_root
 from tests.serving import run_fleet, start
 
 
@@ -92,4 +96,35 @@ def test_the_crl_of_an_offline_root_is_published_with_the_others(home: Path, tmp
     run_fleet(home, "publish", str(folder))
     command = ["openssl", "verify", "-crl_check_all", "-CAfile", str(folder / "trust.pem")]
     done = subprocess.run([*command, str(home / "server/server.pem")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_below_a_corporate_root_every_ca_above_is_published_with_its_crl(home: Path, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    root = corporate_root("Corp Root", now)
+    policy = below(root, "Corp Policy CA", now, path_length=2)
+    between = below(policy, "Corp Devices CA", now, path_length=1)
+    asked = x509.load_pem_x509_csr(run_fleet(home, "ca", "csr").encode())
+    issuing = between.signed(asked.subject, asked.public_key(), now)
+    answer, folder, crls = tmp_path / "answer.pem", tmp_path / "pki", tmp_path / "crls.pem"
+    chain = [issuing, between.certificate, policy.certificate, root.certificate]
+    came_along = [ca.crl(now).public_bytes(Encoding.PEM) for ca in (root, policy)]
+    answer.write_bytes(b"".join([*(each.public_bytes(Encoding.PEM) for each in chain), *came_along]))
+    run_fleet(home, "ca", "import", str(answer))
+    crls.write_bytes(between.crl(now).public_bytes(Encoding.PEM))
+    assert json.loads(run_fleet(home, "ca", "import", str(crls), "-o", "json"))["crl"] == "CN=Corp Devices CA"
+    shown = json.loads(run_fleet(home, "ca", "show", "-o", "json"))
+    assert [each["subject"] for each in shown if each["role"] == "intermediate"] == [
+        "CN=Corp Devices CA",
+        "CN=Corp Policy CA",
+    ]
+    run_fleet(home, "crl", "issue")
+    run_fleet(home, "publish", str(folder))
+    command = ["openssl", "verify", "-crl_check_all", "-CAfile", str(folder / "ca.pem")]
+    done = subprocess.run(
+        [*command, "-CRLfile", str(folder / "crl.pem"), str(home / "server/server.pem")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

@@ -46,6 +46,13 @@ class CorporateCa:
         validity = now + life[0], now + life[1]
         return _certificate(_named(name), public_key, issuer, validity, [(constraints, True), *extensions])
 
+    def crl(self, now: datetime) -> x509.CertificateRevocationList:
+        """Its CRL, for a day, with nothing revoked."""
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject)
+        builder = builder.last_update(now - timedelta(hours=1)).next_update(now + timedelta(days=1))
+        builder = builder.add_extension(x509.CRLNumber(1), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
 
 def corporate_root(name: str, now: datetime, *, is_rsa: bool = False, path_length: int | None = None) -> CorporateCa:
     key = rsa.generate_private_key(65537, 2048) if is_rsa else new_key()

@@ -42,7 +42,7 @@ from fleet.home.authorities import (
 from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.ca_store import Authority
 from fleet.home.creation import create_home
-from fleet.home.imported_ca import import_chain, read_import, read_root_crl, request_issuing
+from fleet.home.imported_ca import import_chain, read_crls, read_import, request_issuing
 from fleet.home.layout import Home, fleet_fingerprint, open_registry
 from fleet.home.pki import load_issuer, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities
@@ -378,9 +378,9 @@ async def test_an_offline_root_signs_a_request_and_its_crl(home: Home, tmp_path:
     assert number_of(empty) < number_of(listed) < number_of(again)
     assert [each.serial_number for each in again] == [made.serial_number]
     assert again.next_update_utc == NOW + 30 * DAY
-    assert read_root_crl(home, "", answer) is None  # a chain
-    assert read_root_crl(home, "", answer + listed.public_bytes(Encoding.PEM)) is None  # a chain is with it
-    given = read_root_crl(home, "", listed.public_bytes(Encoding.DER))
+    assert read_crls(home, "", answer) == []  # a chain
+    assert read_crls(home, "", answer + listed.public_bytes(Encoding.PEM)) == []  # a chain is with it
+    [given] = read_crls(home, "", listed.public_bytes(Encoding.DER))
     assert given == (root, listed)
     async with registry_of(home) as registry:
         assert await import_root_crl(home, registry, *given, NOW)
@@ -409,7 +409,7 @@ async def test_a_root_crl_that_is_refused(home: Home, fault: str) -> None:
         root, key = authority_of(home, "").root, load_key(home.root_key)
         data = crl_without_next_update(root, key, NOW)
     with pytest.raises(Invalid, match={"another root": "has not signed it", "no nextUpdate": "no nextUpdate"}[fault]):
-        read_root_crl(home, "", data)
+        read_crls(home, "", data)
 
 
 def crl_without_next_update(ca: x509.Certificate, key: ec.EllipticCurvePrivateKey, at: datetime) -> bytes:
@@ -429,7 +429,7 @@ async def test_what_a_corporate_root_lists_is_kept_with_its_reason_whatever_its_
             entry = entry.add_extension(x509.CRLReason(reason), critical=False)
         builder = builder.add_revoked_certificate(entry.build())
     data = builder.sign(corp.key, hashes.SHA256()).public_bytes(Encoding.DER)
-    given = read_root_crl(home, "", data)
+    [given] = read_crls(home, "", data)
     assert given is not None
     async with registry_of(home) as registry:
         assert await import_root_crl(home, registry, *given, NOW)
