@@ -112,6 +112,8 @@ class CrlHead(Struct, frozen=True):
     next_update: datetime
     entries: int
     """Certificates listed."""
+    named_until: datetime | None = None
+    """Of a shard of an earlier number of shards, when the last certificate that may name it has ended."""
 
 
 class Crl(Struct, frozen=True):

@@ -113,6 +113,9 @@ class CrlStore(Protocol):
     async def newest_listed(self, issuer: bytes) -> int:
         """The number of the CRL that brought the newest entry of the CA `issuer`; 0: it has none."""
 
+    async def latest_end(self) -> datetime:
+        """notAfter of the certificate that ends last."""
+
     async def crl_heads(self) -> list[CrlHead]:
         """Of every published CRL, by path."""
 
@@ -133,6 +136,9 @@ class CrlStore(Protocol):
 
         Raises: Conflict (`lease-held`): another node publishes; nothing was written. Unavailable.
         """
+
+    async def drop_crls(self, paths: Sequence[str], lease: Lease, now: datetime) -> None:
+        """Delete the CRLs at these URL paths. Raises: Conflict (`lease-held`). Unavailable."""
 
     async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
         """List certificates of the CAs with these key identifiers. What is listed already gets a reason where it has

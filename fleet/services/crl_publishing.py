@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from msgspec import structs
+
 from fleet.domain import distribution
 from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
 from fleet.domain.distribution import buckets_of, ca_name
@@ -89,6 +91,10 @@ class _Round:
         if head is None or changed or path in self.behind:
             return True
         return self.now >= head.next_update - (head.next_update - head.this_update) / 2
+
+    def named_until(self, path: str) -> datetime | None:
+        head = self.heads.get(path)
+        return head.named_until if head is not None else None
 
     def lacks_entries(self, path: str) -> bool:
         """Whether the CRL at `path`, which covers everything, lacks one."""
@@ -176,6 +182,7 @@ class CrlPublisher:
             await self._registry.list_revoked(await asyncio.to_thread(self._make_entries, waiting), lease, now)
 
     async def _publish(self, round_: _Round, lease: Lease, *, at_once: bool) -> list[CrlHead]:
+        await self._drop_spent_shards(round_, lease)
         number = crl_number(round_.now, [*(head.number for head in round_.heads.values()), round_.newest])
         due = self._due(round_, at_once=at_once)
         if not due:
@@ -218,7 +225,8 @@ class CrlPublisher:
             dirty = {bucket * shards // len(_ALL) for bucket in round_.dirty}
             for shard in range(shards):
                 path = distribution.shard_crl_path(round_.ca.name, shard, shards)
-                if at_once or round_.is_due(path, changed=shard in dirty):
+                is_back = shards == self._policy.shards and round_.named_until(path) is not None
+                if at_once or round_.is_due(path, changed=shard in dirty or is_back):
                     found.append((path, (shard, shards)))
         full, plain, delta = self._whole_paths(round_.ca)
         is_rested = self._seconds() >= self._full_from.get(round_.ca.key_identifier, 0)
@@ -233,7 +241,7 @@ class CrlPublisher:
         return bool(self._policy.url) and ca.is_sharded and self._policy.shards > 1
 
     def _shard_counts(self, round_: _Round) -> list[int]:
-        """The present number of shards, and earlier ones, which certificates in use name."""
+        """The present number of shards, and earlier ones, which certificates in use may name."""
         if not self._policy.url:
             return []
         present = {self._policy.shards} if self._is_sharded(round_.ca) else set()
@@ -243,6 +251,21 @@ class CrlPublisher:
         """Of the full CRL, of the one without issuing distribution point, and of the delta CRL, "" if there is none."""
         delta = distribution.delta_crl_path(ca.name) if self._policy.url and self._policy.delta else ""
         return distribution.full_crl_path(ca.name), distribution.plain_crl_path(ca.name), delta
+
+    async def _drop_spent_shards(self, round_: _Round, lease: Lease) -> None:
+        """Delete shards of earlier numbers that no certificate in use names, once a CRL lasts after that."""
+        present = self._policy.shards if self._is_sharded(round_.ca) else 0
+        spent = [
+            path
+            for path, head in round_.heads.items()
+            if head.named_until is not None
+            and head.named_until + self._policy.validity < round_.now
+            and distribution.shards_of_path(path) != present
+        ]
+        if spent:
+            await self._registry.drop_crls(spent, lease, round_.now)
+            for path in spent:
+                del round_.heads[path]
 
     async def _drop(self, round_: _Round, lease: Lease) -> None:
         """Delete, about twice in the validity of a CRL, what none has to list any more."""
@@ -267,7 +290,11 @@ class _Maker:
 
     async def shard(self, path: str, shard: int, shards: int) -> Crl:
         entries = await self._entries(path, buckets_of(shard, shards))
-        return await self._signed(path, entries, self._form(path))
+        made = await self._signed(path, entries, self._form(path))
+        if shards == self.policy.shards:
+            return made
+        named_until = self.round.named_until(path) or await self.registry.latest_end()
+        return structs.replace(made, head=structs.replace(made.head, named_until=named_until))
 
     async def full(self, paths: Sequence[str]) -> list[Crl]:
         """With and without issuing distribution point; where no URL is known, both are without."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from fleet.domain.crl import CertificateFacts, Crl, CrlHead, Listed, Noted, Revocation, Unlisted
 from fleet.domain.lease import Lease
 from fleet.storage import mapping
-from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, serial_octets
+from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, optional, serial_octets
 from fleet.storage.queries import Query
 from fleet.storage.reader import SqlAuditReader
 from fleet.storage.statement import Statement
@@ -26,6 +26,7 @@ HEAD = Table(
         "this_update": MOMENT,
         "next_update": MOMENT,
         "entries": NUMBER,
+        "named_until": optional(MOMENT),
     },
 )
 
@@ -112,6 +113,7 @@ BUCKETS_AFTER = Query(
     _numbers,
 )
 NEWEST = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", _number)
+LATEST_END = Query("SELECT coalesce(max(not_after), 0) FROM credential", _number)
 HEADS = Query(HEAD.select("ORDER BY path"), HEAD.of)
 ONE_HEAD = Query(HEAD.select("WHERE path = $1"), HEAD.of)
 CRL = Query(f"SELECT {HEAD.listed()}, der FROM crl WHERE path = $1", _crl)
@@ -131,14 +133,15 @@ LIST = Statement("""
     WHERE serial = $1::bytea AND revoked_at = $2::bigint AND reason = $3::bigint AND entry IS NULL""")
 PUBLISH = Statement(
     f"""
-    INSERT INTO crl ({HEAD.listed()}, der) VALUES ({HEAD.marks()}, $8::bytea)
+    INSERT INTO crl ({HEAD.listed()}, der) VALUES ({HEAD.marks()}, $9::bytea)
     ON CONFLICT (path) DO UPDATE SET issuer = excluded.issuer, number = excluded.number, base = excluded.base,
         this_update = excluded.this_update, next_update = excluded.next_update, entries = excluded.entries,
-        der = excluded.der"""
+        named_until = excluded.named_until, der = excluded.der"""
 )
 NUMBER_ENTRIES = Statement(
     "UPDATE revoked SET number = $2::bigint WHERE issuer = $1::bytea AND number IS NULL AND entry IS NOT NULL"
 )
+DROP_CRL = Statement("DELETE FROM crl WHERE path = $1::text")
 DROP_EXPIRED = Statement("DELETE FROM revoked WHERE issuer = $1::bytea AND not_after < $2::bigint")
 DROP_RELEASED = Statement("DELETE FROM revoked WHERE issuer = $1::bytea AND reason = 8 AND number <= $2::bigint")
 
@@ -194,6 +197,9 @@ class SqlCrlStore(SqlAuditReader):
     async def newest_listed(self, issuer: bytes) -> int:
         return await self._number(NEWEST, issuer)
 
+    async def latest_end(self) -> datetime:
+        return mapping.moment(await self._number(LATEST_END))
+
     async def crl_heads(self) -> list[CrlHead]:
         return await self._scan(HEADS)
 
@@ -217,6 +223,9 @@ class SqlCrlStore(SqlAuditReader):
         store = (PUBLISH, [(*HEAD.row(crl.head), crl.der) for crl in crls])
         numbers = (NUMBER_ENTRIES, [(issuer, crls[0].head.number) for issuer in whole])
         await self._run_steps(_fenced(lease, now, store, numbers))
+
+    async def drop_crls(self, paths: Sequence[str], lease: Lease, now: datetime) -> None:
+        await self._run_steps(_fenced(lease, now, (DROP_CRL, [(path,) for path in paths])))
 
     async def drop_revoked(self, expired: datetime, issuer: bytes, released: int, lease: Lease, now: datetime) -> None:
         steps: tuple[Step, ...] = (DROP_EXPIRED, [(issuer, micros(expired))]), (DROP_RELEASED, [(issuer, released)])

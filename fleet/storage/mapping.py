@@ -90,7 +90,7 @@ class Codec(Struct, frozen=True):
     from_column: Callable[[Any], Any] | None = None
 
 
-def _optional(codec: Codec) -> Codec:
+def optional(codec: Codec) -> Codec:
     to_column, from_column = codec.to_column, codec.from_column
     return Codec(
         codec.type,
@@ -185,7 +185,7 @@ def _codec_of(kind: Any) -> Codec:
     """Raises: KeyError: no column holds values of this type."""
     if get_origin(kind) in (Union, UnionType):
         [value] = [each for each in get_args(kind) if each is not NoneType]
-        return _optional(_codec_of(value))
+        return optional(_codec_of(value))
     return _enum(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else _CODECS[kind]
 
 

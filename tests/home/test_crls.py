@@ -3,7 +3,7 @@
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -18,7 +18,7 @@ from fleet.backup.restore import RestoreSource, restore_backup
 from fleet.ca.crl import key_identifier_of
 from fleet.ca.distribution import Publication
 from fleet.config.settings import Settings
-from fleet.domain.crl import CrlReason
+from fleet.domain.crl import CrlHead, CrlReason
 from fleet.domain.distribution import (
     ca_name,
     ca_path,
@@ -27,6 +27,7 @@ from fleet.domain.distribution import (
     plain_crl_path,
     shard_crl_path,
     shard_of,
+    shards_of_path,
 )
 from fleet.domain.errors import Invalid
 from fleet.domain.writes import DropCredentials, MarkUsed
@@ -131,6 +132,32 @@ async def test_shards_list_what_was_revoked_while_no_url_was_known(fleet: CrlFle
     assert {path for path in made if "-of-" in path} == places
     assert set().union(*[await sharded.listed(path) for path in places]) == {serial(one), serial(other)}
     assert await sharded.publish() == {}
+
+
+async def test_shards_of_an_earlier_number_go_once_no_certificate_names_them(fleet: CrlFleet) -> None:
+    def shards(heads: Iterable[CrlHead]) -> set[int]:
+        return {shards_of_path(head.path) for head in heads} - {0}
+
+    four, eight = (with_policy(fleet, replace(WITH_URL, shards=number)) for number in (4, 8))
+    named = await fleet.enroll("cam-1")
+    await four.publish()
+    eight.now += DAY
+    await eight.publish()
+    await fleet.enroll("cam-2", lifetime=timedelta(days=400))  # with a name of eight
+    four.now = eight.now + DAY
+    await four.publish()  # the setting is back: nothing is known of when certificates will have ended
+    assert {head.named_until is None for head in await fleet.registry.crl_heads() if "-of-4" in head.path} == {True}
+    eight.now = four.now + DAY
+    await eight.publish()
+    until = max(named.not_after, await fleet.registry.latest_end())
+    eight.now = until + DAY
+    await eight.publish()
+    assert shards(await fleet.registry.crl_heads()) == {4, 8}
+    eight.now += timedelta(seconds=1)
+    await eight.publish()
+    assert shards(await fleet.registry.crl_heads()) == {8}
+    await eight.publish(at_once=True)
+    assert shards(await fleet.registry.crl_heads()) == {8}
 
 
 async def test_a_delta_crl_adds_and_removes(fleet: CrlFleet, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.credential import CredentialKind
 from fleet.domain.crl import Crl, CrlHead, CrlReason, Listed, Revocation
@@ -159,6 +160,7 @@ async def test_only_the_holder_of_the_lease_writes(registry: Registry) -> None:
         registry.list_revoked([], other, NOW),
         registry.publish_crls([Crl(head, b"")], [CA], other, NOW),
         registry.drop_revoked(NOW + timedelta(days=99), CA, 9, other, NOW),
+        registry.drop_crls([head.path], other, NOW),
     ):
         with pytest.raises(Conflict) as refused:
             await work
@@ -167,6 +169,12 @@ async def test_only_the_holder_of_the_lease_writes(registry: Registry) -> None:
     assert await registry.unpublished() != []
     await registry.publish_crls([Crl(head, b"")], [CA], other, NOW + timedelta(seconds=10))
     assert await registry.crl_heads() == [head]
+    earlier = replace(head, path="/crl/01/0-of-4.crl", named_until=NOW)
+    await registry.publish_crls([Crl(earlier, b"")], [], other, NOW)
+    assert await registry.crl_heads() == [head, earlier]
+    await registry.drop_crls([head.path, "/crl/02.crl"], other, NOW)
+    assert await registry.crl_heads() == [earlier]
+    assert await registry.latest_end() == credential("cam-7", serial="a1").not_after
 
 
 async def test_retention_of_credentials_leaves_revocations(registry: Registry) -> None:
