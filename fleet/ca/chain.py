@@ -21,7 +21,8 @@ def has_signed(authority: x509.Certificate, below: x509.Certificate) -> bool:
     """Whether `below` bears the name of `authority` as its issuer, and its signature."""
     try:
         below.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: a key that signs none
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        # TypeError: a key that signs none
         return False
     return True
 

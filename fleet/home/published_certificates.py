@@ -11,7 +11,7 @@ from fleet.domain.published_file import CA_CERTIFICATE, PublishedFile
 from fleet.home.authorities import Authorities
 from fleet.home.home_cas import home_cas
 from fleet.home.layout import Home
-from fleet.home.reloading_ca import LiveAuthorities
+from fleet.home.reloading_ca import LiveAuthorities, derived
 
 FRESH = timedelta(days=1)  # a CA's certificate changes when it is signed anew
 
@@ -20,17 +20,11 @@ class PublishedCertificates:
     """Certificates of every root and issuing CA of `home`, present and former, at their paths."""
 
     def __init__(self, home: Home, authorities: LiveAuthorities) -> None:
-        self._home, self._authorities = home, authorities
-        self._read: Authorities | None = None
-        self._files: dict[str, PublishedFile] = {}
+        self._files = derived(lambda: authorities.recent, lambda current: certificate_files(home, current))
 
     async def find(self, path: str) -> PublishedFile | None:
         """The certificate at `path`."""
-        current = self._authorities.recent
-        if current is not self._read:
-            self._files = certificate_files(self._home, current)
-            self._read = current
-        return self._files.get(path)
+        return self._files().get(path)
 
 
 def certificate_files(home: Home, authorities: Authorities) -> dict[str, PublishedFile]:

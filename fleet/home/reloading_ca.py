@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -38,8 +39,22 @@ FRESH_NS = 100_000_000
 LOOK_EVERY_NS = 20_000_000
 """Connections and enrollments of the same 20 ms share one look at the disk: in a storm each would cost six calls."""
 
+_Built = TypeVar("_Built")
 _Stamp = tuple[tuple[int, int], ...]
 _TROUBLE = (FleetError, OSError, ValueError)
+
+
+def derived(authorities: Callable[[], Authorities], build: Callable[[Authorities], _Built]) -> Callable[[], _Built]:
+    """What `build` makes of `authorities`, made anew when these are others."""
+    made: list[tuple[Authorities, _Built]] = []
+
+    def current() -> _Built:
+        present = authorities()
+        if not made or made[0][0] is not present:
+            made[:] = [(present, build(present))]
+        return made[0][1]
+
+    return current
 
 
 class LiveAuthorities:
@@ -61,21 +76,16 @@ class LiveAuthorities:
 
     @property
     def current(self) -> Authorities:
-        self.look()
-        return self._current
-
-    @property
-    def last_read(self) -> Authorities:
-        """As `current`, without a look at the disk."""
+        self._look()
         return self._current
 
     @property
     def recent(self) -> Authorities:
         """As `current`, at most LOOK_EVERY_NS old."""
-        self.look_if_due()
+        self._look_if_due()
         return self._current
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """Reload the CAs if they have changed. Costs some microseconds if they have not."""
         stamp = self._seen()
         if stamp == self._stamp:
@@ -90,20 +100,20 @@ class LiveAuthorities:
             log_event(log, logging.INFO, "ca.read", outcome="ok", tenants=len(self._current.tenants))
             self.changed()
 
-    def look_if_due(self) -> None:
-        """As `look`, but at most once in LOOK_EVERY_NS: for what happens thousands of times a second."""
+    def _look_if_due(self) -> None:
+        """As `_look`, but at most once in LOOK_EVERY_NS: for what happens thousands of times a second."""
         now = time.monotonic_ns()
         if now - self._looked_at >= LOOK_EVERY_NS:
             self._looked_at = now
-            self.look()
+            self._look()
 
     def reread(self) -> None:
         """Reload unconditionally."""
         self._stamp = None
-        self.look()
+        self._look()
 
     def issue(self, permit: IssuePermit, now: datetime) -> Credential:
-        self.look_if_due()
+        self._look_if_due()
         if permit.spki_der in self._own_keys:
             raise own_key()
         if permit.profile.service:

@@ -86,9 +86,9 @@ class Contexts:
         """Trust what `authorities` hold when a connection begins."""
 
         def look() -> None:
-            authorities.look_if_due()
+            recent = authorities.recent
             if self._retry_at is not None and time.monotonic() >= self._retry_at:
-                self.reload(home, authorities.current)
+                self.reload(home, recent)
 
         authorities.changed = lambda: self.reload(home, authorities.current)
         for source in (self.mqtt, self.est, self.http):
