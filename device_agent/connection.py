@@ -79,6 +79,7 @@ class Connection:
         self._failures = 0
         self._up_since = 0.0
         self._version_refused = False
+        self._refused: set[Role | None] = set()
         self._known: set[Identity] = set()
         """What has been tried, or was in the store at the last attempt."""
         self.state = Link.DOWN
@@ -86,6 +87,8 @@ class Connection:
         self.identity: Identity | None = None
         """Of the connection in use or connecting."""
         self.last_tried: Role | None = None
+        self.both_refused_since: float | None = None
+        """Since when the server has refused the current certificate and the candidate, one after the other."""
         self.connect_at = 0.0
         self.connecting_until = 0.0
         self.protocol = MQTT_5
@@ -104,6 +107,7 @@ class Connection:
         if self.state is Link.DOWN and not present <= self._known:
             self._known = present
             self.connect_at, self.last_tried = 0.0, None
+            self._not_refused()
 
     def connect(self, identity: Identity, role: Role, check_time: bool) -> None:
         """Start the connection in use. Its outcome is an Up or Down event.
@@ -202,7 +206,11 @@ class Connection:
         self._link, self._proving = self._proving, None
         self.uses, self.identity = Role.CANDIDATE, self._proving_identity
 
+    def _not_refused(self) -> None:
+        self._refused, self.both_refused_since = set(), None
+
     def _came_up(self, event: Connected) -> None:
+        self._not_refused()
         self.state = Link.UP
         self.last_tried = None
         self._up_since = self._monotonic()
@@ -230,6 +238,10 @@ class Connection:
             delay = 0.0
             self.last_tried = None  # the same identity again, with the other version
         else:
+            if lost.setback is Setback.REFUSED:
+                self._refused.add(self.uses)
+                if len(self._refused) == len(Role) and self.both_refused_since is None:
+                    self.both_refused_since = self._monotonic()
             # After a refused candidate the current identity is tried without the long delay: only both make a refusal.
             slow = lost.setback is Setback.REFUSED and self.uses is Role.CURRENT
             delay = (self._slow_retry if slow else self._retry).delay_seconds(self._failures, self._chance())

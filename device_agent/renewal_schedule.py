@@ -41,6 +41,8 @@ class RenewalSchedule:
     _share: float = 0.0
     _suggested: dict[str, datetime] = field(default_factory=dict)
     """By certificate fingerprint; one entry."""
+    _renewable: tuple[str, float] = ("", -math.inf)
+    """Fingerprint of the certificate that the server has last suggested to renew, and when it was asked."""
 
     def __post_init__(self) -> None:
         self._share = self.chance()
@@ -53,6 +55,11 @@ class RenewalSchedule:
         if renewal_is_due(identity.lifetime, now, self._share, self.fraction):
             return True
         return clock_is_credible(now, identity.lifetime) and now >= self.due_at(identity)
+
+    def was_renewable(self, identity: Identity, since: float) -> bool:
+        """Whether the server, asked at `since` or later, has said that `identity` can be renewed."""
+        fingerprint, asked_at = self._renewable
+        return fingerprint == identity.certificate.fingerprint and asked_at >= since
 
     def poll_if_due(self, identity: Identity) -> None:
         """Poll the server about `identity`, if due."""
@@ -88,6 +95,7 @@ class RenewalSchedule:
         self._ask_at = self.monotonic() + again * (1 - JITTER + 2 * JITTER * self.chance())
         if not outcome.ok or not outcome.window:
             return ""
+        self._renewable = (outcome.slot, self._asked_at)
         start, end = (datetime.fromisoformat(text) for text in outcome.window)
         due = start + (end - start) * self.chance()
         known = self._suggested.get(outcome.slot)

@@ -190,7 +190,7 @@ class Runner:
             renewing=rotation.running,
             renewal_due=self._renewal_is_due(),
             renewal_forced=rotation.forced,
-            candidate_refused=rotation.candidate_refused,
+            candidate_refused=rotation.candidate_refused or self._is_renewable_instead(),
             last_tried=connection.last_tried,
             connect_at=connection.connect_at,
             connecting_until=connection.connecting_until,
@@ -199,6 +199,15 @@ class Runner:
             quiescing_until=rotation.quiescing_until,
             promote_at=rotation.promote_at,
         )
+
+    def _is_renewable_instead(self) -> bool:
+        """Whether the server refuses both certificates, and has said since that the current one can be renewed.
+
+        Then the candidate has never been used: its first use would have superseded the current one. Both may be
+        distrusted.
+        """
+        since = self.connection.both_refused_since
+        return since is not None and self.current is not None and self.schedule.was_renewable(self.current, since)
 
     def _renewal_is_due(self) -> bool:
         if self.current is None or self._stop_by is not None:

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from fleet.domain.credential import Credential, CredentialState, KeyUse
 from fleet.domain.device import Device, DeviceId, Model, device_id
+from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.errors import Invalid
 from fleet.domain.model_rules import AdmissionPath
 from fleet.domain.writes import Write
@@ -120,6 +121,8 @@ class IssuanceContext(Struct, frozen=True):
     now: datetime
     key_uses: tuple[KeyUse, ...] = ()
     """Holders of certificates for the requested key."""
+    distrusts: tuple[Distrust, ...] = ()
+    """The rules in force, if one of the credentials could be repeated."""
 
     def is_in_the_field(self) -> bool:
         """Whether the device has used a certificate of its own."""
@@ -139,17 +142,24 @@ def is_in_the_field(device: Device | None, credentials: Sequence[Credential]) ->
     return device is not None and device.expires_at is not None and not credentials
 
 
+def is_unused_for(request: EnrollmentRequest, credential: Credential) -> bool:
+    """Whether `credential` is for the key of `request`, and was never used."""
+    return credential.state is CredentialState.ISSUED and credential.key_sha256 == request.key_sha256
+
+
 def issued_before(a: IssuanceContext) -> Credential | None:
     """The certificate that was issued for this very request before: it is repeated because the answer was lost.
 
     It is for the same key and was never used. Returning it gives nothing away: only the holder of that key can use it.
-    Past half of its lifetime, a new one is issued instead.
+    Past half of its lifetime, or where a distrust refuses it, a new one is issued instead.
     """
     replaced = a.grant.replaces
     for credential in reversed(a.credentials):
         if replaced is not None and credential.fingerprint == replaced.fingerprint:
             return None  # a renewal's result is younger than the certificate that it replaces
-        if credential.state is CredentialState.ISSUED and credential.key_sha256 == a.request.key_sha256:
+        if is_unused_for(a.request, credential):
+            if refusing(a.distrusts, a.model.name, credential):
+                return None
             half = (credential.not_after - credential.not_before) / 2
             return credential if credential.not_before <= a.now < credential.not_before + half else None
     return None

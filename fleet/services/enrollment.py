@@ -30,7 +30,7 @@ from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unavaila
 from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
 from fleet.domain.grants.station import StationGrant
 from fleet.domain.idevid import IdevidReader
-from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, issued_before
+from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, is_unused_for, issued_before
 from fleet.domain.labels import label_selects
 from fleet.domain.peer import Peer
 from fleet.domain.ports import EnrollmentFacts, Issuer, KeyGenerator, Registry
@@ -164,7 +164,7 @@ class Attempt:
             self._acts_as_holder(holder.credential)
             raise Refused("use-reenroll", "A device renews its own certificate by simplereenroll.")
         model = await self._model(submission, presented.facts, grant)
-        return self._context(submission.request, grant, presented.facts, model)
+        return await self._context(submission.request, grant, presented.facts, model)
 
     def _acts_as(self, actor: str, *, repeats_freely: bool) -> None:
         self.actor, self.repeats_freely = actor, repeats_freely
@@ -202,15 +202,19 @@ class Attempt:
         if identified.device.id != submission.request.device_id:
             raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         _must_match_label(submission.label, identified.model)
-        return self._context(submission.request, grant, facts, identified.model)
+        return await self._context(submission.request, grant, facts, identified.model)
 
-    def _context(
+    async def _context(
         self, request: EnrollmentRequest, grant: Grant, facts: EnrollmentFacts, model: Model
     ) -> IssuanceContext:
         # RFC 7030, 4.4.1: the key that signed a request for another key means nothing; the new one has no holder yet.
         uses = () if request.wants_key else facts.key_uses
         device = self.authority.registry.revoked.as_revoked(request.device_id, facts.device)
-        return IssuanceContext(request, grant, device, model, facts.credentials, self.now, key_uses=uses)
+        may_repeat = any(is_unused_for(request, credential) for credential in facts.credentials)
+        rules = tuple(await self.authority.registry.distrusts()) if may_repeat else ()
+        return IssuanceContext(
+            request, grant, device, model, facts.credentials, self.now, key_uses=uses, distrusts=rules
+        )
 
     async def _model(self, submission: Submission, facts: EnrollmentFacts, grant: Grant) -> Model:
         """The device's model; for a new device, the one that the grant gives it."""

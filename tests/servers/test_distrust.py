@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from fleet.ca.keys import generate_key
 from fleet.domain.access import Act, Role
 from fleet.domain.crl import CrlReason
 from fleet.domain.distrust import DISTRUSTS_MAX, Distrust
@@ -93,6 +94,23 @@ async def test_the_certificate_is_refused_but_for_its_renewal_and_the_next_is_no
     assert (await est.send("GET", "/v1/whoami", identity=api.device, server="admin")).status == 200
     for method, path in (("GET", ""), ("POST", "/undo")):
         assert (await operator.ask(method, f"{PATH}/{made}{path}"))[0] == 404
+
+
+async def test_a_distrusted_certificate_is_not_handed_out_again(api: AdminHarness) -> None:
+    est, operator = api.est, await api.operator("bob")
+    await est.device("cam-8")
+    csr, token = csr_for("cam-8"), basic(await est.token("cam-8"))
+    [first] = (await est.enroll(csr, token)).certificates
+    assert (await est.enroll(csr, token)).certificates == [first]  # the answer might have been lost
+    earlier = await est.enrolled("cam-7")
+    renewal = renewal_csr(earlier, generate_key())
+    [unused] = (await est.reenroll(renewal, earlier)).certificates
+    await begun(operator, 3, model="cam")
+    assert (await est.enroll(csr, token)).code == "token-used-up"
+    [second] = (await est.enroll(csr, basic(await est.token("cam-8")))).certificates
+    assert second != first
+    [renewed_again] = (await est.reenroll(renewal, earlier)).certificates
+    assert renewed_again != unused
 
 
 async def test_no_renewal_and_only_renewal(api: AdminHarness) -> None:
