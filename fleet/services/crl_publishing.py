@@ -18,7 +18,7 @@ from msgspec import structs
 
 from fleet.domain import distribution
 from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
-from fleet.domain.distribution import buckets_of, ca_name
+from fleet.domain.distribution import buckets_of, ca_name, shards_of_path
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.lease import Lease
 from fleet.domain.ports import CrlSigner, Registry
@@ -245,7 +245,7 @@ class CrlPublisher:
         if not self._policy.url:
             return []
         present = {self._policy.shards} if self._is_sharded(round_.ca) else set()
-        return sorted(present | {count for path in round_.heads if (count := distribution.shards_of_path(path))})
+        return sorted(present | {count for path in round_.heads if (count := shards_of_path(path))})
 
     def _whole_paths(self, ca: CrlCa) -> tuple[str, str, str]:
         """Of the full CRL, of the one without issuing distribution point, and of the delta CRL, "" if there is none."""
@@ -254,14 +254,13 @@ class CrlPublisher:
 
     async def _drop_spent_shards(self, round_: _Round, lease: Lease) -> None:
         """Delete shards of earlier numbers that no certificate in use names, once a CRL lasts after that."""
-        present = self._policy.shards if self._is_sharded(round_.ca) else 0
-        spent = [
-            path
-            for path, head in round_.heads.items()
-            if head.named_until is not None
-            and head.named_until + self._policy.validity < round_.now
-            and distribution.shards_of_path(path) != present
-        ]
+        spent: list[str] = []
+        present = {self._policy.shards} if self._is_sharded(round_.ca) else set()
+        for shards in set(self._shard_counts(round_)) - present:
+            of_count = {path: each.named_until for path, each in round_.heads.items() if shards_of_path(path) == shards}
+            known = [until for until in of_count.values() if until is not None]
+            if len(known) == len(of_count) and max(known) + self._policy.validity < round_.now:
+                spent += of_count
         if spent:
             await self._registry.drop_crls(spent, lease, round_.now)
             for path in spent:

@@ -160,6 +160,26 @@ async def test_shards_of_an_earlier_number_go_once_no_certificate_names_them(fle
     assert shards(await fleet.registry.crl_heads()) == {8}
 
 
+async def test_shards_of_an_earlier_number_go_together(fleet: CrlFleet) -> None:
+    four, eight = (with_policy(fleet, replace(WITH_URL, shards=number)) for number in (4, 8))
+    one = await fleet.enroll("cam-1")
+    await four.publish()
+    await fleet.move("revoke", "cam-1")
+    eight.now += LEASE_TIME
+    await eight.publish()  # of the four, the one with cam-1 alone
+    await fleet.enroll("cam-2", lifetime=timedelta(days=400))
+    eight.now += DAY
+    await eight.publish()  # the others
+    until = {head.named_until for head in await fleet.registry.crl_heads() if "-of-4" in head.path}
+    assert until == {one.not_after, await fleet.registry.latest_end()}
+    eight.now = one.not_after + DAY * 2
+    await fleet.enroll("cam-3", lifetime=timedelta(days=800))
+    for _ in range(2):
+        await eight.publish()
+        assert {head.named_until for head in await fleet.registry.crl_heads() if "-of-4" in head.path} == until
+        eight.now += DAY
+
+
 async def test_a_delta_crl_adds_and_removes(fleet: CrlFleet, tmp_path: Path) -> None:
     fleet = with_policy(fleet)
     one, held = await fleet.enroll("cam-1"), await fleet.enroll("cam-2")
