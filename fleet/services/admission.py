@@ -18,7 +18,8 @@ from fleet.domain.model_rules import DEFAULT_RULES, MqttRules
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.domain.topic_policy import TopicPolicy, policy_of
-from fleet.domain.writes import MarkUsed
+from fleet.domain.writes import EndCredentials, MarkUsed, Write
+from fleet.services.first_use import ended_by_first_use
 from fleet.services.identity import identify
 from fleet.services.refusals import audit_refusal
 
@@ -111,7 +112,8 @@ def will_refusal(will: Will | None, policy: TopicPolicy, rules: MqttRules) -> st
 
 
 async def mark_first_use(registry: Registry, credential: Credential, peer: Peer, now: datetime) -> None:
-    """At its first use the certificate becomes ACTIVE, earlier ones SUPERSEDED, with an event.
+    """At its first use the certificate becomes ACTIVE, earlier ones SUPERSEDED, and later ones that may not supersede
+    it, with an event.
 
     Raises: Refused (`certificate-ended`). Unavailable.
     """
@@ -120,13 +122,17 @@ async def mark_first_use(registry: Registry, credential: Credential, peer: Peer,
     # The newest few of each state, and this one: the cost does not grow with the number of certificates.
     fingerprint = credential.fingerprint
     facts = await registry.enrollment_facts(credential.holder, None, credential.key_sha256, presented=fingerprint)
-    older = usable_before(facts.credentials, fingerprint)
-    device, superseded = f"device {credential.holder}", " ".join(c.serial for c in older)
+    newer = await ended_by_first_use(registry, credential, facts.credentials)
+    ended = (*usable_before(facts.credentials, fingerprint), *newer)
+    device, superseded = f"device {credential.holder}", " ".join(c.serial for c in ended)
     act = Act(device, now, peer.address)
     entry = made_by(act, FIRST_USE, device, serial=credential.serial, superseded=superseded)
-    events = tuple(Event(EventKind.CREDENTIAL_ENDED, c.holder, c.fingerprint.hex()) for c in older)
+    events = tuple(Event(EventKind.CREDENTIAL_ENDED, c.holder, c.fingerprint.hex()) for c in ended)
+    writes: tuple[Write, ...] = (MarkUsed(fingerprint),)
+    if newer:
+        writes += (EndCredentials(tuple(c.fingerprint for c in newer), now),)
     try:
-        await registry.commit(Change(entry, (MarkUsed(fingerprint),), events))
+        await registry.commit(Change(entry, writes, events))
     except Conflict as conflict:
         raise Refused(
             "certificate-ended", "The certificate presented has just been revoked or superseded."

@@ -23,7 +23,7 @@ from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.authorization import Verdict
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import Claim
-from fleet.domain.credential import Credential, CredentialKind, usable_before
+from fleet.domain.credential import Credential, CredentialKind, CredentialState, usable_before
 from fleet.domain.device import BARRED_MODEL, DeviceState, Model, Tags
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unavailable, Unreachable
@@ -39,6 +39,7 @@ from fleet.services.approvals import wait_for_approval
 from fleet.services.authorization import Authorizer, allowed, question_of, tags_with, verdict_of
 from fleet.services.claims import misused
 from fleet.services.credentials import Submission, authenticate, no_credentials, present
+from fleet.services.first_use import ended_by_first_use
 from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal
 from fleet.services.refusals import audit_refusal, write_row
 
@@ -202,6 +203,9 @@ class Attempt:
         if identified.device.id != submission.request.device_id:
             raise Refused("not-your-identity", "The certificate presented belongs to another device.")
         _must_match_label(submission.label, identified.model)
+        if grant.credential.state is CredentialState.ISSUED:
+            unearned = await ended_by_first_use(registry, grant.credential, facts.credentials)
+            grant = structs.replace(grant, unearned=unearned)
         return await self._context(submission.request, grant, facts, identified.model)
 
     async def _context(
@@ -340,10 +344,10 @@ def _events(context: IssuanceContext, credential: Credential, tags: Tags) -> tup
         events.append(Event(EventKind.DEVICE_STATE, credential.holder, DeviceState.ACTIVE))
     if context.device is not None and tags != context.device.tags:
         events.append(Event(EventKind.DEVICE_TAGGED, credential.holder))
-    replaced = context.grant.replaces
-    if replaced is not None:
+    if isinstance(grant := context.grant, RenewalGrant):
         # The presented certificate is now in use, which ends those before it.
-        for ended in (*usable_before(context.credentials, replaced.fingerprint), *context.issued_unused()):
+        before = usable_before(context.credentials, grant.credential.fingerprint)
+        for ended in (*before, *grant.unearned, *context.issued_unused()):
             events.append(Event(EventKind.CREDENTIAL_ENDED, credential.holder, ended.fingerprint.hex()))
     events.append(Event(EventKind.CREDENTIAL_ISSUED, credential.holder, credential.fingerprint.hex()))
     return tuple(events)

@@ -406,6 +406,29 @@ async def test_a_factorys_token_is_judged_again_when_it_is_used(api: AdminHarnes
     assert (await api.est.enroll(csr_for("cam-2"), basic(made["token"]))).status == 200
 
 
+async def test_a_factorys_token_spent_early_takes_over_no_device_later(api: AdminHarness) -> None:
+    line = await api.operator("line-1", Role.FACTORY, ("cam",))
+    first, kept = [(await line.ask("POST", "/v1/tokens", {"device": "cam-2"}))[1]["token"] for _ in range(2)]
+    held = []
+    for token in (first, kept):
+        answer = await api.est.enroll(csr_for("cam-2", key := generate_key()), basic(token))
+        held.append(api.est.identity(answer.certificates[0], key))
+    board, other = held
+    assert (await api.est.reenroll(renewal_csr(board), board)).status == 200  # its first use
+    refused = await api.est.reenroll(renewal_csr(other), other)
+    assert (refused.status, refused.code) == (403, "certificate-superseded")
+    assert (await api.est.reenroll(renewal_csr(board), board)).status == 200
+    carol = await api.operator("carol", Role.OPERATOR, ("cam",))
+    answers = []
+    for device in ("cam-2", "cam-2"):
+        _, made = await carol.ask("POST", "/v1/tokens", {"device": device})
+        key = generate_key()
+        answer = await api.est.enroll(csr_for(device, key), basic(made["token"]))
+        answers.append(api.est.identity(answer.certificates[0], key))
+    for identity in answers:  # an operator's token may replace a board, in use or not
+        assert (await api.est.reenroll(renewal_csr(identity), identity)).status == 200
+
+
 async def test_an_operators_unspent_tokens_are_counted_and_revoked_with_it(api: AdminHarness, admin: Client) -> None:
     line = await api.operator("line-1", Role.FACTORY, ("cam",))
     made = [(await line.ask("POST", "/v1/tokens", {"model": "cam"}))[1] for _ in range(4)]

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, AuditRow, Change, Event, EventKind
-from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
+from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
 from fleet.domain.model_rules import ModelRules, MqttRules
@@ -230,6 +230,53 @@ async def test_the_first_use_of_a_certificate_that_many_were_issued_after(regist
     assert await registry.last_event() == seq  # none of the others has ended
     states = [c.state for c in await registry.credentials(CAM)]
     assert states == [CredentialState.ACTIVE] + [CredentialState.ISSUED] * 17
+
+
+def earned(right: str, state: CredentialState = CredentialState.ISSUED) -> Credential:
+    return replace(certificate(state=state), grant=right)
+
+
+def device_token(name: str, *, takes_over: bool, device: DeviceId | None = CAM) -> Token:
+    model, end = None if device else MODEL.name, NOW + timedelta(hours=1)
+    return Token(name, bytes(32), device, model, 1, 1, NOW, end, takes_over=takes_over)
+
+
+async def test_first_use_ends_later_ones_whose_right_is_for_new_devices_only(registry: SqliteRegistry) -> None:
+    await write(
+        registry,
+        Insert(device_token("factory", takes_over=False)),
+        Insert(device_token("operator", takes_over=True)),
+        Insert(device_token("model", takes_over=True, device=None)),
+    )
+    used = await holding(registry, earned("station line-1"))
+    rights = ["station line-1", "token factory", "claim batch", "request r1", "manifest cam-7", "token model"]
+    ended = [await holding(registry, earned(right)) for right in rights]
+    again = await holding(registry, replace(earned("station line-1"), key_sha256=used.key_sha256))
+    kept = [await holding(registry, earned(right)) for right in ("token operator", "certificate 5d", "idevid acme 1")]
+    seq = await registry.last_event()
+
+    await admit(registry, shows(used), CAM, NOW)
+
+    for each in ended:
+        assert (await refusal(registry, shows(each))).code == "certificate-superseded"
+    states = {c.fingerprint: c.state for c in await registry.credentials(CAM)}
+    assert {states[c.fingerprint] for c in (again, *kept)} == {CredentialState.ISSUED}
+    assert await registry.last_event() == seq + len(ended)
+    for each in (again, *kept):
+        await admit(registry, shows(each), CAM, NOW)
+
+
+@pytest.mark.parametrize(("right", "code"), [("station line-1", "certificate-ended"), ("token unknown", "")])
+async def test_what_was_issued_while_another_came_into_use_supersedes_it_by_right_only(
+    registry: SqliteRegistry, right: str, code: str
+) -> None:
+    in_use = await holding(registry, certificate())
+    late = await holding(registry, earned(right))
+    if not code:
+        await admit(registry, shows(late), CAM, NOW)
+        return
+    assert (await refusal(registry, shows(late))).code == code
+    await admit(registry, shows(in_use), CAM, NOW)
 
 
 class Raced:

@@ -7,7 +7,7 @@ from msgspec import Struct
 from fleet.domain.credential import Credential, must_be_usable
 from fleet.domain.errors import Refused
 from fleet.domain.issuance_context import IssuanceContext, Names
-from fleet.domain.writes import EndUnused, MarkUsed, Write
+from fleet.domain.writes import EndCredentials, EndUnused, MarkUsed, Write
 
 
 class RenewalGrant(Struct, frozen=True):
@@ -16,6 +16,8 @@ class RenewalGrant(Struct, frozen=True):
     """Names in that certificate."""
     grace: timedelta = timedelta(0)
     """How long after notAfter it can still be renewed."""
+    unearned: tuple[Credential, ...] = ()
+    """Unused certificates that this use of it ends."""
 
     path = None
 
@@ -42,8 +44,10 @@ class RenewalGrant(Struct, frozen=True):
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
         unused = a.issued_unused()
         newest = unused[-1].fingerprint if unused else None
+        ended = tuple(c.fingerprint for c in self.unearned)
         return (
             MarkUsed(self.credential.fingerprint),
+            *((EndCredentials(ended, a.now),) if ended else ()),
             # One certificate has one successor: a client that renews in a loop does not accumulate them.
             EndUnused(self.credential.kind, self.credential.holder, str(self), newest),
         )
