@@ -50,6 +50,22 @@ def key_identifier_of(ca: x509.Certificate) -> bytes:
         raise Invalid("bad-issuer", "The CA's certificate lacks a subject key identifier.") from None
 
 
+def urls_in(der: bytes) -> tuple[str, str]:
+    """URLs that a CRL of ours names: in its issuing distribution point, and of its delta CRL; "" for none."""
+    extensions = x509.load_der_x509_crl(der).extensions
+    found = ["", ""]
+    for each in extensions:
+        if isinstance(each.value, x509.IssuingDistributionPoint):
+            found[0] = _only_url(each.value.full_name)
+        elif isinstance(each.value, x509.FreshestCRL):
+            found[1] = _only_url(each.value[0].full_name)
+    return found[0], found[1]
+
+
+def _only_url(names: Sequence[x509.GeneralName] | None) -> str:
+    return str(names[0].value) if names else ""
+
+
 def make_entries(waiting: Sequence[Unlisted]) -> list[Listed]:
     """Their CRL entries. One whose certificate is not in the registry any more, as it has expired, belongs to no CA."""
     found: list[Listed] = []

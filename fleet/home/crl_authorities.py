@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fleet.ca.crl import LocalCrlSigner, key_identifier_of
+from fleet.ca.crl import LocalCrlSigner, key_identifier_of, urls_in
 from fleet.ca.keys import load_key
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, ROOTS
 from fleet.domain.ports import CrlSigner
@@ -22,7 +22,7 @@ def crl_authorities(home: Home) -> list[CrlCa]:
         if (key := ca.key_here) is not None:
             identifier = key_identifier_of(ca.certificate)
             is_sharded, is_root = ca.role in ISSUES_TO_DEVICES, ca.role in ROOTS
-            found.setdefault(identifier, CrlCa(identifier, _signer(ca.certificate, key), is_sharded, is_root))
+            found.setdefault(identifier, CrlCa(identifier, _signer(ca.certificate, key), urls_in, is_sharded, is_root))
     return list(found.values())
 
 
@@ -33,7 +33,7 @@ def root_that_publishes(home: Home) -> tuple[x509.Certificate, CrlCa]:
     """
     root = read_authorities(home).own.root
     signer = LocalCrlSigner(root, key_of_root(home.root_key))
-    return root, CrlCa(key_identifier_of(root), lambda: signer, is_sharded=False)
+    return root, CrlCa(key_identifier_of(root), lambda: signer, urls_in, is_sharded=False)
 
 
 def _signer(certificate: x509.Certificate, key: Path) -> Callable[[], CrlSigner]:

@@ -54,5 +54,5 @@ def _of(authority: Authority, *, has_root: bool) -> Iterator[HomeCa]:
     yield HomeCa(CaRole.ISSUING, authority.issuing, authority.key_file, tenant)
     for former in authority.former:
         yield HomeCa(CaRole.FORMER, former, authority.key_file_of(former), tenant)
-    for between in (*authority.above, *authority.above_former):
+    for between in dict.fromkeys((*authority.above, *authority.above_former)):
         yield HomeCa(CaRole.INTERMEDIATE, between, None, tenant)

@@ -49,6 +49,11 @@ class CrlPolicy:
     max_delay: timedelta = timedelta(seconds=5)
     """From a revocation to its publication."""
 
+    def urls_of(self, ca: str) -> tuple[str, str]:
+        """Of the full CRL of `ca`, and of its delta CRL; "" for none."""
+        delta = self.url + distribution.delta_crl_path(ca) if self.url and self.delta else ""
+        return self.url + distribution.full_crl_path(ca) if self.url else "", delta
+
 
 @dataclass(frozen=True, slots=True)
 class CrlCa:
@@ -57,6 +62,8 @@ class CrlCa:
     key_identifier: bytes
     signer: Callable[[], CrlSigner]
     """Reads the key. Raises: FleetError, OSError: it is not here."""
+    urls_in: Callable[[bytes], tuple[str, str]]
+    """URLs that a CRL of it names: in its issuing distribution point, and of its delta CRL; "" for none."""
     is_sharded: bool = True
     """False for the few certificates of a root or of the operators' CA."""
     keeps_validity: bool = False
@@ -113,6 +120,8 @@ class CrlPublisher:
     _seconds: Callable[[], float] = time.monotonic
     _full_from: dict[bytes, float] = field(default_factory=dict)
     """When, by `_seconds`, each CA's full CRL may be made again."""
+    _compared: set[bytes] = field(default_factory=set)
+    """CAs whose full CRL has had the URLs of this policy: looked at once, since a node with others may publish too."""
 
     async def publish_due(self, cas: Sequence[CrlCa], now: datetime, *, at_once: bool = False) -> list[CrlHead]:
         """Publish what is due for `cas`, unless another node does; what was published. `at_once`: all, due or not.
@@ -184,10 +193,11 @@ class CrlPublisher:
     async def _publish(self, round_: _Round, lease: Lease, *, at_once: bool) -> list[CrlHead]:
         await self._drop_spent_shards(round_, lease)
         number = crl_number(round_.now, [*(head.number for head in round_.heads.values()), round_.newest])
-        due = self._due(round_, at_once=at_once)
+        has_other_urls = await self._has_other_urls(round_.ca)
+        due = self._due(round_, at_once=at_once or has_other_urls)
         if not due:
             return []
-        maker = _Maker(self._registry, self._policy, round_, number, round_.ca.signer())
+        maker = _Maker(self._registry, self._policy, round_, number, round_.ca.signer(), has_other_urls)
         crls: list[Crl] = []
         for path, shard in due:
             if shard is not None:
@@ -203,6 +213,7 @@ class CrlPublisher:
         covered = full in dict(due) or delta in dict(due) or self._is_sharded(round_.ca)
         whole = [round_.ca.key_identifier] if covered else []
         await self._registry.publish_crls(crls, whole, lease, round_.now)
+        self._compared.add(round_.ca.key_identifier)
         await self._drop(round_, lease)
         return [crl.head for crl in crls]
 
@@ -217,6 +228,16 @@ class CrlPublisher:
             newest = ((paths[bucket * shards // len(_ALL)], number) for bucket, number in buckets)
             found |= {path for path, number in newest if number > numbers.get(path, number)}
         return frozenset(found)
+
+    async def _has_other_urls(self, ca: CrlCa) -> bool:
+        """Whether the published full CRL names others than the settings: all of the CA are then signed anew."""
+        if ca.key_identifier in self._compared:
+            return False
+        full = await self._registry.crl(distribution.full_crl_path(ca.name))
+        if full is not None and await asyncio.to_thread(ca.urls_in, full.der) != self._policy.urls_of(ca.name):
+            return True
+        self._compared.add(ca.key_identifier)
+        return False
 
     def _due(self, round_: _Round, *, at_once: bool) -> list[tuple[str, tuple[int, int] | None]]:
         """Paths that are due; of a shard, with its number and how many there are."""
@@ -286,6 +307,8 @@ class _Maker:
     round: _Round
     number: int
     signer: CrlSigner
+    has_other_urls: bool
+    """Whether the CRLs of before name other URLs."""
 
     async def shard(self, path: str, shard: int, shards: int) -> Crl:
         entries = await self._entries(path, buckets_of(shard, shards))
@@ -298,7 +321,7 @@ class _Maker:
     async def full(self, paths: Sequence[str]) -> list[Crl]:
         """With and without issuing distribution point; where no URL is known, both are without."""
         entries = await self._entries(paths[0], _ALL)
-        freshest = self._url(distribution.delta_crl_path(self.round.ca.name)) if self.policy.delta else ""
+        _, freshest = self.policy.urls_of(self.round.ca.name)
         with_point = self._form(paths[0], freshest=freshest)
         found = [await self._signed(paths[0], entries, with_point)]
         for path in paths[1:]:
@@ -314,6 +337,8 @@ class _Maker:
         base = before.base if before is not None else present
         if timedelta(milliseconds=self.number - base) > self.policy.validity:
             base = present
+        if self.has_other_urls:
+            base = self.number  # RFC 5280, 6.3.3 (c): base and delta have one issuing distribution point
         entries = await self.registry.changed_entries(self.round.ca.key_identifier, base)
         return await self._signed(path, entries, self._form(full, base=base), base=base)
 

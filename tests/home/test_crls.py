@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.backup.create import save_home
 from fleet.backup.restore import RestoreSource, restore_backup
-from fleet.ca.crl import key_identifier_of
+from fleet.ca.crl import key_identifier_of, urls_in
 from fleet.ca.distribution import Publication
 from fleet.config.settings import Settings
 from fleet.domain.crl import CrlHead, CrlReason
@@ -178,6 +178,28 @@ async def test_shards_of_an_earlier_number_go_together(fleet: CrlFleet) -> None:
         await eight.publish()
         assert {head.named_until for head in await fleet.registry.crl_heads() if "-of-4" in head.path} == until
         eight.now += DAY
+
+
+async def test_other_urls_in_the_settings_sign_every_crl_anew(fleet: CrlFleet) -> None:
+    await fleet.enroll("cam-1")
+    await fleet.move("revoke", "cam-1")
+    await fleet.publish()
+    elsewhere, one = "http://elsewhere.example", replace(WITH_URL, shards=1)
+    full, delta = full_crl_path(fleet.issuing), delta_crl_path(fleet.issuing)
+    for policy in (one, replace(one, url=elsewhere), replace(one, url=elsewhere, delta=False), CrlPolicy()):
+        other = with_policy(fleet, policy)
+        other.now = fleet.now = fleet.now + timedelta(seconds=1)
+        made = await other.publish(soon=True)
+        assert {full, plain_crl_path(fleet.issuing)} <= set(made)
+        names = urls_in((await other.file(full)).body)
+        assert names == (policy.url and policy.url + full, policy.url + delta if policy.delta else "")
+        assert (delta in made) is policy.delta
+        if policy.delta:  # with a base of its own scope
+            assert made[delta].base == made[full].number
+            assert urls_in((await other.file(delta)).body) == (policy.url + full, "")
+        assert list(await other.listed(full)) == list(await fleet.listed(plain_crl_path(fleet.issuing)))
+        assert await other.publish(soon=True) == {}
+        assert await with_policy(fleet, policy).publish(soon=True) == {}
 
 
 async def test_a_delta_crl_adds_and_removes(fleet: CrlFleet, tmp_path: Path) -> None:
