@@ -8,14 +8,13 @@ import click
 
 from fleet.cli.ca_check import check
 from fleet.cli.ca_import import csr_, import_
+from fleet.cli.ca_options import OUT, SIGNS, force_option, tenant_option, write_out
 from fleet.cli.ca_root import crl, cross_sign_, sign
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Column, Row, output_option, print_rows, print_value
-from fleet.cli.parameters import SHA256, TENANT_IF_ANY
+from fleet.cli.parameters import SHA256
 from fleet.client.client import Client
-from fleet.config.durable_files import write_file
-from fleet.config.streams import printable
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
 from fleet.domain.errors import no_such
 
@@ -29,10 +28,6 @@ COLUMNS = (
     "tenant",
     "key_here",
 )
-_tenant = click.option(
-    "--tenant", default="", metavar="NAME", type=TENANT_IF_ANY, help="Of this tenant, in place of the fleet's own."
-)
-_SIGNS = "CA keys stay in the home"
 
 
 @click.group()
@@ -61,10 +56,10 @@ def show(client: Client, output: str) -> None:
 
 @ca.command()
 @client_option
-@_tenant
+@tenant_option
 @click.option("--chain", "whole", is_flag=True, help="Append the issuing CA.")
-@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-")
+@force_option
+@click.argument("out", type=OUT, default="-")
 def export(client: Client, tenant: str, whole: bool, force: bool, out: Path) -> None:
     """Export the root certificate that devices trust, as PEM, to OUT (default: standard output).
 
@@ -75,10 +70,7 @@ def export(client: Client, tenant: str, whole: bool, force: bool, out: Path) -> 
     with attempting("exporting the CA"):
         authorities = client.get("/v1/authorities")["items"]
         pem = "".join(each["pem"] for each in _chain(authorities, tenant, whole=whole))
-        if str(out) == "-":
-            click.echo(printable(pem, keep="\n"), nl=False)
-        else:
-            write_file(out, pem.encode(), secret=False, force=force)
+        write_out(out, pem.encode(), force=force)
 
 
 def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]:
@@ -93,8 +85,8 @@ def _chain(authorities: Sequence[Row], tenant: str, *, whole: bool) -> list[Row]
 
 
 @ca.command()
-@home_option(_SIGNS)
-@_tenant
+@home_option(SIGNS)
+@tenant_option
 @click.option("--root", "root_too", is_flag=True, help="Give the root a new key as well.")
 @output_option
 def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
@@ -144,8 +136,8 @@ def rollover(home: Path, tenant: str, root_too: bool, output: str) -> None:
 
 
 @ca.command()
-@home_option(_SIGNS)
-@_tenant
+@home_option(SIGNS)
+@tenant_option
 @click.argument("sha256", type=SHA256)
 @click.option(
     "--force",

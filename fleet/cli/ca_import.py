@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fleet.cli.ca_options import OUT, SIGNS, force_option, tenant_option, write_out
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, home_option
 from fleet.cli.output import output_option, print_value
-from fleet.cli.parameters import TENANT_IF_ANY
-from fleet.config.durable_files import write_file
-from fleet.config.streams import printable
 from fleet.domain.errors import Invalid
 
 if TYPE_CHECKING:
@@ -19,27 +17,13 @@ if TYPE_CHECKING:
 
     from fleet.home.ca_store import Authority
 
-_tenant = click.option(
-    "--tenant", default="", metavar="NAME", type=TENANT_IF_ANY, help="Of this tenant, in place of the fleet's own."
-)
-_SIGNS = "CA keys stay in the home"
-OUT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
-
-
-def write_out(out: Path, pem: bytes, *, force: bool) -> None:
-    """`pem` to the file, or to standard output for "-"."""
-    if str(out) == "-":
-        click.echo(printable(pem.decode(), keep="\n"), nl=False)
-    else:
-        write_file(out, pem, secret=False, force=force)
-
 
 @click.command(name="csr")
-@home_option(_SIGNS)
-@_tenant
+@home_option(SIGNS)
+@tenant_option
 @click.option("--name", default="", metavar="TEXT", help="Common name of the CA; default: as a rollover names it.")
 @click.option("--new-key", is_flag=True, help="Forget the key of an earlier request that was not answered.")
-@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
+@force_option
 @click.argument("out", type=OUT, default="-")
 def csr_(home: Path, tenant: str, name: str, new_key: bool, force: bool, out: Path) -> None:
     """Write a request (PKCS#10) for the next issuing CA, to be signed by a corporate or offline root, to OUT.
@@ -59,8 +43,8 @@ def csr_(home: Path, tenant: str, name: str, new_key: bool, force: bool, out: Pa
 
 
 @click.command(name="import")
-@home_option(_SIGNS)
-@_tenant
+@home_option(SIGNS)
+@tenant_option
 @click.option(
     "--force", is_flag=True, help="Even if clients that trust the present root alone could no longer verify the server."
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fleet.cli.ca_import import OUT, write_out
+from fleet.cli.ca_options import OUT, SIGNS, force_option, write_out
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, home_option
 
@@ -16,14 +16,11 @@ if TYPE_CHECKING:
     from fleet.domain.access import Act
     from fleet.domain.ports import Registry
 
-_SIGNS = "CA keys stay in the home"
-_force = click.option("--force", is_flag=True, help="Replace OUT if it is there.")
-
 
 @click.command()
-@home_option(_SIGNS)
+@home_option(SIGNS)
 @click.option("--days", type=click.IntRange(1, 7300), default=3650, show_default=True, help="Its lifetime.")
-@_force
+@force_option
 @click.argument("request", type=FILE)
 @click.argument("out", type=OUT, default="-")
 def sign(home: Path, days: int, force: bool, request: Path, out: Path) -> None:
@@ -55,8 +52,8 @@ def sign(home: Path, days: int, force: bool, request: Path, out: Path) -> None:
 
 
 @click.command(name="cross-sign")
-@home_option(_SIGNS)
-@_force
+@home_option(SIGNS)
+@force_option
 @click.argument("root", type=FILE)
 @click.argument("out", type=OUT, default="-")
 def cross_sign_(home: Path, force: bool, root: Path, out: Path) -> None:
@@ -84,12 +81,12 @@ def cross_sign_(home: Path, force: bool, root: Path, out: Path) -> None:
 
 
 @click.command()
-@home_option(_SIGNS)
+@home_option(SIGNS)
 @click.option("--days", type=click.IntRange(1, 731), default=365, show_default=True, help="Until its nextUpdate.")
 @click.option(
     "--revoke", "revoked", type=FILE, multiple=True, help="A CA certificate that this root has signed; may be repeated."
 )
-@_force
+@force_option
 @click.argument("out", type=OUT, default="-")
 def crl(home: Path, days: int, revoked: tuple[Path, ...], force: bool, out: Path) -> None:
     """Sign the root's own CRL, of the CAs that it has signed, and write it to OUT, PEM.

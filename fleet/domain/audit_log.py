@@ -8,10 +8,11 @@ need to agree on the numbering only.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from msgspec import Struct
 
+from fleet.config.timestamps import EPOCH
 from fleet.domain import merkle
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.errors import Invalid
@@ -19,7 +20,6 @@ from fleet.domain.errors import Invalid
 NODE_LEVELS = (8, 16, 24, 32)
 """Levels of perfect subtrees whose hashes are stored once complete: a proof reads a few hundred hashes."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _MICROSECOND = timedelta(microseconds=1)
 # Canonical: a list in fixed order, no spaces, non-ASCII escaped.
@@ -28,7 +28,7 @@ _canonical = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), sort_key
 
 def leaf_data(entry: AuditEntry, seq: int) -> bytes:
     """Leaf data of `entry` as row `seq`: canonical JSON, time in microseconds since 1970."""
-    microseconds = (entry.at - _EPOCH) // _MICROSECOND
+    microseconds = (entry.at - EPOCH) // _MICROSECOND
     texts = (entry.actor, entry.action, entry.subject, entry.outcome, entry.address)
     return _canonical([seq, microseconds, *texts, entry.detail]).encode("ascii")
 
@@ -53,7 +53,7 @@ class TreeHead(Struct, frozen=True):
 
 def head_data(size: int, root: bytes, at: datetime) -> bytes:
     """The signed data (RFC 9162, 4.10): milliseconds since 1970, size, root hash, no extensions."""
-    milliseconds = (at - _EPOCH) // _MILLISECOND
+    milliseconds = (at - EPOCH) // _MILLISECOND
     return milliseconds.to_bytes(8) + size.to_bytes(8) + bytes([len(root)]) + root + b"\0\0"
 
 

@@ -8,12 +8,12 @@ check_path(proof)  # the row is in the head's tree; verify the head's signature 
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
 
-from fleet.config.timestamps import rfc3339
+from fleet.config.timestamps import EPOCH, rfc3339
 from fleet.domain import merkle
 from fleet.domain.audit_log import TreeHead, leaf_data
 from fleet.domain.changes import AuditEntry
@@ -28,7 +28,6 @@ _SIGNATURE = re.compile(rf"(?:[0-9a-f]{{2}}){{8,{SIGNATURE_SIZE_MAX}}}")
 _SECONDS = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"
 _TO_THE_MICROSECOND = re.compile(_SECONDS + r"\.[0-9]{6}Z")
 _TO_THE_MILLISECOND = re.compile(_SECONDS + r"\.[0-9]{3}Z")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ENTRY_TEXTS = ("actor", "action", "subject", "outcome", "address")
 
 
@@ -170,7 +169,7 @@ def _moment(value: Any, form: re.Pattern[str], what: str) -> datetime:
         at = datetime.fromisoformat(value)
     except ValueError:
         raise _bad(f"its {what} is not a time") from None
-    if at < _EPOCH:
+    if at < EPOCH:
         raise _bad(f"its {what} lies before 1970")
     return at
 

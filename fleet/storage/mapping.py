@@ -6,7 +6,7 @@ Times are stored as microseconds since the epoch, lists and maps as JSON text.
 import json
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_
 
 from msgspec import Struct
 
+from fleet.config.timestamps import EPOCH
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest
 from fleet.domain.audit_log import TreeHead
@@ -38,17 +39,16 @@ Row = tuple[Any, ...]
 """One row as a database driver gives it, in the order of the columns asked for."""
 
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")  # RFC 5280, 4.1.2.2: at most 20 octets
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def micros(at: datetime) -> int:
     """`at`, which must be aware, as microseconds since the epoch. Integer arithmetic: a float loses the last digits."""
-    return (at - _EPOCH) // _MICROSECOND
+    return (at - EPOCH) // _MICROSECOND
 
 
 def moment(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 # `json.dumps` with options makes an encoder for each call.
@@ -280,7 +280,7 @@ def head_of(row: Row) -> TreeHead:
     except (TypeError, OverflowError):
         head = None
     # What is signed is the time to the millisecond: more was not written.
-    is_sound = head is not None and head.size >= 1 and len(head.root) == HASH_SIZE and head.at >= _EPOCH
+    is_sound = head is not None and head.size >= 1 and len(head.root) == HASH_SIZE and head.at >= EPOCH
     if head is None or not is_sound or head.at.microsecond % 1000:
         raise Invalid("audit-head-changed", f"The audit is broken: the head of {row[0]} rows has been changed.")
     return head
