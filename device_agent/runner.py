@@ -201,11 +201,8 @@ class Runner:
         )
 
     def _is_renewable_instead(self) -> bool:
-        """Whether the server refuses both certificates, and has said since that the current one can be renewed.
-
-        Then the candidate has never been used: its first use would have superseded the current one. Both may be
-        distrusted.
-        """
+        """Whether the server refuses both certificates, and has said since that the current one can be renewed."""
+        # Then the candidate has never been used: that would have superseded the current one. Both may be distrusted.
         since = self.connection.both_refused_since
         return since is not None and self.current is not None and self.schedule.was_renewable(self.current, since)
 
