@@ -64,15 +64,18 @@ def until(holds: Callable[[], bool]) -> float:
     return time.monotonic() - began
 
 
-def test_openssl_refuses_a_revoked_certificate_and_a_kill_loses_no_revocation(
-    publishing: Served, tmp_path: Path
-) -> None:
+def test_openssl_refuses_a_revoked_certificate(publishing: Served, tmp_path: Path) -> None:
     one = enroll(publishing, tmp_path, "cam-1")
     until(lambda: run_fleet(publishing.home, "crl", "list", "-o", "json").count("full") == 3)
     assert verified(publishing, tmp_path, one) == ""
     run_fleet(publishing.home, "device", "suspend", "cam-1")
     took = until(lambda: "certificate revoked" in verified(publishing, tmp_path, one))
     print(f"openssl refuses {took:.2f} s after a suspension, with crl.max_delay = 1 s")
+
+
+@pytest.mark.long  # within a round: tests/faults/test_kill_crl_round.py
+def test_a_kill_loses_no_revocation(publishing: Served, tmp_path: Path) -> None:
+    one = enroll(publishing, tmp_path, "cam-1")
     publishing.kill()
     run_fleet(publishing.home, "device", "revoke", "cam-1", "--crl-reason", "keyCompromise")
     publishing.start()

@@ -1,5 +1,6 @@
 """CRLs of a home's CAs: what they list and for how long, their numbers, and what openssl and GnuTLS make of them."""
 
+import asyncio
 import shutil
 import sqlite3
 import subprocess
@@ -47,9 +48,15 @@ DAY = timedelta(days=1)
 WITH_URL = CrlPolicy(URL, shards=4, delta=True)
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that each test copies."""
+    return asyncio.run(create_home(tmp_path_factory.mktemp("template") / "home", Settings(), NOW - DAY)).path
+
+
 @pytest.fixture
-async def fleet(tmp_path: Path) -> AsyncIterator[CrlFleet]:
-    home = await create_home(tmp_path / "home", Settings(), NOW - DAY)
+async def fleet(template: Path, tmp_path: Path) -> AsyncIterator[CrlFleet]:
+    home = Home(Path(shutil.copytree(template, tmp_path / "home", symlinks=True)))
     registry = await open_registry(home)
     yield CrlFleet(home, registry)
     await registry.close()
