@@ -26,7 +26,7 @@ RATE_MAX = 2**31 - 1
 BYTES_PER_SECOND_MIN = 1_024  # less, and one read of the transport would take longer than a session is kept waiting
 PACKET_SIZE_MIN = 1_024
 BURST_MIN, BURST_MAX = timedelta(seconds=1), timedelta(hours=1)
-ORGANIZATION_SIZE_MAX = 64  # X.520 ub-organization-name
+ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
 FORMER_TENANTS_MAX = 16  # each is one more CA that can issue for the model's devices
 
@@ -184,7 +184,7 @@ DEFAULT_RULES = ModelRules()
 _GROUPS = (AdmissionRules, ProfileRules, RenewalRules, MqttRules, HttpRules)
 _Rules = TypeVar("_Rules", bound=Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ORGANIZATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
+_ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 
 
 _TYPED = (datetime, timedelta)  # msgspec leaves them to `_json` and `_typed`
@@ -339,8 +339,8 @@ def _check_profile(rules: ProfileRules) -> None:
         what = f"{unknown[0][:80]!r} is not known here." if unknown else "A device's certificate needs clientAuth."
         raise Invalid("bad-rule", what, f"Choose from {', '.join(EXTENDED_KEY_USAGES)}.")
     name = rules.organisation
-    if name and (not _ORGANIZATION.fullmatch(name) or not name.isprintable() or name.strip() != name):
-        raise Invalid("bad-rule", f"An organization has 1 to {ORGANIZATION_SIZE_MAX} printable characters.")
+    if name and (not _ORGANISATION.fullmatch(name) or not name.isprintable() or name.strip() != name):
+        raise Invalid("bad-rule", f"An organisation has 1 to {ORGANISATION_SIZE_MAX} printable characters.")
     if rules.dns_name:
         check_dns_template(rules.dns_name)
     if len(rules.uris) > URI_NAMES_MAX:

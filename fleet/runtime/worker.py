@@ -186,7 +186,7 @@ async def run_worker(
 
 
 async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer) -> None:
-    """At the same time: the broker that we run is stopped soon, and what it has not been told by then is lost."""
+    """At the same time: the broker that we run is stopped soon, and what has not reached it by then is lost."""
     closing = gateway.close(deadline.left(BROKER_SECONDS_MIN))
     await asyncio.gather(closing, *(server.shutdown(DRAIN_SECONDS_MAX) for server in servers))
 

@@ -114,7 +114,7 @@ async def revoking(
 
 async def _is_news(registry: Registry, kind: CredentialKind, holder: str, crl_reason: CrlReason, now: datetime) -> bool:
     """Whether `crl_reason` is keyCompromise and CRLs give another reason for a certificate of the holder. No other
-    reason takes the place of one that was given: what relying parties were told would become weaker.
+    reason takes the place of one that was given: what has been published would become weaker.
     """
     if crl_reason is not CrlReason.KEY_COMPROMISE:
         return False

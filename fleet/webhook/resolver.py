@@ -83,7 +83,7 @@ class Resolver(AbstractResolver):
     def _ended(self, host: str, found: asyncio.Future[Found]) -> None:
         del self._under_way[host]
         if not found.cancelled():
-            found.exception()  # whoever asked may have left
+            found.exception()  # the caller may have left
 
     async def close(self) -> None:
         for found in list(self._under_way.values()):

@@ -22,7 +22,7 @@ EXTENSION_REQUEST = "1.2.840.113549.1.9.14"
 TEMPLATE = "1.2.840.113549.1.9.16.2.61"
 EXTENSION_REQUEST_TEMPLATE = "1.2.840.113549.1.9.16.2.62"
 COMMON_NAME = "2.5.4.3"
-ORGANIZATION = "2.5.4.10"
+ORGANISATION = "2.5.4.10"
 
 _NULL = b"\x05\x00"
 _RSA_BITS = 2048
@@ -36,7 +36,7 @@ class CsrAttributes:
     """Names of fleet.wire.key_types, the preferred one first."""
     extended_key_usages: tuple[str, ...] = ()
     """Dotted OIDs."""
-    organization: str = ""
+    organisation: str = ""
     """O of the subject; "" for none."""
     binding: bool = False
     """Whether the challenge password must bind the request to its TLS connection (RFC 7030, 3.5)."""
@@ -97,9 +97,9 @@ def _usage_extensions(oids: Iterable[str]) -> bytes:
 def _template(wanted: CsrAttributes) -> bytes:
     """CertificationRequestInfoTemplate: O as given, a CN for the client to fill in, key type, extensions."""
     names = [der.encode_oid(COMMON_NAME)]
-    if wanted.organization:
-        text = der.encode_element(der.UTF8_STRING, wanted.organization.encode())
-        names.insert(0, der.encode_oid(ORGANIZATION) + text)
+    if wanted.organisation:
+        text = der.encode_element(der.UTF8_STRING, wanted.organisation.encode())
+        names.insert(0, der.encode_oid(ORGANISATION) + text)
     rdns = (der.encode_element(der.SET, der.sequence(name)) for name in names)
     content = b"\x02\x01\x00" + der.sequence(*rdns)
     if wanted.key_types:

@@ -78,7 +78,7 @@ def test_the_template_is_rfc_9908s() -> None:
 @pytest.mark.parametrize("wanted", [WHOLE, CsrAttributes(), CsrAttributes(("Ed25519",)), CsrAttributes(binding=True)])
 def test_what_is_written_is_read(wanted: CsrAttributes) -> None:
     # A client takes O from the template; ours names itself as its operator says.
-    assert decode_csrattrs(encode_csrattrs(wanted)) == replace(wanted, organization="")
+    assert decode_csrattrs(encode_csrattrs(wanted)) == replace(wanted, organisation="")
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ class _Handlers:
 
     async def csrattrs(self, exchange: Exchange, asked: Route) -> Response:
         """RFC 7030, 4.5, and RFC 9908: CSR attributes of the model; 204 when the model is not known."""
-        credentials = basic_credentials(exchange)  # none are needed, but wrong ones are told
+        credentials = basic_credentials(exchange)  # none are needed, but wrong ones are refused
         model = await model_to_ask_for(self._registry, exchange.peer, credentials, asked.label, self._clock())
         if model is None:
             return Response(204, b"", {})
@@ -203,7 +203,7 @@ class _Handlers:
         wanted = CsrAttributes(
             key_types=model.key_types,
             extended_key_usages=tuple(EXTENDED_KEY_USAGES[name] for name in profile.extended_key_usages),
-            organization=profile.organisation,
+            organisation=profile.organisation,
             binding=profile.binding,
         )
         is_libest = wants_lines(exchange)

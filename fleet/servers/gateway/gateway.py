@@ -154,8 +154,8 @@ class Gateway:
     async def close(self, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
         """Close every session, with DISCONNECT to those of 5.0 and to the broker, and cancel pending work.
 
-        A second call waits for the end of the first. A broker that is stopped next publishes every will that it has not
-        been told to discard.
+        A second call waits for the end of the first. A broker that is stopped next publishes every will that it was
+        not asked to discard.
         """
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(seconds_max))

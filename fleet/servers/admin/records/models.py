@@ -18,7 +18,7 @@ from fleet.domain.model_rules import (
     EXTENDED_KEY_USAGES,
     FORMER_TENANTS_MAX,
     GRACE_MAX,
-    ORGANIZATION_SIZE_MAX,
+    ORGANISATION_SIZE_MAX,
     PACKET_SIZE_MIN,
     RATE_MAX,
     SPREAD_MAX,
@@ -67,7 +67,7 @@ _Usages = Annotated[
     list[Annotated[str, choice(EXTENDED_KEY_USAGES)]],
     Meta(min_length=1, description="clientAuth is always among them."),
 ]
-_Organization = Annotated[str, at_most(ORGANIZATION_SIZE_MAX, "O of the subject.")]
+_Organisation = Annotated[str, at_most(ORGANISATION_SIZE_MAX, "O of the subject.")]
 _DnsName = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "DNS name in the SAN; {id}, {model} are filled.")]
 _Uri = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "{id} and {model} are filled in.")]
 _Email = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "Mail address in the SAN; {id} and {model} are filled in.")]
@@ -104,7 +104,7 @@ class ProfileRules(Record):
     """What certificates hold beside the device id."""
 
     extended_key_usages: _Usages | UnsetType = UNSET
-    organisation: _Organization | UnsetType = UNSET
+    organisation: _Organisation | UnsetType = UNSET
     hardware_module_name: Annotated[
         bool | UnsetType, about("Whether the SAN holds a known hardware serial (IEEE 802.1AR).")
     ] = UNSET

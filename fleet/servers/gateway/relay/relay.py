@@ -109,7 +109,7 @@ class Relay:
 
     @property
     def left_in_order(self) -> bool:
-        """Whether the broker has been told to discard the will; it may have refused that, or a packet before."""
+        """Whether the broker was asked to discard the will; it may have refused that, or a packet before."""
         return self.farewell is not None and self.farewell[:1] in (b"", b"\0")
 
     def may_leave_will(self, reason: CloseReason) -> bool:

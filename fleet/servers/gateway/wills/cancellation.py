@@ -71,7 +71,7 @@ class WillCancellation:
     async def cancel_all(self, seconds_max: float) -> int:
         """Cancel every will that waits, before the broker is stopped: it would publish them. How many still wait.
 
-        Those that the broker has been told to discard come last, and are not counted.
+        Those that the broker was asked to discard come last, and are not counted.
         """
         for will in sorted(self._wills, key=lambda will: will.left_in_order):
             self._start(will, at_once=True)

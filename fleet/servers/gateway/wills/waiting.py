@@ -34,7 +34,7 @@ class WaitingWill:
     said_at: float = math.inf
     """When it is due by the session expiry of a DISCONNECT, if the broker has accepted that."""
     left_in_order: bool = False
-    """Whether the broker has been told to discard it: hardly any of these waits."""
+    """Whether the broker was asked to discard it: hardly any of these waits."""
 
     @property
     def waits_until(self) -> float:
