@@ -1,5 +1,6 @@
 """The log of revocations: durable lines, cut anywhere, several writers, and what it can and cannot vouch for."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,6 +99,40 @@ def test_cut_anywhere_it_goes_on_from_the_last_whole_line(path: Path) -> None:
         assert mark == Mark(lineage, lines - 1)
         log.note([revoked(n) for n in range(1, 5)])
         assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("found", "beside", "level"),
+    [
+        (b"", "", logging.WARNING),
+        (None, "", logging.WARNING),  # a new node's home, or one from before there were journals
+        (None, "audit-note.json", logging.ERROR),
+        (b"", "revoked.jsonl", logging.ERROR),
+        (b'{"lineage":"5c', "", logging.ERROR),
+        (bytes(500), "", logging.ERROR),
+    ],
+)
+def test_a_journal_that_begins_anew_in_a_registry_with_events_says_so(
+    path: Path, caplog: pytest.LogCaptureFixture, found: bytes | None, beside: str, level: int
+) -> None:
+    path.parent.mkdir(mode=0o700)
+    if found is not None:
+        path.write_bytes(found)
+    if beside:
+        (path.parent / beside).touch()
+    log = RevocationJournal(path, FLEET)
+    assert log.mark(newest=5).seen == 5
+    [record] = caplog.records
+    assert record.levelno == level
+    assert str(path) in record.getMessage()
+    assert "after=5" in record.getMessage()
+    log.mark(newest=6)
+    assert len(caplog.records) == 1
+
+
+def test_the_journal_of_a_new_registry_begins_without_a_word(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begun(path)
+    assert not caplog.records
 
 
 def test_a_torn_end_is_no_line_for_a_reader(path: Path) -> None:

@@ -13,6 +13,7 @@ newline is written; an append that records a revocation is durable when it retur
 
 import fcntl
 import json
+import logging
 import os
 import re
 from collections import deque
@@ -25,9 +26,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.config.durable_files import new_file, sync
+from fleet.config.logs import log_event
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Invalid, Refused, Unavailable
+
+logger = logging.getLogger("fleet.revocations")
 
 NOTED = frozenset(
     {
@@ -45,6 +49,7 @@ _ENDS = frozenset(
 TAIL_SIZE = 64 * 1024  # octets at the end in which the last event is looked for: some 400 lines
 LINE_MAX = 1024  # octets; the longest is a distrust, with some 400
 MARK_EVERY = 1_000  # events without an entry before a line records the position
+_BESIDE = ("revoked.jsonl", "audit-note.json")  # files of a home that has been served, hence with a journal
 _LINEAGE = re.compile(r"[0-9a-f]{32}")
 _FLEET = re.compile(r"[0-9a-f]{64}")
 
@@ -79,13 +84,17 @@ class RevocationJournal:
         self._fleet = fleet
 
     def mark(self, *, newest: int) -> Mark:
-        """The last event that it covers. A missing journal is created, starting after event `newest` of the registry.
+        """The last event that it covers. A missing journal is created, starting after event `newest` of the registry;
+        this is logged unless the registry is new, as an error where there must have been a journal.
 
         Raises: Invalid (`revocation-log-damaged`); Refused (`registry-went-back`): it covers events after `newest`.
         """
         with self._locked() as handle:
+            was_empty = os.fstat(handle).st_size == 0
             mark = self._mark(handle)
             if mark is None:
+                if newest:
+                    self._warn_of_beginning(newest, is_lost=not was_empty)
                 mark = Mark(new_lineage(), newest)
                 self._append(handle, [self._beginning(mark)])
         if mark.seen > newest:
@@ -96,6 +105,15 @@ class RevocationJournal:
                 f"Restore a backup with: fleet restore FILE NEW_HOME --revocations {self.path}",
             )
         return mark
+
+    def _warn_of_beginning(self, newest: int, *, is_lost: bool) -> None:
+        is_lost = is_lost or any((self.path.parent / name).exists() for name in _BESIDE)
+        advice = (
+            f"If {self.path} was lost, an older registry is not found out, and devices revoked since are accepted: "
+            "put the journal back from a copy, or check that the newest revocations are in force (fleet audit list)."
+        )
+        level = logging.ERROR if is_lost else logging.WARNING
+        log_event(logger, level, "revocations.begun-anew", after=newest, advice=advice)
 
     def covered(self) -> int:
         """The number of the last event that it covers, 0 for a missing journal. Raises: as `newest_event`."""
