@@ -12,6 +12,7 @@ from cryptography import x509
 
 from fleet.ca import lints
 from fleet.ca.distribution import Publication
+from fleet.ca.key_identifiers import identifier_of
 from fleet.domain.enrollment import IssuePermit
 from fleet.wire.der import (
     BIT_STRING,
@@ -59,7 +60,7 @@ class ExpectedAssembly:
     def __init__(self, issuer: x509.Certificate, publication: Publication | None = None) -> None:
         self._issuer_name = issuer.subject.public_bytes()
         self._issuer_validity = issuer.not_valid_before_utc, issuer.not_valid_after_utc
-        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        identifier = identifier_of(issuer)
         self._identifier, self._publication = identifier, publication
         self._authority = _extension(_AUTHORITY_KEY_IDENTIFIER, sequence(encode_element(0x80, identifier)))
         self._constant: dict[tuple[str, ...], bytes] = {}

@@ -6,7 +6,6 @@ operators' CA, self-signed         ->  people and programs that use the admin AP
 """
 
 import functools
-import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.ca.distribution import DistributionPoints, Publication
+from fleet.ca.key_identifiers import identifier_of, spki_sha256
 from fleet.ca.keys import generate_key
 from fleet.ca.profiles import END_ENTITY, SIGNS_CERTIFICATES, SIGNS_ONLY, key_identifier, new_serial
+from fleet.domain.backdating import BACKDATED_CA
 from fleet.domain.errors import Invalid
 
 ROOT_LIFETIME = timedelta(days=20 * 365)
@@ -30,11 +30,6 @@ OPERATORS_LIFETIME = timedelta(days=10 * 365)
 SERVER_LIFETIME = timedelta(days=397)
 RESPONDER_LIFETIME = timedelta(days=14)
 """Of a certificate that signs OCSP answers: nobody can revoke it (id-pkix-ocsp-nocheck), so it is short."""
-
-CLOCK_SKEW = timedelta(days=1)
-"""Backdating of notBefore. Devices verify these certificates, some without a clock: a board that boots with the time at
-which it was last switched off must still be able to reach the server.
-"""
 
 COMMON_NAME_SIZE_MAX = 64  # X.520 ub-common-name
 HOSTS_MAX = 100
@@ -266,15 +261,10 @@ def names_of_server(certificate: x509.Certificate) -> frozenset[str]:
     return frozenset(str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress))
 
 
-def spki_sha256(key: CertificatePublicKeyTypes) -> bytes:
-    """SHA-256 of the key's DER SubjectPublicKeyInfo, 32 bytes."""
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
-
-
 def _self_signed(name: x509.Name, now: datetime, lifetime: timedelta, *, path_length: int | None) -> Certified:
     key = generate_key()
     itself = _Party.new(name, key.public_key())
-    validity = now - CLOCK_SKEW, now + lifetime
+    validity = now - BACKDATED_CA, now + lifetime
     return _sign(itself, itself, key, validity=validity, extensions=_authority_extensions(path_length)), key
 
 
@@ -283,7 +273,7 @@ def _authority_extensions(path_length: int | None) -> tuple[tuple[x509.Extension
 
 
 def _within(issuer: x509.Certificate, now: datetime, lifetime: timedelta) -> tuple[datetime, datetime]:
-    start = max(now - CLOCK_SKEW, issuer.not_valid_before_utc)
+    start = max(now - BACKDATED_CA, issuer.not_valid_before_utc)
     end = min(now + lifetime, issuer.not_valid_after_utc)
     if not now < end:
         raise Invalid(
@@ -311,14 +301,6 @@ def _host_name(host: str) -> x509.GeneralName:
             "Give the name without scheme and port; an international name in its xn-- form.",
         )
     return x509.DNSName(host)
-
-
-def identifier_of(certificate: x509.Certificate) -> bytes:
-    """The subject key identifier as it stands in `certificate`, by whatever method; ours where it has none."""
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except x509.ExtensionNotFound:
-        return key_identifier(spki_sha256(certificate.public_key()))
 
 
 @dataclass(frozen=True, slots=True)

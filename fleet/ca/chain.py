@@ -7,9 +7,9 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.domain.errors import Invalid
+from fleet.wire.spki import spki_of
 
 CHAIN_SIZE_MAX = 6  # the issuing CA, its root, and as many between them as any client follows
 RSA_BITS_MIN = 2048
@@ -45,8 +45,8 @@ def checked_chain(
 
     Raises: Invalid (`bad-chain`), with the reason.
     """
-    spki = _spki(key)
-    issuing = next((each for each in given if _spki(each.public_key()) == spki), None)
+    spki = spki_of(key)
+    issuing = next((each for each in given if spki_of(each.public_key()) == spki), None)
     if issuing is None:
         raise _bad(
             "no certificate for the key of the request is in the file",
@@ -125,10 +125,6 @@ def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extens
 
 def _name(certificate: x509.Certificate) -> str:
     return certificate.subject.rfc4514_string() or "a certificate without a name"
-
-
-def _spki(key: object) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
 
 
 def _bad(why: str, advice: str) -> Invalid:

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fleet.ca.key_identifiers import identifier_of, issuer_identifier_of
 from fleet.ca.tbs import ECDSA_WITH_SHA256, extension, integer, sealed, time
 from fleet.domain.crl import CrlForm, CrlReason, Listed, Revocation, Unlisted
 from fleet.domain.distribution import bucket_of
@@ -36,18 +37,9 @@ def crl_entry(revocation: Revocation) -> bytes:
 def issuer_of(certificate_der: bytes) -> bytes | None:
     """The key identifier of the CA that issued a certificate; None: it names none."""
     try:
-        extensions = x509.load_der_x509_certificate(certificate_der).extensions
-        return extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-    except (ValueError, x509.ExtensionNotFound):
+        return issuer_identifier_of(x509.load_der_x509_certificate(certificate_der))
+    except ValueError:
         return None
-
-
-def key_identifier_of(ca: x509.Certificate) -> bytes:
-    """The subject key identifier of a CA, as it stands in its certificate. Raises: Invalid (`bad-issuer`)."""
-    try:
-        return ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except x509.ExtensionNotFound:
-        raise Invalid("bad-issuer", "The CA's certificate lacks a subject key identifier.") from None
 
 
 def urls_in(der: bytes) -> tuple[str, str]:
@@ -108,7 +100,7 @@ class LocalCrlSigner:
             raise Invalid("bad-issuer", "The CA's certificate may not sign CRLs.")
         self._key = private_key
         self._name = certificate.subject.public_bytes()
-        self._identifier = key_identifier_of(certificate)
+        self._identifier = identifier_of(certificate)
 
     def sign(self, form: CrlForm, entries: Sequence[bytes]) -> bytes:
         """The CRL, DER. `entries` are those of `crl_entry`, in any order."""

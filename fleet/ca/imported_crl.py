@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import identifier_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.domain.crl import Crl, CrlHead, CrlReason, Revocation
 from fleet.domain.distribution import ca_name, full_crl_path, plain_crl_path
 from fleet.domain.errors import Invalid

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 from msgspec import structs
 
@@ -15,6 +14,7 @@ from fleet.ca import lints
 from fleet.ca.assembly import ExpectedAssembly
 from fleet.ca.authority import Certified
 from fleet.ca.distribution import DistributionPoints, Publication
+from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.keys import generate_key
 from fleet.ca.profiles import END_ENTITY, PROFILES, SIGNS_ONLY, key_identifier, new_serial, validity
 from fleet.ca.tbs import Template, extension, raw_extension, sealed
@@ -23,6 +23,7 @@ from fleet.domain.enrollment import IssuePermit, permit_by_operator
 from fleet.domain.errors import Invalid, Refused
 from fleet.domain.model_rules import ProfileRules
 from fleet.wire.der import OCTET_STRING, encode_element, encode_oid
+from fleet.wire.spki import spki_of
 
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 _SKI = encode_oid(ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string)
@@ -32,11 +33,6 @@ FLEET = frozenset({CredentialKind.DEVICE, CredentialKind.STATION, CredentialKind
 """Kinds of holder that the fleet's issuing CA certifies."""
 OPERATORS = frozenset({CredentialKind.OPERATOR})
 """Kinds of holder that the operators' CA certifies: the two CAs have none in common."""
-
-
-def spki_of(certificate: x509.Certificate) -> bytes:
-    """DER of its SubjectPublicKeyInfo."""
-    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def own_key() -> Refused:
@@ -64,13 +60,13 @@ class LocalIssuer:
             raise Invalid("bad-issuer", "The issuing key is not P-256.")
         self.certificate = certificate
         self._key = private_key
-        self._spki = spki_of(certificate)
+        self._spki = spki_of(certificate.public_key())
         self._kinds = frozenset(kinds)
         self._name = certificate.subject.public_bytes()
         self._validity = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         self._common = _common_extensions(certificate)
         self._publication = publication
-        identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        identifier = identifier_of(certificate)
         self._points = DistributionPoints(identifier, publication) if publication is not None else None
         self._expected = ExpectedAssembly(certificate, publication)
         self._templates: dict[tuple[str, ...], Template] = {}
@@ -132,7 +128,7 @@ def trial_leaf(issuing: Certified, model: str, profile: ProfileRules, now: datet
     Raises: as LocalIssuer and its `issue`.
     """
     # Not the key of the CA, for which the issuer refuses a certificate.
-    spki = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = spki_of(generate_key().public_key())
     permit = permit_by_operator(CredentialKind.DEVICE, "trial-1", spki, now + timedelta(days=1), now, model=model)
     permit = structs.replace(permit, profile=profile, hardware_serial="1")
     return x509.load_der_x509_certificate(LocalIssuer(*issuing).issue(permit, now).der)

@@ -15,12 +15,12 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from fleet.ca.distribution import Publication
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
+from fleet.wire.spki import spki_of
 
 BACKDATING_MAX = timedelta(minutes=5)
 
@@ -162,7 +162,7 @@ def expected_urls(
 
 def key_is_the_permitted_one(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:
     # Loading the key proves as well that an EC point lies on its curve.
-    return is_permitted_key(c.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), permit)
+    return is_permitted_key(spki_of(c.public_key()), permit)
 
 
 def key_is_strong(c: x509.Certificate, permit: IssuePermit, issuer: x509.Certificate) -> bool:

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import identifier_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.tbs import ECDSA_WITH_SHA256
 from fleet.wire.certificate_fields import certificate_fields
 from fleet.wire.der import SEQUENCE, children, only_element
@@ -23,6 +23,7 @@ from fleet.wire.ocsp import (
     encode_response,
     encode_response_data,
 )
+from fleet.wire.spki import spki_of
 
 RENEW_BEFORE = timedelta(days=7)
 """A delegated certificate is replaced this long before it expires: answers made with it outlive it by nothing."""
@@ -39,7 +40,7 @@ IssuerId = tuple[str, bytes, bytes]
 def issuer_ids(ca: x509.Certificate) -> frozenset[IssuerId]:
     """Every way in which a request may name `ca`."""
     name = certificate_fields(ca.public_bytes(Encoding.DER)).subject.whole
-    spki = ca.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = spki_of(ca.public_key())
     _, bits = children(only_element(spki, SEQUENCE))
     key = bits.content[1:]  # without the number of unused bits
     return frozenset(

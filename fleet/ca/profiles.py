@@ -9,23 +9,19 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.ca import tbs
 from fleet.domain import name_templates
+from fleet.domain.backdating import BACKDATED_LEAF
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Refused
 from fleet.domain.model_rules import EXTENDED_KEY_USAGES
 from fleet.wire.der import OCTET_STRING, PRINTABLE_STRING, UTF8_STRING, encode_element, encode_oid, sequence
-
-CLOCK_SKEW = timedelta(minutes=5)
-"""Backdating of notBefore in end-entity certificates. Clocks of one fleet's gateways may differ by some seconds, and a
-certificate is used the moment it arrives; five minutes cover that.
-"""
 
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH.dotted_string
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH.dotted_string
@@ -178,7 +174,7 @@ def validity(permit: IssuePermit, issuer_validity: tuple[datetime, datetime]) ->
 
     Raises: Refused (`issuer-expired`): nothing of the issuer's lifetime is left.
     """
-    start = max(permit.not_before - CLOCK_SKEW, issuer_validity[0]).replace(microsecond=0)
+    start = max(permit.not_before - BACKDATED_LEAF, issuer_validity[0]).replace(microsecond=0)
     end = min(permit.not_after, issuer_validity[1]).replace(microsecond=0)
     if not permit.not_before < end:
         raise Refused(

@@ -5,13 +5,14 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.domain.errors import Invalid
 from fleet.wire.certificate_fields import certificate_fields, why_unsupported
 from fleet.wire.encodings.pem import blocks
 from fleet.wire.errors import WireError
 from fleet.wire.parsing import library_errors
+from fleet.wire.spki import spki_of
 
 FILE_SIZE_MAX = 64 * 1024
 RSA_BITS_MIN = 2048
@@ -55,7 +56,7 @@ def _check(certificate: x509.Certificate, own: Sequence[x509.Certificate], now: 
         subject = certificate.subject
     for ours in own:
         # One of the same name would get in the way of our own chains; one of the same key could be ours.
-        if subject == ours.subject or _spki(certificate) == _spki(ours):
+        if subject == ours.subject or spki_of(certificate.public_key()) == spki_of(ours.public_key()):
             raise _bad("has the name or the key of a CA of this fleet, whose certificates are no manufacturer's")
 
 
@@ -85,10 +86,6 @@ def _first_der(data: bytes) -> bytes:
         return next((block.content for block in blocks(data)), data) if b"-----BEGIN" in data else data
     except WireError:
         return b""
-
-
-def _spki(certificate: x509.Certificate) -> bytes:
-    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _bad(why: str) -> Invalid:

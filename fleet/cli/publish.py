@@ -138,13 +138,13 @@ class PublishedFolder:
         """The files of the CA certificates, and, by CA, the PEM of those that sign for devices and servers."""
         from cryptography import x509
 
-        from fleet.ca.crl import key_identifier_of
+        from fleet.ca.key_identifiers import identifier_of
 
         files: dict[str, bytes] = {}
         trusted: dict[str, str] = {}
         for each in self._client.get("/v1/authorities")["items"]:
             der = ssl.PEM_cert_to_DER_cert(each["pem"])
-            name = ca_name(key_identifier_of(x509.load_der_x509_certificate(der)))
+            name = ca_name(identifier_of(x509.load_der_x509_certificate(der)))
             files[ca_path(name)] = der
             if each["role"] != CaRole.OPERATORS:
                 trusted[name] = each["pem"]

@@ -4,14 +4,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import create_issuing, create_root, spki_sha256
+from fleet.ca.authority import create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
+from fleet.ca.key_identifiers import spki_sha256
 from fleet.ca.keys import generate_key, write_key
 from fleet.demo.devices import Pair
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit
+from fleet.wire.spki import spki_of
 
 
 def make_foreign_certificate(folder: Path, device: str) -> Pair:
@@ -27,7 +29,7 @@ def make_foreign_certificate(folder: Path, device: str) -> Pair:
             kind=CredentialKind.DEVICE,
             holder=device,
             hardware_serial="",
-            spki_der=public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            spki_der=spki_of(public),
             key_sha256=spki_sha256(public),
             not_before=now,
             not_after=now + timedelta(days=1),

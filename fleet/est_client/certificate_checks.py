@@ -9,11 +9,11 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.est_client.errors import EstBadAnswer
 from fleet.est_client.validity import Lifetime, has_expired
+from fleet.wire.spki import spki_of
 
 CHAIN_LENGTH_MAX = 5  # root, policy, issuing: three are common
 
@@ -33,7 +33,7 @@ class Issued:
 
 
 def key_is_ours(issued: Issued) -> None:
-    spki_der = issued.certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki_der = spki_of(issued.certificate.public_key())
     if spki_der != issued.spki_der:
         raise EstBadAnswer("The certificate is for another key than this device's.")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fleet.ca.crl import LocalCrlSigner, key_identifier_of, urls_in
+from fleet.ca.crl import LocalCrlSigner, urls_in
+from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.keys import load_key
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, ROOTS
 from fleet.domain.ports import CrlSigner
@@ -20,7 +21,7 @@ def crl_authorities(home: Home) -> list[CrlCa]:
     found: dict[bytes, CrlCa] = {}
     for ca in home_cas(home, read_authorities(home)):
         if (key := ca.key_here) is not None:
-            identifier = key_identifier_of(ca.certificate)
+            identifier = identifier_of(ca.certificate)
             is_sharded, is_root = ca.role in ISSUES_TO_DEVICES, ca.role in ROOTS
             found.setdefault(identifier, CrlCa(identifier, _signer(ca.certificate, key), urls_in, is_sharded, is_root))
     return list(found.values())
@@ -33,7 +34,7 @@ def root_that_publishes(home: Home) -> tuple[x509.Certificate, CrlCa]:
     """
     root = read_authorities(home).own.root
     signer = LocalCrlSigner(root, key_of_root(home.root_key))
-    return root, CrlCa(key_identifier_of(root), lambda: signer, urls_in, is_sharded=False)
+    return root, CrlCa(identifier_of(root), lambda: signer, urls_in, is_sharded=False)
 
 
 def _signer(certificate: x509.Certificate, key: Path) -> Callable[[], CrlSigner]:

@@ -12,7 +12,6 @@ from fleet.ca.authority import (
     create_issuing,
     create_operators,
     create_root,
-    identifier_of,
     issue_server_certificate,
     names_of_server,
     renewed_server_certificate,
@@ -20,6 +19,7 @@ from fleet.ca.authority import (
 from fleet.ca.chain import has_signed
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
+from fleet.ca.key_identifiers import identifier_of, issuer_identifier_of
 from fleet.ca.keys import load_key, load_or_make_key, write_key
 from fleet.config.durable_files import write_file
 from fleet.config.settings import Settings
@@ -133,7 +133,7 @@ def _why_renew(
         return f"it would expire on {current.not_valid_after_utc:%Y-%m-%d}"
     if current.issuer != authority.issuing.subject:
         return "its issuing CA signs no more"
-    if _authority_identifier(current) not in (None, identifier_of(authority.issuing)):
+    if issuer_identifier_of(current) not in (None, identifier_of(authority.issuing)):
         return "it names its issuing CA's key otherwise than that CA's certificate"
     return "another chain serves every client" if above != [*chain] else ""
 
@@ -141,13 +141,6 @@ def _why_renew(
 def is_our_own(server: x509.Certificate, authority: Authority) -> bool:
     """Whether a CA of `authority` has signed `server`; another's is installed, and renewed, by the operator."""
     return any(has_signed(each, server) for each in authority.issuers)
-
-
-def _authority_identifier(certificate: x509.Certificate) -> bytes | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-    except x509.ExtensionNotFound:
-        return None
 
 
 def canonical_host(host: str) -> str:

@@ -14,15 +14,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
-from fleet.ca.authority import identifier_of
 from fleet.ca.chain import has_signed, has_signed_crl
 from fleet.ca.distribution import DistributionPoints, Publication
+from fleet.ca.key_identifiers import identifier_of
+from fleet.ca.ocsp import issuer_ids
 from fleet.domain.ca_role import CaRole
 from fleet.domain.distribution import serial_in
 from fleet.home.authorities import Authorities
 from fleet.home.home_cas import home_cas
 from fleet.home.layout import Home, certificates_in, settings_of
 from fleet.home.publication import publication_of, publication_of_operators
+from fleet.wire.ocsp import SHA1
 
 FETCH_SECONDS_MAX = 10.0
 FILE_SIZE_MAX = 64 * 1024 * 1024  # a CRL of a million certificates has 40 MB
@@ -192,9 +194,7 @@ def _check_ocsp(published: PublishedUrl, fetch: Fetch, now: datetime) -> datetim
 
 def _issuer_hashes(issuer: x509.Certificate) -> tuple[bytes, bytes]:
     """Of its name and its key, SHA-1: what every responder knows (RFC 5019, 2.1.1)."""
-    name = hashes.Hash(hashes.SHA1())  # noqa: S303
-    name.update(issuer.subject.public_bytes())
-    return name.finalize(), x509.SubjectKeyIdentifier.from_public_key(issuer.public_key()).digest
+    return next((name, key) for algorithm, name, key in issuer_ids(issuer) if algorithm == SHA1)
 
 
 def _is_delegated(signer: x509.Certificate, issuer: x509.Certificate, now: datetime) -> bool:

@@ -5,7 +5,7 @@ from datetime import timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import identifier_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.domain.distribution import ca_name, ca_path
 from fleet.domain.published_file import CA_CERTIFICATE, PublishedFile
 from fleet.home.authorities import Authorities

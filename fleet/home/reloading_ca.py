@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.issuer import FLEET, LocalIssuer, own_key, spki_of
+from fleet.ca.issuer import FLEET, LocalIssuer, own_key
 from fleet.ca.issuers import TENANTS, TenantIssuers
 from fleet.ca.keys import load_key
 from fleet.config.logs import log_event
@@ -30,6 +30,7 @@ from fleet.home.ca_store import CERTIFICATE, KEY, Authority
 from fleet.home.constrained_names import demand_names, is_constrained
 from fleet.home.layout import Home, settings_of
 from fleet.home.publication import publication_of
+from fleet.wire.spki import spki_of
 
 log = logging.getLogger("fleet")
 
@@ -206,7 +207,7 @@ def _own_keys(home: Home, authorities: Authorities) -> frozenset[bytes]:
     keys = set()
     for certificate in certificates:
         with suppress(ValueError, UnsupportedAlgorithm):  # an odd key of a corporate CA
-            keys.add(spki_of(certificate))
+            keys.add(spki_of(certificate.public_key()))
     return frozenset(keys)
 
 

@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 
-from fleet.ca.authority import CLOCK_SKEW
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
+from fleet.domain.backdating import BACKDATED_CA
 from fleet.home.ocsp_responders import OcspResponders
 from fleet.wire.ocsp import SingleResponse, Unrevoked
 
@@ -44,5 +44,5 @@ class ServerStaple:
         responder, certificate = found
         # Backdated as the certificate itself: some clients (GnuTLS) verify what is stapled, by clocks that are behind.
         return responder.sign(
-            [SingleResponse(certificate, Unrevoked.GOOD, now - CLOCK_SKEW, now + STAPLE_VALIDITY)], now
+            [SingleResponse(certificate, Unrevoked.GOOD, now - BACKDATED_CA, now + STAPLE_VALIDITY)], now
         )

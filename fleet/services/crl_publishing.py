@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import structs
 
 from fleet.domain import distribution
+from fleet.domain.backdating import BACKDATED_STATUS
 from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
 from fleet.domain.distribution import buckets_of, ca_name, shards_of_path
 from fleet.domain.errors import Conflict, FleetError
@@ -26,8 +27,6 @@ from fleet.domain.ports import CrlSigner, Registry
 LEASE = "crl"
 LEASE_TIME = timedelta(seconds=10)
 """When the node that publishes has died, another follows after so long."""
-BACKDATED = timedelta(minutes=5)
-"""Of thisUpdate: a relying party whose clock is late must not refuse a CRL as not valid yet."""
 LISTED_AT_ONCE = 5_000
 FULL_SHARE = 20
 """A full CRL is made again after this many times of what it took: 5 % of a core, however many are revoked."""
@@ -348,7 +347,7 @@ class _Maker:
         return await self.registry.crl_entries(self.round.ca.key_identifier, buckets, since)
 
     def _form(self, path: str, *, base: int = 0, freshest: str = "") -> CrlForm:
-        this_update = (self.round.now - BACKDATED).replace(microsecond=0)
+        this_update = (self.round.now - BACKDATED_STATUS).replace(microsecond=0)
         next_update = (self.round.now + self.policy.validity).replace(microsecond=0)
         if self.round.ca.keeps_validity:
             next_update = max([next_update, *(head.next_update for head in self.round.heads.values())])

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fleet.wire.spki import spki_of
+
 LABEL = "fleet"
 TAG = "fleet-enrollment"
 CONTENT_TYPE = "application/json"
@@ -29,7 +31,7 @@ class Signer:
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
-        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        spki = spki_of(key.public_key())
         self.key_id = hashlib.sha256(spki).hexdigest()
         """SHA-256 of the public key's DER SubjectPublicKeyInfo, in hex: `keyid` of the signature."""
 

@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.x963kdf import X963KDF
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire import der
 from fleet.wire.errors import Unsupported
+from fleet.wire.spki import spki_of
 
 _OCTETS = {"aes256-CBC": 32, "aes128-CBC": 16}
 CIPHERS = {"2.16.840.1.101.3.4.1.42": "aes256-CBC", "2.16.840.1.101.3.4.1.2": "aes128-CBC"}
@@ -125,7 +126,7 @@ def _key_agreement(content_key: bytes, key: ec.EllipticCurvePublicKey, identifie
     shared_info = der.sequence(_AES256_WRAP, der.encode_element(_CONTEXT_2, bits))
     kdf = X963KDF(hashes.SHA256(), _WRAP_KEY_OCTETS, shared_info)
     wrapped = aes_key_wrap(kdf.derive(ephemeral.exchange(ec.ECDH(), key)), content_key)
-    spki = ephemeral.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = spki_of(ephemeral.public_key())
     originator = der.only_element(spki, der.SEQUENCE).content  # [1] IMPLICIT stands in for the SEQUENCE tag
     for_recipient = der.sequence(
         der.encode_element(der.CONTEXT_0, der.encode_element(der.OCTET_STRING, identifier)),

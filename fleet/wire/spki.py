@@ -11,9 +11,14 @@ KEYS_REMEMBERED_MAX = 256  # an enrollment needs its key twice within millisecon
 _remembered: dict[bytes, PublicKeyTypes] = {}
 
 
+def spki_of(key: PublicKeyTypes) -> bytes:
+    """DER of `key`."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
 def encode_spki(key: PublicKeyTypes) -> bytes:
-    """DER of `key`; `load_spki` of the same bytes costs nothing for a while."""
-    spki_der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    """As `spki_of`; `load_spki` of the same bytes costs nothing for a while."""
+    spki_der = spki_of(key)
     if len(_remembered) >= KEYS_REMEMBERED_MAX:
         _remembered.clear()
     _remembered[spki_der] = key

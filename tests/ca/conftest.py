@@ -3,8 +3,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleet.ca.authority import Certified, create_issuing, create_root, spki_sha256
+from fleet.ca.authority import Certified, create_issuing, create_root
 from fleet.ca.issuer import LocalIssuer
+from fleet.ca.key_identifiers import spki_sha256
 from fleet.ca.keys import generate_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import IssuePermit

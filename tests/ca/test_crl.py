@@ -13,7 +13,8 @@ from pkilint.pkix import crl as pkix_crl
 from pkilint.pkix import extension, name
 
 from fleet.ca.authority import create_root
-from fleet.ca.crl import LocalCrlSigner, crl_entry, issuer_of, key_identifier_of
+from fleet.ca.crl import LocalCrlSigner, crl_entry, issuer_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.domain.crl import CrlForm, CrlReason, Revocation
 from tests.ca.test_pkilint import SEVERE
 
@@ -79,7 +80,7 @@ def builder_made(form: CrlForm, revoked: list[Revocation]) -> x509.CertificateRe
         .issuer_name(CA.subject)
         .last_update(form.this_update)
         .next_update(form.next_update)
-        .add_extension(x509.AuthorityKeyIdentifier(key_identifier_of(CA), None, None), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier(identifier_of(CA), None, None), critical=False)
         .add_extension(x509.CRLNumber(form.number), critical=False)
     )
     if form.base:
@@ -122,5 +123,5 @@ def test_openssl_reads_each_form(tmp_path: Path) -> None:
 
 
 def test_the_ca_of_a_certificate_is_read_from_it() -> None:
-    assert issuer_of(CA.public_bytes(Encoding.DER)) == key_identifier_of(CA)
+    assert issuer_of(CA.public_bytes(Encoding.DER)) == identifier_of(CA)
     assert issuer_of(b"\x30\x00") is None

@@ -11,9 +11,10 @@ from msgspec import structs
 
 from fleet.ca import lints
 from fleet.ca.assembly import ExpectedAssembly
-from fleet.ca.authority import Certified, identifier_of, renewed_server_certificate
+from fleet.ca.authority import Certified, renewed_server_certificate
 from fleet.ca.distribution import DistributionPoints, Publication
 from fleet.ca.issuer import OPERATORS, LocalIssuer
+from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.keys import generate_key
 from fleet.ca.profiles import serial_number
 from fleet.ca.tbs import extension

@@ -9,8 +9,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.crl import key_identifier_of
 from fleet.ca.imported_crl import number_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.home.layout import certificate_in
 from tests.home.corporate import below, corporate_root
 from tests.serving import run_fleet, start
@@ -41,7 +41,7 @@ def test_a_root_has_one_crl_whichever_command_signed_it_last(home: Path, tmp_pat
     run_fleet(home, "ca", "sign", str(asked), str(answer))
     revoked.write_text(answer.read_text().partition("-----END CERTIFICATE-----\n")[0] + "-----END CERTIFICATE-----\n")
     numbers = [0]
-    root = key_identifier_of(certificate_in(home / "ca/root.pem")).hex()
+    root = identifier_of(certificate_in(home / "ca/root.pem")).hex()
     for command in (("ca", "crl", "--revoke", str(revoked), str(tmp_path / "1.crl")), ("crl", "issue"), ("ca", "crl")):
         run_fleet(home, *command)
         run_fleet(home, "publish", str(tmp_path / "pki"))

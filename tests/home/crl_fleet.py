@@ -10,10 +10,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleet.ca.authority import spki_sha256
-from fleet.ca.crl import key_identifier_of
 from fleet.ca.distribution import Publication
 from fleet.ca.issuer import LocalIssuer
+from fleet.ca.key_identifiers import identifier_of, spki_sha256
 from fleet.ca.keys import load_key
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change
@@ -52,7 +51,7 @@ class CrlFleet:
     def __post_init__(self) -> None:
         self.publisher = CrlPublisher(self.registry, self.policy, self.node, noting(self.home), self._tick)
         self.crls = PublishedCrls(self.registry, fresh_for=self.policy.max_delay)
-        self.issuing = ca_name(key_identifier_of(certificate_in(self.home.issuing_certificate)))
+        self.issuing = ca_name(identifier_of(certificate_in(self.home.issuing_certificate)))
 
     @property
     def act(self) -> Act:

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.backup.create import save_home
 from fleet.backup.restore import RestoreSource, restore_backup
-from fleet.ca.crl import key_identifier_of, urls_in
+from fleet.ca.crl import urls_in
 from fleet.ca.distribution import Publication
+from fleet.ca.key_identifiers import identifier_of
 from fleet.config.settings import Settings
 from fleet.domain.crl import CrlHead, CrlReason
 from fleet.domain.distribution import (
@@ -68,7 +69,7 @@ def with_policy(fleet: CrlFleet, policy: CrlPolicy = WITH_URL) -> CrlFleet:
 
 async def test_openssl_refuses_a_revoked_certificate_and_takes_a_resumed_one(fleet: CrlFleet, tmp_path: Path) -> None:
     one, other = await fleet.enroll("cam-1"), await fleet.enroll("cam-2")
-    root = full_crl_path(ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate))))
+    root = full_crl_path(ca_name(identifier_of(certificate_in(fleet.home.root_certificate))))
 
     async def verify(credential: object) -> str:
         await fleet.publish()
@@ -348,7 +349,7 @@ async def test_every_ca_has_its_crl_and_its_certificate(fleet: CrlFleet) -> None
         pass
     new_issuing_key(fleet.home, "", fleet.now, root_too=True)
     await fleet.publish()
-    own = {ca_name(key_identifier_of(certificate_in(file))) for file in fleet.home.ca.rglob("*.pem")}
+    own = {ca_name(identifier_of(certificate_in(file))) for file in fleet.home.ca.rglob("*.pem")}
     assert len(own) == 7  # two roots and two issuing CAs, the tenant's two, the operators'
     for name in own:
         issuer = x509.load_der_x509_certificate((await fleet.file(ca_path(name))).body)
@@ -359,7 +360,7 @@ async def test_every_ca_has_its_crl_and_its_certificate(fleet: CrlFleet) -> None
 
 async def test_a_ca_whose_key_is_away_is_left_out(fleet: CrlFleet) -> None:
     fleet.home.root_key.unlink()
-    root = ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate)))
+    root = ca_name(identifier_of(certificate_in(fleet.home.root_certificate)))
     await fleet.publish()
     assert await fleet.crls.find(full_crl_path(root)) is None
     assert await fleet.crls.find("/crl/") is None
@@ -371,7 +372,7 @@ async def test_a_key_that_cannot_be_read_leaves_the_crls_of_the_other_cas(fleet:
     with pytest.raises(Invalid) as refused:
         await fleet.publish()
     assert refused.value.code == "key-exposed"
-    root = ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate)))
+    root = ca_name(identifier_of(certificate_in(fleet.home.root_certificate)))
     assert await fleet.crls.find(full_crl_path(fleet.issuing)) is None
     assert await fleet.crls.find(full_crl_path(root)) is not None
 
@@ -380,7 +381,7 @@ async def test_openssl_adds_a_delta_to_its_base(fleet: CrlFleet, tmp_path: Path)
     fleet = with_policy(fleet, replace(WITH_URL, shards=1))
     one = await fleet.enroll("cam-1", publication=Publication(URL))
     await fleet.publish()
-    root = plain_crl_path(ca_name(key_identifier_of(certificate_in(fleet.home.root_certificate))))
+    root = plain_crl_path(ca_name(identifier_of(certificate_in(fleet.home.root_certificate))))
     base = [(await fleet.file(path)).body for path in (full_crl_path(fleet.issuing), root)]
     assert openssl_verify(fleet.home, tmp_path, one, base, "-use_deltas") == "OK"
     await fleet.move("revoke", "cam-1")

@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs7
 from msgspec import structs
 
-from fleet.ca.authority import create_root, identifier_of
+from fleet.ca.authority import create_root
 from fleet.ca.crl import LocalCrlSigner
 from fleet.ca.imported_crl import number_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.keys import load_key
 from fleet.ca.tbs import ECDSA_WITH_SHA256, sealed, time
 from fleet.config.settings import Settings

@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleet.ca.issuer import spki_of
 from fleet.ca.keys import load_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import permit_by_operator
@@ -17,6 +16,7 @@ from fleet.domain.errors import Refused
 from fleet.home.layout import Home
 from fleet.home.leaf_issuers import REMEMBERED_MAX, LeafIssuers
 from fleet.home.reloading_ca import LiveAuthorities
+from fleet.wire.spki import spki_of
 from tests.serving import run_fleet
 
 NOW = datetime.now(UTC)
@@ -76,10 +76,10 @@ def test_no_certificate_for_a_key_of_the_fleets_own(home: Home) -> None:
     files = [home.root_certificate, home.operators_certificate, *home.path.glob("ca/**/issuing*.pem")]
     own = [c for file in files for c in x509.load_pem_x509_certificates(file.read_bytes())]
     own += x509.load_pem_x509_certificates(home.server_chain.read_bytes())[:1] if home.server_chain.exists() else []
-    assert len({spki_of(each) for each in own}) >= 5
+    assert len({spki_of(each.public_key()) for each in own}) >= 5
     for certificate in own:
         permit = permit_by_operator(
-            CredentialKind.STATION, "line-1", spki_of(certificate), NOW + timedelta(days=1), NOW
+            CredentialKind.STATION, "line-1", spki_of(certificate.public_key()), NOW + timedelta(days=1), NOW
         )
         with pytest.raises(Refused) as caught:
             live.issue(permit, NOW)

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import structs
 
-from fleet.ca.authority import identifier_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.config.settings import Settings
 from fleet.config.template import render
 from fleet.domain.credential import CredentialKind

@@ -8,7 +8,8 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fleet.ca.authority import create_issuing, create_root, identifier_of, issue_server_certificate
+from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
+from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.keys import load_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.authority import identifier_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.home.authorities import authority_of
 from fleet.home.layout import Home
 from fleet.home.publication_check import fetch_over_http

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from msgspec.structs import replace
 
-from fleet.ca.authority import spki_sha256
 from fleet.ca.issuer import LocalIssuer
+from fleet.ca.key_identifiers import spki_sha256
 from fleet.ca.keys import generate_key, load_key
 from fleet.config.settings import Settings
 from fleet.domain.access import Act

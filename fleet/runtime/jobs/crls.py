@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 
-from fleet.ca.authority import identifier_of
 from fleet.ca.crl import make_entries
 from fleet.ca.imported_crl import crls_of, number_of, revocations_of
+from fleet.ca.key_identifiers import identifier_of
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings

@@ -68,11 +68,13 @@ def signed(
     """
     from cryptography import x509
 
+    from fleet.ca.chain import has_signed
+
     shown = context.authorities().shown()
     if issuers is None:
         issuers = [each.certificate for each in shown if each.role is not CaRole.ROOT]
     leaf = x509.load_der_x509_certificate(credential.der)
-    chain = [leaf, *(each for each in issuers if _has_signed(each, leaf))]
+    chain = [leaf, *(each for each in issuers if has_signed(each, leaf))]
     root = next(each.certificate for each in shown if each.role is CaRole.ROOT)
     return {"chain": "".join(map(_pem, chain)), "root": _pem(root)}
 
@@ -87,13 +89,3 @@ def _pem(certificate: "x509.Certificate") -> str:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return ssl.DER_cert_to_PEM_cert(certificate.public_bytes(Encoding.DER))
-
-
-def _has_signed(issuer: "x509.Certificate", leaf: "x509.Certificate") -> bool:
-    from cryptography.exceptions import InvalidSignature
-
-    try:
-        leaf.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True

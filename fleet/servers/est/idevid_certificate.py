@@ -3,12 +3,12 @@
 import hashlib
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.domain.errors import Invalid
 from fleet.domain.idevid import IdevidCertificate, is_serial
 from fleet.wire.errors import WireError
 from fleet.wire.names import names_of_certificate
+from fleet.wire.spki import spki_of
 
 SERIAL_NUMBER = "2.5.4.5"
 
@@ -18,7 +18,7 @@ def idevid_certificate(der: bytes) -> IdevidCertificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         subject, alt_names = names_of_certificate(certificate)
-        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        spki = spki_of(certificate.public_key())
     except (WireError, ValueError) as error:  # ValueError: of the library, UnsupportedAlgorithm is none
         raise Invalid("bad-idevid", "The manufacturer's certificate cannot be read.") from error
     in_subject = [value for oid, value in subject if oid == SERIAL_NUMBER]

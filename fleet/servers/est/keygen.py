@@ -12,7 +12,7 @@ from typing import cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fleet.domain.errors import Invalid
 from fleet.domain.peer import Peer
@@ -21,7 +21,7 @@ from fleet.wire.csr import Csr
 from fleet.wire.est import CERTS_ONLY, encode_body
 from fleet.wire.key_package import CIPHERS, Recipient, Sealer, can_receive, seal_key
 from fleet.wire.keys import generate_key
-from fleet.wire.spki import load_spki
+from fleet.wire.spki import load_spki, spki_of
 
 PKCS8 = "application/pkcs8"
 SEALED_KEY = "application/pkcs7-mime; smime-type=server-generated-key"
@@ -47,7 +47,7 @@ class ServerKeyGenerator:
             self._sealed_by = self.sealer()
         if self._key is None:
             self._key = await asyncio.to_thread(generate_key, key_type)  # an RSA key takes a tenth of a second
-        spki = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        spki = spki_of(self._key.public_key())
         return spki, hashlib.sha256(spki).digest()
 
     def key_part(self, *, wrap: bool) -> tuple[str, bytes]:
@@ -93,7 +93,7 @@ def _impossible(why: str) -> Invalid:
 
 def _identifiers(public_key: CertificatePublicKeyTypes) -> tuple[bytes, ...]:
     """Subject key identifiers that a client may have computed: RFC 5280, 4.2.1.2 (1), and ours."""
-    spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = spki_of(public_key)
     digest = hashlib.sha256(spki).digest()
     return x509.SubjectKeyIdentifier.from_public_key(public_key).digest, digest[:20], digest
 

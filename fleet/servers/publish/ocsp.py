@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 from fleet.ca.ocsp import IssuerId, Responder
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
+from fleet.domain.backdating import BACKDATED_STATUS
 from fleet.domain.distribution import OCSP_PATH
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
@@ -46,8 +47,6 @@ log = logging.getLogger("fleet.servers.publish")
 
 VALIDITY = timedelta(hours=1)
 """From an answer to its nextUpdate: what a relying party that caches may miss of a revocation."""
-BACKDATED = timedelta(minutes=5)
-"""thisUpdate of what is not revoked is so long ago: clients' clocks differ, and some (GnuTLS) tolerate no second."""
 CACHED_FOR = timedelta(minutes=15)
 """A cached answer is signed anew after that: a client that gets it may use it for most of its validity."""
 FRESH = timedelta(seconds=60)
@@ -155,7 +154,7 @@ class OcspHandler:
 
 
 def _single(asked: CertId, state: CertificateState | None, now: datetime) -> SingleResponse:
-    this_update, status = now - BACKDATED, Unrevoked.UNKNOWN if state is None else Unrevoked.GOOD
+    this_update, status = now - BACKDATED_STATUS, Unrevoked.UNKNOWN if state is None else Unrevoked.GOOD
     if state is None or state.revoked_at is None:
         return SingleResponse(asked, status, this_update, this_update + VALIDITY)
     this_update = max(this_update, min(state.revoked_at, now))

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire import armor
 from fleet.wire.certificate_fields import certificate_fields
 from fleet.wire.errors import Malformed, Unsupported, WireError
 from fleet.wire.parsing import library_errors
-from fleet.wire.spki import is_for_pss
+from fleet.wire.spki import is_for_pss, spki_of
 
 INPUT_SIZE_MAX = 16 * 1024 * 1024  # a CRL of 100,000 entries is 3.9 MB, 5.3 MB as PEM
 CERTIFICATES_MAX = 1000  # the world's root programs together hold some 300
@@ -117,7 +117,7 @@ class Bundle:
 
 def spki(public_key: PublicKeyTypes) -> bytes:
     """DER SubjectPublicKeyInfo: equal for equal keys."""
-    return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return spki_of(public_key)
 
 
 def belongs_to(certificate: x509.Certificate, private_key: PrivateKeyTypes) -> bool:

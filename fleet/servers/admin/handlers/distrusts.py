@@ -135,11 +135,12 @@ def _rule(context: Context, call: Call, body: NewDistrust) -> domain.Distrust:
 
 def _key_id(context: Context, sha256: str) -> bytes:
     """The key identifier that the CA puts into what it signs. Raises: NotFound (`no-such-authority`)."""
-    from cryptography import x509
     from cryptography.hazmat.primitives import hashes
+
+    from fleet.ca.key_identifiers import identifier_of
 
     for each in context.authorities().shown():
         certificate = each.certificate
         if each.role in ISSUES_TO_DEVICES and certificate.fingerprint(hashes.SHA256()).hex() == sha256:
-            return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+            return identifier_of(certificate)
     raise NotFound("no-such-authority", "There is no issuing CA with this fingerprint.", "See: fleet ca show")

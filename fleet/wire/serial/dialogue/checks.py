@@ -3,7 +3,7 @@
 import hashlib
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.errors import WireError
@@ -12,6 +12,7 @@ from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.errors import BadBoard, WrongCertificate
 from fleet.wire.serial.dialogue.events import ProvisioningOrder
 from fleet.wire.serial.messages import FailureCode
+from fleet.wire.spki import spki_of
 
 COMMON_NAME = "2.5.4.3"
 SERIAL_NUMBER = "2.5.4.5"
@@ -65,7 +66,7 @@ def certificate_fits(certificate: x509.Certificate, csr: Csr, order: Provisionin
 
     Raises: WrongCertificate; WireError if the certificate's names cannot be decoded.
     """
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = spki_of(certificate.public_key())
     if spki != csr.spki_der:
         raise WrongCertificate(FailureCode.KEY_MISMATCH, "The certificate is for another key than the board's.")
     subject, _ = names_of_certificate(certificate)
