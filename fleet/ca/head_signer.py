@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from fleet.domain import audit_log
 from fleet.domain.audit_log import TreeHead, head_data
 from fleet.domain.errors import Invalid
-from fleet.wire.spki import spki_of
 
 HEAD_KEY_SIZE_MAX = 4096  # a P-256 public key in PEM takes 178 bytes
 
@@ -49,7 +48,7 @@ class HeadKey:
     @cached_property
     def id(self) -> bytes:
         """As a head names it."""
-        return audit_log.key_id(spki_of(self.public))
+        return audit_log.key_id(self.public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
     def pem(self) -> bytes:
         """A PEM SubjectPublicKeyInfo, which `read_head_key` reads."""
