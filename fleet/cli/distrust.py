@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fleet.cli.bulk import confirm
+from fleet.cli.crl_reasons import crl_reason_option, given_crl_reason
 from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.options import LOCATION, client_at, client_option, location_option, reading_answers, reason_option
@@ -164,9 +165,15 @@ DISTRUSTS.act(
 @click.option("--yes", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--count", type=click.IntRange(0), metavar="N", help="Do not ask, but refuse unless N devices match.")
 @reason_option
+@crl_reason_option
 @output_option
-def revoke(client: Client, id_: str, is_confirmed: bool, count: int | None, reason: str, output: str) -> None:
-    """Revoke, permanently, the devices that are still under a distrust: those that have not renewed.
+def revoke(
+    client: Client, id_: str, is_confirmed: bool, count: int | None, reason: str, crl_reason: str, output: str
+) -> None:
+    """Revoke, permanently, the devices that are still under a distrust: those that have not renewed. Then the
+    certificates under it of all others, superseded ones too: those devices go on with what they have got since.
+
+    CRLs and OCSP tell of these certificates from then on; of the distrust itself only our own listeners know.
 
     It goes in steps; one that is interrupted is continued by the same command. Undoing the distrust afterwards gives
     nothing back.
@@ -176,15 +183,20 @@ def revoke(client: Client, id_: str, is_confirmed: bool, count: int | None, reas
       fleet distrust revoke 91ab0c2d77de --reason 'never came back'
     """
     path = path_of("/v1/distrusts/{}", id_)
-    done, failed = 0, []
+    done, certificates, failed = 0, 0, []
     with attempting("revoking devices"):
-        left: int = client.get(path)["left"]
+        progress = client.get(path)
+        left: int = progress["left"]
         confirm("revoking", "device", left, f"distrust {id_}", wanted=count, is_confirmed=is_confirmed)
-        while left:
-            step = client.post(f"{path}/revoke", {"reason": reason, "expected": left})
+        if not left and count is None:
+            ending: int = progress["certificates"]
+            confirm("revoking", "certificate", ending, f"distrust {id_}", wanted=None, is_confirmed=is_confirmed)
+        is_more = True
+        while is_more:
+            step = client.post(f"{path}/revoke", {"reason": reason, "expected": left, **given_crl_reason(crl_reason)})
             done, failed, left = done + step["done"], step["failed"], step["left"]
-            if not step["done"]:
-                break
-    print_value({"id": id_, "done": done, "left": left, "failed": failed}, output)
+            certificates += step["certificates"]
+            is_more = (left or step["certificates_left"]) and (step["done"] or step["certificates"])
+    print_value({"id": id_, "done": done, "certificates": certificates, "left": left, "failed": failed}, output)
     if left:
         sys.exit(EXIT_FAILED)

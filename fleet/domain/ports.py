@@ -239,6 +239,12 @@ class Registry(AuditReader, CrlStore, Protocol):
     async def distrusted(self, rule: Distrust, limit: int) -> list[str]:
         """The first `limit` of those devices, by id."""
 
+    async def count_distrusted_certificates(self, rule: Distrust, now: datetime) -> int:
+        """Certificates that `rule` covers and that are neither expired at `now` nor revoked, usable or not."""
+
+    async def distrusted_certificates(self, rule: Distrust, now: datetime, limit: int) -> list[Credential]:
+        """The first `limit` of those."""
+
     async def claim(self, name: str) -> Claim | None: ...
     async def claims(self) -> list[Claim]: ...
     async def anchors(self) -> list[Anchor]: ...

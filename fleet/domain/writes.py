@@ -102,6 +102,16 @@ class EndCredentials(Struct, frozen=True):
     """When; None: from the beginning of each."""
 
 
+class RevokeSome(Struct, frozen=True):
+    """Each of these becomes REVOKED and is listed in CRLs, whatever becomes of its holder; what is listed is treated as
+    by RevokeCredentials. One that is unknown is left alone.
+    """
+
+    fingerprints: tuple[bytes, ...]
+    at: datetime
+    reason: CrlReason = CrlReason.UNSPECIFIED
+
+
 class RevokeCredentials(Struct, frozen=True):
     """Every credential of the holder becomes REVOKED, and is listed in CRLs until it expires; one that is listed keeps
     its reason, unless that was a hold or this is KEY_COMPROMISE. `kind` tells a station from a device of the same name.
@@ -147,6 +157,7 @@ CredentialWrite = (
     | MarkUsed
     | EndUnused
     | EndCredentials
+    | RevokeSome
     | RevokeCredentials
     | HoldCredentials
     | ReleaseCredentials

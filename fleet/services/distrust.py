@@ -4,6 +4,7 @@ rule = checked(rule, ...)                        what it would cover, unless it 
 scope = await counted(registry, rule)            how many devices, of which models: reads each device
 await begin(registry, rule, act=act)             in force at once; live sessions under it end by one event
 await revoke_some(registry, rule, operation)     in steps, until none is left
+await revoke_certificates(registry, rule, operation)   then those of devices that have others by now
 """
 
 import asyncio
@@ -19,12 +20,13 @@ from fleet.domain.credential import USABLE, CredentialKind
 from fleet.domain.distrust import DISTRUSTS_MAX, Distrust, rule_text
 from fleet.domain.errors import Invalid, no_such
 from fleet.domain.ports import Registry
-from fleet.domain.writes import DropDistrust, Insert
+from fleet.domain.writes import DropDistrust, Insert, RevokeSome
 from fleet.services.bulk import STEP_DEVICES_MAX, WINDOW, Outcome, Revoke, act_on_one
 from fleet.services.inventory import known_model
-from fleet.services.revocation import checked_reason, given_reason
+from fleet.services.revocation import checked_reason, for_crls, given_reason
 
 FIRST_SHOWN = 10
+STEP_CERTIFICATES_MAX = 500
 SKEW_MAX = timedelta(minutes=5)  # between the clocks of an operator's machine and ours
 
 
@@ -105,6 +107,24 @@ async def revoke_some(registry: Registry, rule: Distrust, operation: Revoke) -> 
         acts = (_revoke_one(registry, rule, operation, id_) for id_ in ids[start : start + WINDOW])
         outcomes += await asyncio.shield(asyncio.gather(*acts))
     return outcomes
+
+
+async def revoke_certificates(registry: Registry, rule: Distrust, operation: Revoke) -> int:
+    """Revoke the first STEP_CERTIFICATES_MAX certificates under `rule`, superseded ones too; how many these were. It is
+    for when no device is left under it: a device that has got another certificate goes on with that.
+
+    Raises: what `operation.must_be_permitted` raises. Unavailable.
+    """
+    act = operation.act()
+    ending = await registry.distrusted_certificates(rule, act.now, STEP_CERTIFICATES_MAX)
+    if ending:
+        await operation.must_be_permitted()
+        detail = {"count": str(len(ending)), "distrust": rule.id, "bulk": operation.bulk}
+        entry = made_by(act, "credential.revoke", "certificates", **detail, **given_reason(operation.reason))
+        events = tuple(Event(EventKind.CREDENTIAL_ENDED, each.holder, each.fingerprint.hex()) for each in ending)
+        write = RevokeSome(tuple(each.fingerprint for each in ending), act.now)
+        await registry.commit(for_crls(Change(entry, (write,), events), operation.what))
+    return len(ending)
 
 
 async def _revoke_one(registry: Registry, rule: Distrust, operation: Revoke, id_: str) -> Outcome:

@@ -16,7 +16,7 @@ from fleet.domain.crl import CrlReason
 from fleet.domain.device import IN_SERVICE, NEXT, OUT_OF_SERVICE, Device, DeviceState, StateChange, device_id
 from fleet.domain.errors import Conflict, Invalid, no_such
 from fleet.domain.ports import Registry
-from fleet.domain.writes import HoldCredentials, MoveDevice, ReleaseCredentials, RevokeCredentials, Write
+from fleet.domain.writes import HoldCredentials, MoveDevice, ReleaseCredentials, RevokeCredentials, RevokeSome, Write
 from fleet.services.differences import differences
 
 REASON_MAX = 200  # characters: a line in the audit, not a report
@@ -36,7 +36,9 @@ def for_crls(change: Change, reason: CrlReason) -> Change:
     """`change`, a revocation, with the `reason` that CRLs and OCSP give for it, also in the audit if there is one."""
     if reason is CrlReason.UNSPECIFIED:
         return change
-    writes = tuple(replace(w, reason=reason) if isinstance(w, RevokeCredentials) else w for w in change.writes)
+    writes = tuple(
+        replace(w, reason=reason) if isinstance(w, RevokeCredentials | RevokeSome) else w for w in change.writes
+    )
     detail = {**change.audit.detail, "crl_reason": reason.text}
     return replace(change, writes=writes, audit=replace(change.audit, detail=detail))
 

@@ -9,6 +9,7 @@ from msgspec.structs import force_setattr
 
 from fleet.domain.approval import RequestFilter
 from fleet.domain.audit_log import Sealed
+from fleet.domain.credential import Credential
 from fleet.domain.device import DeviceFilter, DeviceState, Place
 from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Conflict, Invalid
@@ -235,24 +236,49 @@ def list_distrusted(rule: Distrust, limit: int) -> tuple[Query[str], list[Any]]:
     return Query(f"SELECT d.id FROM {source} ORDER BY d.id LIMIT {bounded(limit)}", lambda row: row[0]), parameters
 
 
-def _distrusted(rule: Distrust) -> tuple[str, list[Any]]:
-    """FROM with WHERE, as Distrust.covers has it, and the parameters."""
+def count_distrusted_certificates(rule: Distrust, now: datetime) -> tuple[Query[int], list[Any]]:
+    """The query that counts a rule's certificates, as `list_distrusted_certificates`, and its parameters."""
+    source, parameters = _certificates(rule, now)
+    return Query(f"SELECT count(*) FROM {source}", _number), parameters
+
+
+def list_distrusted_certificates(rule: Distrust, now: datetime, limit: int) -> tuple[Query[Credential], list[Any]]:
+    """The query that lists the first certificates under a rule that are not expired or revoked, and its parameters."""
+    source, parameters = _certificates(rule, now)
+    sql = f"SELECT {mapping.CREDENTIAL.listed('c')} FROM {source} ORDER BY c.seq LIMIT {bounded(limit)}"
+    return Query(sql, mapping.CREDENTIAL.of), parameters
+
+
+def _certificates(rule: Distrust, now: datetime) -> tuple[str, list[Any]]:
     parameters = _Parameters()
-    mark = parameters.mark
+    terms = ["c.kind = 'device'", "c.state <> 'revoked'", f"c.not_after > {parameters.mark(micros(now))}"]
+    terms += _covered(rule, parameters.mark)
+    return f"device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}", parameters
+
+
+def _distrusted(rule: Distrust) -> tuple[str, list[Any]]:
+    """FROM with WHERE, of the devices in service whose newest certificate it covers, and the parameters."""
+    parameters = _Parameters()
     usable = "kind = 'device' AND {0}.state IN ('issued', 'active') AND {0}.holder = d.id"
     terms = [
         "d.state IN ('registered', 'active')",
         f"c.{usable.format('c')}",
         f"c.seq = (SELECT max(n.seq) FROM credential n WHERE n.{usable.format('n')})",
-        f"c.issued_at < {mark(micros(rule.issued_before))}",
+        *_covered(rule, parameters.mark),
     ]
+    return f"device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}", parameters
+
+
+def _covered(rule: Distrust, mark: Callable[[Any], str]) -> list[str]:
+    """Terms of WHERE, of a device d and its credential c, as Distrust.covers has it."""
+    terms = [f"c.issued_at < {mark(micros(rule.issued_before))}"]
     if rule.model:
         terms.append(f"d.model = {mark(rule.model)}")
     if rule.issued_from is not None:
         terms.append(f"c.issued_at >= {mark(micros(rule.issued_from))}")
     for octets in filter(None, (rule.issuer_mark, rule.key_mark)):
         terms.append(f"position({mark(octets)} IN c.der) > 0")
-    return f"device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}", parameters
+    return terms
 
 
 def list_requests(where: RequestFilter, now: datetime, after: str, limit: int) -> tuple[Query[Any], list[Any]]:

@@ -185,6 +185,15 @@ class SqlRegistry(SqlCrlStore):
         query, parameters = queries.list_distrusted(rule, limit)
         return await self._scan(query, *parameters)
 
+    async def count_distrusted_certificates(self, rule: Distrust, now: datetime) -> int:
+        query, parameters = queries.count_distrusted_certificates(rule, now)
+        [count] = await self._scan(query, *parameters)
+        return count
+
+    async def distrusted_certificates(self, rule: Distrust, now: datetime, limit: int) -> list[Credential]:
+        query, parameters = queries.list_distrusted_certificates(rule, now, limit)
+        return await self._scan(query, *parameters)
+
     async def claim(self, name: str) -> Claim | None:
         return await self._one(queries.CLAIM, name)
 

@@ -13,6 +13,7 @@ _LISTED = """
     WHERE (revoked.reason IN (6, 8) OR excluded.reason = 1) AND revoked.reason <> excluded.reason"""
 LIST_HOLDERS = Statement(f"{_LIST} holder = $3::text AND kind = $4::text AND {_UNTIL_THEN}{_LISTED}")
 LIST_ONE = Statement(f"{_LIST} fingerprint = $3::bytea AND state IN ('issued', 'active') AND {_UNTIL_THEN}{_LISTED}")
+LIST_ANY = Statement(f"{_LIST} fingerprint = $3::bytea AND {_UNTIL_THEN}{_LISTED}")
 RELEASE_HOLDERS = Statement("""
     UPDATE revoked SET reason = 8, entry = NULL, number = NULL
     WHERE reason = 6 AND serial IN (SELECT serial FROM credential WHERE holder = $1::text AND kind = $2::text)""")

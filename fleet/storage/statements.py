@@ -142,6 +142,7 @@ END_UNUSED = Statement(f"UPDATE credential SET state = 'superseded' {_UNUSED}")
 END_CREDENTIAL = Statement(
     "UPDATE credential SET state = 'superseded' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')"
 )
+REVOKE_CREDENTIAL = Statement("UPDATE credential SET state = 'revoked' WHERE fingerprint = $1::bytea")
 REVOKE_CREDENTIALS = Statement("""
     UPDATE credential SET state = 'revoked'
     WHERE holder = $1::text AND kind = $2::text AND state IN ('issued', 'active', 'superseded')""")

@@ -114,6 +114,10 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
             for fingerprint in fingerprints:
                 yield listing.LIST_ONE, (_micros_or_none(at), CrlReason.SUPERSEDED.value, fingerprint)
                 yield sql.END_CREDENTIAL, (fingerprint,)
+        case w.RevokeSome(fingerprints=fingerprints, at=at, reason=reason):
+            for fingerprint in fingerprints:
+                yield listing.LIST_ANY, (micros(at), reason.value, fingerprint)
+                yield sql.REVOKE_CREDENTIAL, (fingerprint,)
         case w.RevokeCredentials(kind=kind, holder=holder, at=at, reason=reason):
             yield listing.LIST_HOLDERS, (_micros_or_none(at), reason.value, holder, kind)
             yield sql.REVOKE_CREDENTIALS, (holder, kind)

@@ -22,7 +22,9 @@ AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 def issued(holder: str) -> Credential:
     made = credential(holder)
-    return replace(made, issued_at=AN_HOUR_AGO, der=made.der + KEY_MARKS["EC-P256"])
+    return replace(
+        made, issued_at=AN_HOUR_AGO, not_after=AN_HOUR_AGO + timedelta(days=30), der=made.der + KEY_MARKS["EC-P256"]
+    )
 
 
 @pytest.fixture
@@ -106,7 +108,19 @@ def test_devices_that_do_not_come_back_are_revoked(enrolled: Path) -> None:
         assert "nothing was changed" in refused.stderr
     done = fleet(enrolled, "distrust", "revoke", made, "--reason", "stolen", "-o", "json", give="2\n")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"id": made, "done": 2, "left": 0, "failed": []}
+    assert json.loads(done.stdout) == {"id": made, "done": 2, "certificates": 0, "left": 0, "failed": []}
     states = json.loads(fleet(enrolled, "device", "list", "-o", "json").stdout)
     assert [each["state"] for each in states] == ["revoked", "revoked"]
     assert json.loads(fleet(enrolled, "distrust", "revoke", made, "--yes", "-o", "json").stdout)["done"] == 0
+
+
+def test_certificates_of_devices_that_have_others_are_revoked_when_their_number_is_confirmed(enrolled: Path) -> None:
+    made = json.loads(fleet(enrolled, "distrust", "--model", "default", "--yes", "-o", "json").stdout)["distrust"]["id"]
+    assert all(fleet(enrolled, "device", "suspend", f"cam-{n}").exit_code == 0 for n in (1, 2))
+    shown = json.loads(fleet(enrolled, "distrust", "show", made, "-o", "json").stdout)
+    assert (shown["left"], shown["certificates"]) == (0, 2)
+    refused = fleet(enrolled, "distrust", "revoke", made, give="1\n")
+    assert refused.exit_code == 1
+    assert "nothing was changed" in refused.stderr
+    done = fleet(enrolled, "distrust", "revoke", made, "--crl-reason", "keyCompromise", "-o", "json", give="2\n")
+    assert json.loads(done.stdout) == {"id": made, "done": 0, "certificates": 2, "left": 0, "failed": []}

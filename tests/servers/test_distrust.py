@@ -200,6 +200,33 @@ async def test_those_that_do_not_come_back_are_revoked_in_steps(
     assert {(entry.actor, entry.detail["reason"]) for entry in rows} == {("operator bob", "stolen")}
 
 
+async def test_of_devices_that_have_renewed_the_certificates_under_the_rule_are_revoked(
+    api: AdminHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distrust, "STEP_CERTIFICATES_MAX", 2)
+    est, operator, registry = api.est, await api.operator("bob"), api.est.registry
+    devices = [api.device, *[await est.enrolled(f"cam-{number}") for number in (5, 6, 7)]]
+    made = await begun(operator, 4, model="cam")
+    for device in devices[:3]:
+        assert await renewed(est, device) == "ok"
+    path, body = f"{PATH}/{made}/revoke", {"expected": 1, "crl_reason": "keyCompromise"}
+    steps = [(await operator.ask("POST", path, body))[1] for _ in range(3)]
+    told = [(step["done"], step["left"], step["certificates"], step["certificates_left"]) for step in steps]
+    assert told == [(1, 0, 2, 1), (0, 0, 1, 0), (0, 0, 0, 0)]
+    for device in devices:
+        listed = await registry.revocation(f"{device.certificate.serial_number:x}")
+        assert listed is not None
+        assert listed.reason == CrlReason.KEY_COMPROMISE
+    states = [[one.state.value for one in await registry.credentials(name)] for name in ("cam-1", "cam-5", "cam-7")]
+    assert states == [["revoked", "issued"], ["revoked", "issued"], ["revoked"]]
+    assert [
+        row.entry.detail["distrust"]
+        for row in await registry.audit(limit=1000)
+        if row.entry.action == "credential.revoke"
+    ] == [made, made]
+    assert await renewed(est, devices[0]) == "certificate-revoked"
+
+
 async def test_a_device_that_renews_in_mid_step_is_not_revoked(api: AdminHarness) -> None:
     est, operator = api.est, await api.operator("bob")
     made = await begun(operator, 1, model="cam")

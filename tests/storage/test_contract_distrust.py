@@ -7,11 +7,12 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.distrust import KEY_MARKS, Distrust
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddCredential, DropDistrust, Insert
+from fleet.domain.writes import AddCredential, DropDistrust, Insert, RevokeSome
 from tests.storage import samples
 from tests.storage.samples import NOW, change, credential, station
 
@@ -103,6 +104,18 @@ async def test_who_is_under_a_rule_is_counted_by_the_newest_usable_certificate(r
     assert await registry.count_distrusted(wider) == [("cam2", 3), ("pump", 1)]
     everything = replace(ALL, issued_before=NOW + 2 * HOUR)
     assert await registry.count_distrusted(everything) == [("cam2", 6), ("pump", 1)]
+    under = await registry.distrusted_certificates(RULE, NOW, 9)
+    assert [each.holder for each in under] == ["cam-a", "cam-f", "cam-out"]  # whatever else they hold
+    assert await registry.count_distrusted_certificates(RULE, NOW) == 3
+    assert len(await registry.distrusted_certificates(wider, NOW, 2)) == 2
+    assert await registry.count_distrusted_certificates(RULE, under[0].not_after) == 0
+    await registry.commit(change(RevokeSome(tuple(each.fingerprint for each in under), NOW, CrlReason.KEY_COMPROMISE)))
+    assert await registry.count_distrusted_certificates(RULE, NOW) == 0
+    for each in under:
+        listed = await registry.revocation(each.serial)
+        assert listed is not None
+        assert listed.reason == CrlReason.KEY_COMPROMISE
+    assert [each.state.value for each in await registry.credentials("cam-f")] == ["revoked", "issued"]
     for holder in ("cam-a", "cam-b"):
         for held in await registry.credentials(holder):
             assert wider.covers("cam2", held)

@@ -46,7 +46,7 @@ def names_of(write: w.Write) -> tuple[str, ...]:
             return f"{credential.kind.value} {credential.holder}", f"key {credential.key_sha256.hex()}"
         case w.EndUnused(kind=kind, holder=holder, newest=newest):
             return (f"{kind} {holder}", *((f"credential {newest.hex()}",) if newest else ()))
-        case w.EndCredentials(fingerprints=fingerprints):
+        case w.EndCredentials(fingerprints=fingerprints) | w.RevokeSome(fingerprints=fingerprints):
             return tuple(f"credential {fingerprint.hex()}" for fingerprint in fingerprints)
         case w.RevokeCredentials(kind=kind, holder=holder) | w.HoldCredentials(kind=kind, holder=holder):
             return (f"{kind} {holder}",)

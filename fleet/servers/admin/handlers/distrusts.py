@@ -44,8 +44,9 @@ async def list_distrusts(context: Context, call: Call, query: Paging) -> Result[
 async def get_distrust(context: Context, call: Call) -> Result[DistrustProgress]:
     rule = await _known(context, call)
     scope = await distrust.counted(context.registry, rule)
+    certificates = await context.registry.count_distrusted_certificates(rule, call.now)
     left = {"left": scope.matched, "left_by_model": scope.models, "first": scope.first}
-    return Result(DistrustProgress.shown(rule, **left))
+    return Result(DistrustProgress.shown(rule, **left, certificates=certificates))
 
 
 @post(
@@ -74,7 +75,7 @@ async def begin_distrust(context: Context, call: Call, body: NewDistrust) -> Res
 @post(
     "/v1/distrusts/{distrust}/revoke",
     Permission.DEVICE_WRITE,
-    "Revoke the devices that are under a distrust, at most 500 at a time, confirmed by their number.",
+    "Revoke the devices under a distrust, 500 at a time, by their number, then certificates of those that have others.",
     is_one_change=False,
 )
 async def revoke_distrusted(context: Context, call: Call, body: RevokeDistrusted) -> Result[RevokedDistrusted]:
@@ -87,7 +88,10 @@ async def revoke_distrusted(context: Context, call: Call, body: RevokeDistrusted
     outcomes = await distrust.revoke_some(registry, rule, operation)
     failed = [BulkFailure(id=o.device_id, code=o.code, why=o.why) for o in outcomes if o.is_failure]
     done, left = sum(o.code == DONE for o in outcomes), (await distrust.counted(registry, rule)).matched
-    return Result(RevokedDistrusted(bulk=operation.bulk, done=done, failed=failed, left=left))
+    ended = 0 if left else await distrust.revoke_certificates(registry, rule, operation)
+    others = await registry.count_distrusted_certificates(rule, call.now)
+    step = RevokedDistrusted(operation.bulk, done, failed, left, certificates=ended, certificates_left=others)
+    return Result(step)
 
 
 @post(

@@ -71,6 +71,7 @@ class DistrustProgress(Distrust):
     left: Annotated[Count, about("Devices in service whose newest certificate it covers.")]
     left_by_model: dict[Name, Count]
     first: Annotated[list[DeviceId], about("Ids of the first of these.")]
+    certificates: Annotated[Count, about("That it covers, of any device, neither expired nor revoked.")]
 
 
 class NewDistrust(Record):
@@ -125,6 +126,8 @@ class RevokedDistrusted(Record):
     done: Annotated[Count, about("Devices revoked in this step.")]
     failed: Annotated[list[BulkFailure], about("In this step: they are left, too.")]
     left: Annotated[Count, about("Devices in service that are still under the rule.")]
+    certificates: Annotated[Count, about("Of other devices, revoked in this step; none while devices are left.")]
+    certificates_left: Annotated[Count, about("Under the rule, neither expired nor revoked.")]
 
 
 class UndoneDistrust(Record):
