@@ -58,6 +58,26 @@ def log_event(logger: logging.Logger, level: int, event: str, /, *, exc_info: An
         logger.log(level, Event(event, fields), exc_info=exc_info)
 
 
+class FailureLog:
+    """Logs `event` for a failure that goes on: once, again when it changes, and again each `every` times (0: never)."""
+
+    def __init__(self, logger: logging.Logger, event: str, every: int = 0) -> None:
+        self._logger, self._event, self._every = logger, event, every
+        self._last: dict[str, str] | None = None
+        self._times = 0
+
+    def failed(self, **fields: Any) -> None:
+        shown = {name: _text(value) for name, value in fields.items()}
+        self._times = self._times + 1 if shown == self._last else 0
+        self._last = shown
+        if self._times == 0 or (self._every and self._times % self._every == 0):
+            log_event(self._logger, logging.ERROR, self._event, **fields)
+
+    def succeeded(self) -> None:
+        """The next failure is a new one."""
+        self._last = None
+
+
 class JsonFormatter(logging.Formatter):
     """A record as one JSON object: time (UTC), level, logger, then the event's fields, or `message`."""
 

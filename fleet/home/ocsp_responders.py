@@ -17,7 +17,7 @@ from fleet.ca.chain import has_signed
 from fleet.ca.keys import load_key, load_or_make_key
 from fleet.ca.ocsp import IssuerId, Responder, issuer_ids
 from fleet.config.clock import Clock
-from fleet.config.logs import log_event
+from fleet.config.logs import FailureLog
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
 from fleet.domain.errors import FleetError
 from fleet.home.authorities import Authorities
@@ -36,7 +36,7 @@ class OcspResponders:
         self._home, self._authorities, self._clock = home, authorities, clock
         self._known = derived(authorities, self._read)
         self._made: dict[x509.Certificate, Responder] = {}
-        self._failed: dict[x509.Certificate, str] = {}
+        self._failed: dict[x509.Certificate, FailureLog] = {}
 
     def find(self, issuer: IssuerId) -> Responder | None:
         """The responder of the CA that a request names so; None: it is no CA of ours, or its key is not here."""
@@ -80,11 +80,8 @@ class OcspResponders:
         try:
             made = self._made[ca] = self._delegated(ca, key_file, now)
         except (FleetError, OSError) as error:
-            if self._failed.get(ca) != str(error):  # once, and not for each request
-                self._failed[ca] = str(error)
-                log_event(
-                    log, logging.ERROR, "ocsp", outcome="not-delegated", ca=ca.subject.rfc4514_string(), reason=error
-                )
+            failures = self._failed.setdefault(ca, FailureLog(log, "ocsp"))
+            failures.failed(outcome="not-delegated", ca=ca.subject.rfc4514_string(), reason=error)
             return made if made is not None and now < made.signs_until else None
         return made
 

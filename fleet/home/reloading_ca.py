@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from fleet.ca.issuer import FLEET, LocalIssuer, own_key
 from fleet.ca.issuers import TENANTS, TenantIssuers
 from fleet.ca.keys import load_key
-from fleet.config.logs import log_event
+from fleet.config.logs import FailureLog, log_event
 from fleet.config.settings import Settings
 from fleet.domain.credential import Credential
 from fleet.domain.enrollment import IssuePermit
@@ -69,7 +69,7 @@ class LiveAuthorities:
         self._issuers = TenantIssuers(self._issuer_of)
         self.changed: Callable[[], None] = lambda: None
         """Called when the CAs or the server certificate have changed."""
-        self._reported: dict[str, str] = {}
+        self._failures = FailureLog(log, "ca.read")
         self._watched = _watched(home, ())
         self._stamp: _Stamp | None = None
         self._looked_at = 0
@@ -95,7 +95,7 @@ class LiveAuthorities:
         try:
             self._read(stamp)
         except _TROUBLE as error:
-            self._report(outcome="failed", kept="old", reason=error)
+            self._failures.failed(outcome="failed", kept="old", reason=error)
             return
         if (self._current, self._server) != before:
             log_event(log, logging.INFO, "ca.read", outcome="ok", tenants=len(self._current.tenants))
@@ -168,16 +168,9 @@ class LiveAuthorities:
         broken = {**current.broken, **{n: str(e) for n, e in signers.items() if isinstance(e, Exception)}}
         self._watched = _watched(self._home, broken)
         if broken:
-            self._report(outcome="damaged", **broken)
+            self._failures.failed(outcome="damaged", **broken)
         else:
-            self._reported = {}
-
-    def _report(self, **problem: object) -> None:
-        """Log a problem once, not at every read."""
-        shown = {name: str(value) for name, value in problem.items()}
-        if shown != self._reported:
-            log_event(log, logging.ERROR, "ca.read", **shown)
-            self._reported = shown
+            self._failures.succeeded()
 
     def _seen(self) -> _Stamp:
         """Change times of the folders read, including damaged ones."""

@@ -4,11 +4,26 @@ async with background(seal_every_second(...), "audit sealing") as task: ...
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from fleet.domain.errors import FleetError
+
 AGAIN_SECONDS = 0.2
+
+
+RETRY_SECONDS = 5.0
+
+
+async def repeated(attempt: Callable[[], Awaitable[None]], on_failure: Callable[[FleetError | OSError], None]) -> None:
+    """Await `attempt()`, and again RETRY_SECONDS after it has ended or failed, until cancelled."""
+    while True:
+        try:
+            await attempt()
+        except (FleetError, OSError) as error:
+            on_failure(error)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 @asynccontextmanager

@@ -18,10 +18,10 @@ from fleet.home.server_staple import ServerStaple
 from fleet.runtime.background import background
 from fleet.runtime.jobs.crls import crl_policy
 from fleet.runtime.jobs.server_certificate import Stapler
-from fleet.servers.gateway.events.feed import EventFollower
 from fleet.servers.http import HttpServer
 from fleet.servers.publish import build_publish_server
 from fleet.servers.publish.ocsp import OcspHandler
+from fleet.services.event_follower import EventFollower
 from fleet.services.published_crls import PublishedCrls
 
 SILENCE_SECONDS_MAX = 5.0  # of the event feed: OCSP answers that were kept are given for so long

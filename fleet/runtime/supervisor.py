@@ -32,10 +32,10 @@ from fleet.runtime.signals import Signals
 from fleet.runtime.stop_deadline import KILL_SECONDS_MIN
 from fleet.servers.gateway.broker.start import not_saved, shared_socket
 from fleet.servers.gateway.broker.visit import BrokerVisits
-from fleet.servers.gateway.events.feed import OTHERS_SECONDS, EventFollower
-from fleet.servers.gateway.events.session_purge import SessionPurger
+from fleet.servers.gateway.events.session_purge import OTHERS_SECONDS, SessionPurger
 from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.services.event_follower import EventFollower
 
 log = logging.getLogger("fleet")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet.config.logs import Event, JsonFormatter, configure_logging, log_event, quoted
+from fleet.config.logs import Event, FailureLog, JsonFormatter, configure_logging, log_event, quoted
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +100,21 @@ def test_warnings_of_libraries_are_not_shown() -> None:
     assert (
         b"for developers" in subprocess.run([sys.executable, "-Wd", "-c", code], capture_output=True, check=True).stderr
     )
+
+
+def test_a_failure_that_goes_on_is_logged_once_and_again_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog(logging.getLogger("jobs"), "job")
+    for reason in ("disk full", OSError("disk full"), "disk full", "no disk"):
+        failures.failed(reason=reason)
+    failures.succeeded()
+    failures.failed(reason="no disk")
+    assert [record.getMessage() for record in caplog.records] == [
+        'event=job reason="disk full"', 'event=job reason="no disk"', 'event=job reason="no disk"',
+    ]  # fmt: skip
+
+
+def test_a_failure_that_goes_on_for_hours_is_logged_again_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog(logging.getLogger("jobs"), "job", every=60)
+    for _ in range(121):
+        failures.failed(reason="disk full")
+    assert len(caplog.records) == 3

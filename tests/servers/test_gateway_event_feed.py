@@ -12,9 +12,9 @@ from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.errors import Unavailable
 from fleet.domain.writes import DropEvents
 from fleet.servers.gateway import Limits, close_reasons
-from fleet.servers.gateway.events import feed as feed_module
-from fleet.servers.gateway.events.feed import EventFollower
+from fleet.services import event_follower as feed_module
 from fleet.services import revocation
+from fleet.services.event_follower import EventFollower
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect

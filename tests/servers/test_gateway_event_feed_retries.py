@@ -9,7 +9,7 @@ import pytest
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.errors import Unavailable
-from fleet.servers.gateway.events.feed import EventFollower
+from fleet.services.event_follower import EventFollower
 from tests.simulated_time import run
 
 DOWN = Unavailable("disk", "The disk is gone.")

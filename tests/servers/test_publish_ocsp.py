@@ -35,9 +35,9 @@ from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry
 from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import load_operators_issuer
-from fleet.servers.gateway.events.feed import EventFollower
 from fleet.servers.publish.ocsp import CACHED_FOR, VALIDITY, OcspHandler
 from fleet.services import revocation
+from fleet.services.event_follower import EventFollower
 from fleet.services.retention import Mode, Policy, Retention
 from fleet.storage.engines import Engine
 from fleet.storage.journals.archive import Archive

@@ -148,7 +148,8 @@ async def test_the_running_job_notices_within_a_moment(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "CHECK_SECONDS", 0.02)
-    monkeypatch.setattr(job, "RETRY_SECONDS", 0.02)  # it may go back while the job is starting to follow
+    # It may go back while the job is starting to follow.
+    monkeypatch.setattr("fleet.runtime.background.RETRY_SECONDS", 0.02)
     log = journal(tmp_path)
     await inventory.add_device(registry, "cam-1", "cam2", act=ACT)
     written = asyncio.Event()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from fleet.config.clock import Clock
-from fleet.config.logs import log_event
+from fleet.config.logs import FailureLog
 from fleet.domain.errors import FleetError
 from fleet.domain.ports import HeadSigner, Registry
 from fleet.home.audit_note import keep_note
@@ -52,16 +52,14 @@ async def seal_periodically(
     """Seal until cancelled, and check each head against the note of `home`. A failure is retried, and logged once in
     FAILURES_A_LINE times.
     """
-    failures = 0
+    failures = FailureLog(log, "audit.seal", FAILURES_A_LINE)
     while True:
         try:
             await _seal_as_noted(registry, signer, clock, home)
-            failures = 0
+            failures.succeeded()
         except (FleetError, OSError) as error:
-            if failures % FAILURES_A_LINE == 0:
-                code = error.code if isinstance(error, FleetError) else "note-not-written"
-                log_event(log, logging.ERROR, "audit.seal", outcome="failed", code=code, reason=str(error))
-            failures += 1
+            code = error.code if isinstance(error, FleetError) else "note-not-written"
+            failures.failed(outcome="failed", code=code, reason=error)
         await asyncio.sleep(every_seconds)
 
 

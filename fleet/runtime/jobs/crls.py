@@ -14,7 +14,7 @@ from fleet.ca.crl import make_entries
 from fleet.ca.imported_crl import crls_of, number_of, revocations_of
 from fleet.ca.key_identifiers import identifier_of
 from fleet.config.clock import Clock
-from fleet.config.logs import log_event
+from fleet.config.logs import FailureLog, log_event
 from fleet.config.settings import Settings
 from fleet.domain.crl import CrlHead, CrlReason, Listed, Revocation, Unlisted
 from fleet.domain.distribution import ca_name, plain_crl_path
@@ -157,7 +157,7 @@ async def publish_crls(home: Home, registry: Registry, settings: Settings, clock
     publisher = CrlPublisher(registry, policy, node_name(home), noting(home))
     following = Following(registry, RevokedCertificates(home.revoked_certificates))
     is_trimmed = False
-    failures = 0
+    failures = FailureLog(logger, "crl", FAILURES_A_LINE)
     while True:
         try:
             if not is_trimmed:
@@ -167,9 +167,7 @@ async def publish_crls(home: Home, registry: Registry, settings: Settings, clock
             cas = await asyncio.to_thread(crl_authorities, home)
             for head in await publisher.publish_due(cas, clock()):
                 log_event(logger, logging.INFO, "crl", path=head.path, number=head.number, entries=head.entries)
-            failures = 0
+            failures.succeeded()
         except (FleetError, OSError) as error:
-            if failures % FAILURES_A_LINE == 0:
-                log_event(logger, logging.ERROR, "crl", outcome="failed", reason=error)
-            failures += 1
+            failures.failed(outcome="failed", reason=error)
         await asyncio.sleep(policy.max_delay.total_seconds() / ROUNDS)

@@ -4,13 +4,12 @@ A device that is suspended, revoked or retired is disconnected at once, and refu
 when the job starts and after each interruption, and follows the events in between.
 """
 
-import asyncio
 import logging
 import ssl
 from contextlib import aclosing
 
 from fleet.config.addresses import ControlAddress
-from fleet.config.logs import log_event
+from fleet.config.logs import FailureLog, log_event
 from fleet.config.settings import Settings
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialState
@@ -33,10 +32,10 @@ from fleet.dynamic_security.commands import (
 )
 from fleet.dynamic_security.connection import Control, ControlledBroker, connected, password_in
 from fleet.home.layout import Home
+from fleet.runtime.background import repeated
 
 log = logging.getLogger("fleet.dynamic_security")
 
-RETRY_SECONDS = 5.0
 PAGE = 1000
 
 
@@ -58,23 +57,24 @@ def controlled_broker(home: Home, settings: Settings, broker: ControlAddress) ->
 
 async def mirror_devices(registry: Registry, broker: ControlledBroker) -> None:
     """Mirror until cancelled. A broker or registry that fails is logged, and tried again."""
-    problem = ""
-    while True:
-        try:
-            async with connected(broker) as control:
-                mirror = Mirror(registry, control)
-                newest = await registry.last_event()  # first: what changes meanwhile is seen again
-                changed = await mirror.compare_all()
-                _log(logging.INFO, outcome="mirrored", broker=broker.address, changed=changed)
-                problem = ""
-                async with aclosing(registry.follow(newest)) as events:
-                    async for event in events:
-                        await mirror.apply(event)
-        except FleetError as error:
-            if error.message != problem:
-                _log(logging.ERROR, outcome="failed", code=error.code, reason=error.message)
-            problem = error.message
-        await asyncio.sleep(RETRY_SECONDS)
+    failures = FailureLog(log, "dynamic-security")
+
+    async def mirror_while_connected() -> None:
+        async with connected(broker) as control:
+            mirror = Mirror(registry, control)
+            newest = await registry.last_event()  # first: what changes meanwhile is seen again
+            changed = await mirror.compare_all()
+            _log(logging.INFO, outcome="mirrored", broker=broker.address, changed=changed)
+            failures.succeeded()
+            async with aclosing(registry.follow(newest)) as events:
+                async for event in events:
+                    await mirror.apply(event)
+
+    def report(error: FleetError | OSError) -> None:
+        code = error.code if isinstance(error, FleetError) else "cannot-reach"
+        failures.failed(outcome="failed", code=code, reason=error)
+
+    await repeated(mirror_while_connected, report)
 
 
 def _log(level: int, **facts: object) -> None:

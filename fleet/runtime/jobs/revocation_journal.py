@@ -11,9 +11,8 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from fleet.config.clock import Clock, utc_now
 from fleet.config.logs import log_event
 from fleet.domain.changes import Event
-from fleet.domain.errors import FleetError
 from fleet.domain.ports import Registry
-from fleet.runtime.background import background
+from fleet.runtime.background import background, repeated
 from fleet.services.revocation_journal import BATCH, catch_up, has_gone_back, record_through, write_back
 from fleet.storage.journals.revocations import RevocationJournal, is_revoking
 
@@ -21,7 +20,6 @@ logger = logging.getLogger("fleet.revocations")
 
 GATHER_SECONDS = 0.05  # events within it share one append and its fsync: a thousand renewals a second do
 GRANTS_SECONDS = 1.0  # events that end no right wait this long for one: enrollments make nothing else
-RETRY_SECONDS = 5.0
 CHECK_SECONDS = 2.0  # between two looks whether the registry has gone back
 
 
@@ -37,26 +35,33 @@ async def journaling_revocations(
 
 async def journal_revocations(registry: Registry, log: RevocationJournal, clock: Clock = utc_now) -> None:
     """Follow the registry until cancelled; retry after a failure of the registry or the disk."""
-    while True:
-        try:
+
+    async def journal() -> None:
+        while True:
+            await _record_until_gone_back(registry, log, clock)
+
+    await repeated(journal, lambda error: log_event(logger, logging.ERROR, "revocations.not-noted", reason=error))
+
+
+async def _record_until_gone_back(registry: Registry, log: RevocationJournal, clock: Clock) -> None:
+    """Write back what the registry has lost, then record its events until it loses some.
+
+    Raises: FleetError, OSError.
+    """
+    if await has_gone_back(registry, log):
+        await write_back(registry, log, clock())
+    newest = await registry.last_event()
+    mark = await asyncio.to_thread(log.mark, newest=newest)
+    seen = await record_through(newest, registry, log, mark)
+    following = asyncio.create_task(_record_after(seen, registry, log))
+    try:
+        while not (await asyncio.wait((following,), timeout=CHECK_SECONDS))[0]:
             if await has_gone_back(registry, log):
-                await write_back(registry, log, clock())
-            newest = await registry.last_event()
-            mark = await asyncio.to_thread(log.mark, newest=newest)
-            seen = await record_through(newest, registry, log, mark)
-            following = asyncio.create_task(_record_after(seen, registry, log))
-            try:
-                while not (await asyncio.wait((following,), timeout=CHECK_SECONDS))[0]:
-                    if await has_gone_back(registry, log):
-                        break
-            finally:
-                following.cancel()
-                with suppress(asyncio.CancelledError):
-                    await following
-            continue
-        except (FleetError, OSError) as error:
-            log_event(logger, logging.ERROR, "revocations.not-noted", reason=error)
-        await asyncio.sleep(RETRY_SECONDS)
+                break
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
 
 
 async def _record_after(seen: int, registry: Registry, log: RevocationJournal) -> None:

@@ -4,22 +4,18 @@ They change while servers run, through commands in other processes or on other n
 and reads the anchors anew every few seconds while the event feed is down. Enrollment checks the registry in any case.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from cryptography import x509
 
 from fleet.config.logs import log_event
 from fleet.domain.changes import EventKind
-from fleet.domain.errors import FleetError
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import Registry
+from fleet.runtime.background import repeated
 
 log = logging.getLogger("fleet")
-
-RETRY_SECONDS = 5.0
 
 
 async def trust_anchors(registry: Registry) -> tuple[x509.Certificate, ...]:
@@ -37,11 +33,12 @@ def _certificate(anchor: Anchor) -> x509.Certificate | None:
 
 async def follow_trust_anchors(registry: Registry, apply: Callable[[Sequence[x509.Certificate]], None]) -> None:
     """Call `apply` with the anchors' certificates, at once and at each change, until cancelled."""
-    while True:
-        with suppress(FleetError):  # the gateway's event feed logs an outage
-            newest = await registry.last_event()  # before the read, so that a change during it is seen after it
-            apply(await trust_anchors(registry))
-            async for event in registry.follow(newest):
-                if event.kind == EventKind.ANCHOR_CHANGED:
-                    apply(await trust_anchors(registry))
-        await asyncio.sleep(RETRY_SECONDS)
+
+    async def follow() -> None:
+        newest = await registry.last_event()  # before the read, so that a change during it is seen after it
+        apply(await trust_anchors(registry))
+        async for event in registry.follow(newest):
+            if event.kind == EventKind.ANCHOR_CHANGED:
+                apply(await trust_anchors(registry))
+
+    await repeated(follow, lambda _: None)  # the gateway's event feed logs an outage

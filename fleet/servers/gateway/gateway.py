@@ -23,8 +23,7 @@ from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.denial_audit import DenialAudit
 from fleet.servers.gateway.events.effects import EventEffects
-from fleet.servers.gateway.events.feed import OTHERS_SECONDS, EventFollower
-from fleet.servers.gateway.events.session_purge import SessionPurger
+from fleet.servers.gateway.events.session_purge import OTHERS_SECONDS, SessionPurger
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.limits.rates import Budgets
@@ -42,6 +41,7 @@ from fleet.servers.gateway.tasks import Tasks
 from fleet.servers.gateway.wills.cancellation import WillCancellation
 from fleet.servers.gateway.wills.waiting import WaitingWills
 from fleet.services.admission import Admission
+from fleet.services.event_follower import EventFollower
 from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")

@@ -10,6 +10,7 @@ from fleet.servers.gateway.broker.visit import BrokerVisits, purge_session
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.tasks import Tasks
 
+OTHERS_SECONDS = 1.0  # by then every process before a broker has received an event, and has closed its sessions
 PURGE_TRIES_MAX = 60  # a second apart: our own broker is back by then, and one that refuses is left alone
 
 

@@ -1,9 +1,9 @@
 """Follower of the registry's event feed: reconnects, detects a stalled feed, and reports lost events.
 
-A gateway whose feed is down does not receive revocations. It keeps its sessions, since missed events are delivered
-once the feed is back, but admits no new ones after `silence_seconds_max`. A stalled feed is detected by comparing the
-registry's newest event with the last one received, every CHECK_SECONDS. When events are lost (deleted by retention,
-or the registry was restored to an older state), `on_missed` is called.
+While the feed is down no revocations are received. What was decided before remains, since missed events are delivered
+once the feed is back; after `silence_seconds_max` it is not `reliable` for new decisions. A stalled feed is detected by
+comparing the registry's newest event with the last one received, every CHECK_SECONDS. When events are lost (deleted by
+retention, or the registry was restored to an older state), `on_missed` is called.
 """
 
 import asyncio
@@ -16,11 +16,10 @@ from fleet.domain.changes import Event
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 
-log = logging.getLogger("fleet.gateway")
+log = logging.getLogger("fleet.events")
 
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 5.0
 CHECK_SECONDS = 2.0
-OTHERS_SECONDS = 1.0  # by then every process before a broker has received an event, and has closed its sessions
 
 
 class EventFollower:
