@@ -107,6 +107,15 @@ def check_rate(rates: Rates, address: str, credential: Hashable | None) -> None:
 
 Handle = Callable[[Exchange], Awaitable[Response]]
 Render = Callable[[int, str, str, Mapping[str, str]], Response]
+PLAIN = "text/plain; charset=utf-8"
+
+
+def plain_refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
+    """A Render: one sentence for people, and the code for programs in a header too, since proxies drop the body."""
+    shown = {"Content-Type": PLAIN, "Cache-Control": "no-store", "X-Error-Code": code}
+    return Response(status, f"{message} ({code})\n".encode(), {**shown, **headers})
+
+
 """Makes the response of a refusal: status, code, sentence, headers."""
 
 

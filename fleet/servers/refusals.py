@@ -66,6 +66,10 @@ class Refusal(Struct, frozen=True):
         return self.code == "internal"
 
 
+def no_such_path() -> HttpRefused:
+    return HttpRefused(404, "no-such-path", "There is nothing at this path.")
+
+
 def refusal_of(error: Exception) -> Refusal:
     """The answer to a request whose handling raised `error`."""
     if isinstance(error, HttpRefused):

@@ -6,8 +6,10 @@ The certificate identifies; the registry decides. Refusals are audited, and so i
 also supersedes the device's earlier certificates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
@@ -25,6 +27,9 @@ from fleet.services.refusals import audit_refusal
 
 CONNECT = "mqtt.connect"
 FIRST_USE = "credential.first-use"
+
+Admitted = TypeVar("Admitted")
+"""What a check makes of a holder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +61,28 @@ async def admit(
     `will-refused`, `will-retain`, `will-response`, `certificate-ended`; each after its audit row is
     written. Unavailable: the registry failed, or a first use could not be recorded.
     """
+    subject = device_named(client_id or "")
+    return await admitted(registry, peer, now, CONNECT, subject, lambda facts: _bound(facts, client_id, will))
+
+
+async def admitted(
+    registry: Registry, peer: Peer, now: datetime, action: str, subject: str, check: Callable[[HolderFacts], Admitted]
+) -> Admitted:
+    """What `check` makes of the holder of the peer's certificate, whose first use is recorded.
+
+    Raises: what `identify`, `check` and `mark_first_use` raise; all but Unavailable after the refusal of `action` by
+    `subject` is audited.
+    """
     try:
         facts = await identify(registry, peer, now)
-        admission = _bound(facts, client_id, will)
+        made = check(facts)
         await mark_first_use(registry, facts.credential, peer, now)
     except Unavailable:
         raise
     except FleetError as refusal:
-        await audit_refusal(registry, peer, now, CONNECT, device_named(client_id or ""), refusal)
+        await audit_refusal(registry, peer, now, action, subject, refusal)
         raise
-    return admission
+    return made
 
 
 def _bound(facts: HolderFacts, client_id: str | None, will: Will | None) -> Admission:

@@ -40,7 +40,7 @@ from fleet.services.authorization import Authorizer, allowed, question_of, tags_
 from fleet.services.claims import misused
 from fleet.services.credentials import Submission, authenticate, no_credentials, present
 from fleet.services.first_use import ended_by_first_use
-from fleet.services.identity import NO_GRACE, NOBODY, identify, identify_for_renewal
+from fleet.services.identity import NO_GRACE, NOBODY, identify
 from fleet.services.refusals import audit_refusal, write_row
 
 NO_DEVICE = "device ?"
@@ -186,8 +186,7 @@ class Attempt:
     async def _renewal(self, submission: Submission, *, is_late: bool = False) -> IssuanceContext:
         """The facts of a renewal; with `is_late`, also of a certificate in its model's grace period."""
         registry = self.authority.registry
-        how = identify_for_renewal if is_late else partial(identify, renews=True)
-        identified = await how(registry, self.peer, self.now)
+        identified = await identify(registry, self.peer, self.now, renews=True, in_grace=is_late)
         self._acts_as_holder(identified.credential)
         if identified.device is None or identified.model is None:
             raise Refused("not-a-device", "Only a device's own certificate is renewed by simplereenroll.")

@@ -12,13 +12,12 @@ from datetime import datetime
 from fleet.domain.changes import AuditEntry
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, Model
-from fleet.domain.errors import FleetError, Refused, Unavailable
+from fleet.domain.errors import Refused, Unavailable
 from fleet.domain.http_policy import may_request
 from fleet.domain.peer import Peer
-from fleet.domain.ports import Registry
-from fleet.services.admission import admitted_device, mark_first_use
-from fleet.services.identity import identify
-from fleet.services.refusals import audit_refusal, write_row
+from fleet.domain.ports import HolderFacts, Registry
+from fleet.services.admission import admitted, admitted_device
+from fleet.services.refusals import write_row
 
 HTTP_REQUEST = "http.request"
 NO_DEVICE = "device ?"
@@ -50,22 +49,18 @@ async def admit_request(registry: Registry, peer: Peer, request: HttpRequest | N
     `certificate-ended`, `bad-target`, `http-not-allowed`; each after its audit row is written.
     Unavailable: the registry failed, or a first use could not be recorded.
     """
-    try:
-        facts = await identify(registry, peer, now)
-        device, model = admitted_device(facts)
-        await mark_first_use(registry, facts.credential, peer, now)
-    except Unavailable:
-        raise
-    except FleetError as refusal:
-        await audit_refusal(registry, peer, now, HTTP_REQUEST, NO_DEVICE, refusal)
-        raise
-    access = HttpAccess(device, model, facts.credential)
+    access = await admitted(registry, peer, now, HTTP_REQUEST, NO_DEVICE, _access)
     try:
         _check_rules(access, request)
     except Refused as refusal:
         await _audit_denied(registry, peer, access, request, now, refusal)
         raise
     return access
+
+
+def _access(facts: HolderFacts) -> HttpAccess:
+    """Raises: Refused: `not-a-device`, `device-registered` and the like."""
+    return HttpAccess(*admitted_device(facts), facts.credential)
 
 
 def _check_rules(access: HttpAccess, request: HttpRequest | None) -> None:

@@ -26,12 +26,18 @@ async def audit_actor_of(registry: Registry, peer: Peer) -> tuple[str, dict[str,
 
 
 async def identify(
-    registry: Registry, peer: Peer, now: datetime, *, opens_to_claims: bool = False, renews: bool = False
+    registry: Registry,
+    peer: Peer,
+    now: datetime,
+    *,
+    opens_to_claims: bool = False,
+    renews: bool = False,
+    in_grace: bool = False,
 ) -> HolderFacts:
     """The device or station that holds the certificate of `peer`. The holder is in service, the certificate usable.
     Operators are not identified here. Claim certificates are accepted with `opens_to_claims` only; elsewhere,
     presenting one puts the claim into quarantine. With `renews`, a certificate is accepted that is distrusted for all
-    but its renewal.
+    but its renewal; with `in_grace`, a device's that has expired within its model's grace period.
 
     Raises: Unauthenticated: `no-certificate`, `certificate-unknown`. Refused: `certificate-expired`,
     `certificate-superseded`, `certificate-revoked`, `certificate-distrusted`, `other-tenant`, `claim-only-enrolls`,
@@ -43,28 +49,13 @@ async def identify(
         raise Refused("claim-only-enrolls", "A claim certificate is accepted for enrolling new devices only.")
     if facts.device is None and facts.station is None and facts.claim is None:
         raise _unknown()
-    must_be_usable(facts.credential, now)
+    model = facts.model if in_grace and facts.device is not None else None
+    must_be_usable(facts.credential, now, model.rules.renewal.grace if model is not None else NO_GRACE)
     _must_be_of_its_tenant(facts, peer)
     if facts.device is not None:
         must_be_in_service(facts.device)
     registry.revoked.must_be_usable(facts)
     _must_be_trusted(facts, renews=renews)
-    return facts
-
-
-async def identify_for_renewal(registry: Registry, peer: Peer, now: datetime) -> HolderFacts:
-    """As `identify`, but accepts a device's certificate that has expired within its model's grace period.
-
-    Raises: as `identify`.
-    """
-    facts = await _recorded(registry, peer)
-    if facts.device is None or facts.model is None:
-        return await identify(registry, peer, now, renews=True)
-    must_be_usable(facts.credential, now, grace=facts.model.rules.renewal.grace)
-    _must_be_of_its_tenant(facts, peer)
-    must_be_in_service(facts.device)
-    registry.revoked.must_be_usable(facts)
-    _must_be_trusted(facts, renews=True)
     return facts
 
 

@@ -97,6 +97,7 @@ async def test_nothing_else_is_served(method: str, path: str, status: int) -> No
         found = await client.ask(method, path)
         assert (found.status, found.headers["Cache-Control"]) == (status, "no-store")
         assert found.headers.get("Allow") == ("GET, HEAD" if status == 405 else None)
+        assert found.headers["X-Error-Code"] == ("bad-method" if status == 405 else "no-such-path")
 
 
 async def test_idle_connections_give_way_and_an_address_block_has_a_cap() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from msgspec import structs
@@ -19,7 +20,9 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
 from fleet.domain.revoked_cache import RevokedCache
 from fleet.domain.writes import QuarantineClaim
-from fleet.services.identity import NOBODY, audit_actor_of, identify, identify_for_renewal, identify_operator
+from fleet.services.identity import NOBODY, audit_actor_of, identify, identify_operator
+
+identify_for_renewal = partial(identify, renews=True, in_grace=True)
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -30,7 +30,7 @@ from fleet.servers.admin.records.base import (
     Record,
 )
 from fleet.servers.admin.result import Result
-from fleet.servers.refusals import HttpRefused
+from fleet.servers.refusals import HttpRefused, no_such_path
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396
@@ -77,13 +77,9 @@ class Condition(enum.Enum):
 Handler = Callable[..., Awaitable[Result[Any]]]
 
 
-def _no_such_path() -> HttpRefused:
-    return HttpRefused(404, "no-such-path", "There is nothing at this path.")
-
-
 async def _denied(context: Any, call: Any) -> Result[Any]:
     """The handler of a route that has none: denied by default."""
-    raise _no_such_path()
+    raise no_such_path()
 
 
 class Route(Struct, frozen=True, dict=True):
@@ -178,7 +174,7 @@ def find(routes: Sequence[Route], method: str, raw_path: str) -> tuple[Route, di
     given = raw_path.split("/")
     found = [(route, values) for route in routes if (values := _matched(route.template, given)) is not None]
     if not found:
-        raise _no_such_path()
+        raise no_such_path()
     wanted = "GET" if method == "HEAD" else method
     for route, values in found:
         if route.method == wanted:

@@ -5,7 +5,7 @@ import functools
 import re
 from dataclasses import dataclass
 
-from fleet.servers.refusals import HttpRefused
+from fleet.servers.refusals import HttpRefused, no_such_path
 from fleet.wire.est import OPERATIONS, WELL_KNOWN
 
 METHODS = {
@@ -60,7 +60,7 @@ def route(method: str, path: str) -> Route:
     if operation not in METHODS:
         if operation in OPERATIONS:  # fullcmc, which RFC 7030, 3.2.2 leaves to us
             raise HttpRefused(501, "not-served", f"The operation {operation} is not served here.")
-        raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
+        raise no_such_path()
     _check_method(method, operation, METHODS[operation])
     return Route(operation, label)
 

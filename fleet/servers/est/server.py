@@ -23,7 +23,7 @@ from fleet.servers.est.idevid_certificate import idevid_certificate
 from fleet.servers.est.keygen import ServerKeyGenerator, multipart
 from fleet.servers.est.paths import RENEWAL_INFO, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
-from fleet.servers.http import Exchange, HttpServer
+from fleet.servers.http import Exchange, HttpServer, plain_refusal
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused, refusal_of
 from fleet.services.credentials import Submission, accepts_unauthenticated, no_credentials
@@ -49,7 +49,6 @@ ACTIONS = {
 """Name in the audit of each operation that issues a certificate."""
 THROTTLED, TOO_MANY = "est.request", "too-many-requests"
 ACTORS_MAX = 4096  # certificates of clients that asked too often; the first go first
-PLAIN = "text/plain; charset=utf-8"
 RENEWAL_INFO_SECONDS = 6 * 3600  # between two requests of one client: a campaign takes effect within that time
 # RFC 8951 receivers ignore Content-Transfer-Encoding; BouncyCastle takes the body for DER without it.
 CERTS_HEADERS = {"Content-Type": CERTS_ONLY, "Content-Transfer-Encoding": "base64"}
@@ -274,9 +273,7 @@ def waits_for_challenge(exchange: Exchange) -> bool:
 
 
 def refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
-    """One sentence for people, with the code for programs."""
-    given = {"Content-Type": PLAIN, "X-Error-Code": code, **(CHALLENGE if status == 401 else {}), **headers}
-    return Response(status, f"{message} ({code})\n".encode(), given)
+    return plain_refusal(status, code, message, {**(CHALLENGE if status == 401 else {}), **headers})
 
 
 def without_text(exchange: Exchange, response: Response) -> Response:

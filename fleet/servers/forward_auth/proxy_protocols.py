@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aiohttp.http import RawRequestMessage
 
 from fleet.domain.errors import Refused, Unauthenticated
-from fleet.servers.refusals import HttpRefused
+from fleet.servers.refusals import HttpRefused, no_such_path
 from fleet.services.http_access import HttpRequest
 from fleet.wire.errors import WireError
 from fleet.wire.forwarded_certificate import from_base64, from_escaped_pem, from_traefik, from_xfcc
@@ -58,7 +58,7 @@ def protocol_of(message: RawRequestMessage) -> ProxyProtocol:
             return proxy
         if not proxy.method and path.startswith(f"{proxy.path}/"):
             return proxy
-    raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
+    raise no_such_path()
 
 
 def certificate_of(message: RawRequestMessage, proxy: ProxyProtocol) -> bytes:

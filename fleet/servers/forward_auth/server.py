@@ -16,7 +16,7 @@ from fleet.domain.errors import FleetError
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.forward_auth.proxy_protocols import address_of, certificate_of, protocol_of, request_of
-from fleet.servers.http import Exchange, HttpServer
+from fleet.servers.http import Exchange, HttpServer, plain_refusal
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.refusals import HttpRefused
 from fleet.services.http_access import HTTP_REQUEST, NO_DEVICE, HttpAccess, admit_request
@@ -24,7 +24,6 @@ from fleet.services.refusals import audit_refusal
 from fleet.wire.certificate_fields import certificate_fields
 
 SECRET = "X-Proxy-Secret"  # noqa: S105  the name of a header
-PLAIN = "text/plain; charset=utf-8"
 
 LIMITS = HttpLimits(
     line_size_max=16 * 1024,  # Envoy's has the client's own target, of which it takes 8 KB
@@ -51,7 +50,7 @@ def build_forward_auth_server(
     context: ForwardAuthContext, secrets: Callable[[], Sequence[bytes]] = tuple
 ) -> HttpServer:
     """The server; a protocol factory. If there are `secrets`, asked for at each request, it must carry one of them."""
-    return HttpServer("forward_auth", _Handler(context, secrets).handle, _refusal, LIMITS)
+    return HttpServer("forward_auth", _Handler(context, secrets).handle, plain_refusal, LIMITS)
 
 
 class _Handler:
@@ -106,9 +105,3 @@ def identity_headers(access: HttpAccess) -> Mapping[str, str]:
         "X-Device-Serial": access.device.hardware_serial,
         "Cache-Control": "no-store",
     }
-
-
-def _refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
-    """One sentence for people, and the code in a header: proxies drop the body."""
-    shown = {"Content-Type": PLAIN, "Cache-Control": "no-store", "X-Error-Code": code}
-    return Response(status, f"{message} ({code})\n".encode(), {**shown, **headers})

@@ -1,17 +1,15 @@
 """Routes of the publish listener: files at their paths, and OCSP. An unknown path or method is refused."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from fleet.config.clock import Clock
 from fleet.domain.distribution import OCSP_PATH
 from fleet.domain.published_file import PublishedFile
 from fleet.domain.rates import Rates
-from fleet.servers.http import Exchange, Handle, HttpServer
+from fleet.servers.http import Exchange, Handle, HttpServer, plain_refusal
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.publish.conditional import answer_file
-from fleet.servers.refusals import HttpRefused
-
-PLAIN = "text/plain; charset=utf-8"
+from fleet.servers.refusals import HttpRefused, no_such_path
 
 Find = Callable[[str], Awaitable[PublishedFile | None]]
 """The file at a path."""
@@ -33,15 +31,10 @@ def build_publish_server(
         exchange.event = f"publish.{path.split('/')[1]}" if path.startswith(("/ca/", "/crl/")) else "publish"
         file = await find(path)
         if file is None:
-            raise HttpRefused(404, "no-such-path", "There is nothing at this path.")
+            raise no_such_path()
         method = exchange.request.method
         if method not in ("GET", "HEAD"):
             raise HttpRefused(405, "bad-method", f"{path} takes GET only.", {"Allow": "GET, HEAD"})
         return answer_file(file, exchange.request.headers, clock())
 
-    return HttpServer("publish", handle, refusal, limits or HttpLimits(), rates)
-
-
-def refusal(status: int, code: str, message: str, headers: Mapping[str, str]) -> Response:
-    body = f"{message} ({code})\n".encode()
-    return Response(status, body, {"Content-Type": PLAIN, "Cache-Control": "no-store", **headers})
+    return HttpServer("publish", handle, plain_refusal, limits or HttpLimits(), rates)
