@@ -262,6 +262,10 @@ def test_a_device_goes_on_by_its_certificate_until_it_is_revoked(site: Site, tmp
         assert [key for key, value in arrived if value == "forged"] == []
         # It would tell a further proxy to drop what the first one says.
         assert [value for key, value in arrived if key.lower() == "connection" and "device" in value.lower()] == []
+        # What a WebSocket needs goes on, where the page says so.
+        _, arrived = client.get("/v1/things", {"Upgrade": "other", "Connection": "Upgrade, X-Device-Id"})
+        asked = [value.lower() for key, value in arrived if key.lower() == "connection"]
+        assert asked == [{"nginx": "close", "haproxy": "upgrade"}[proxy.__name__]]
         assert client.post("/v1/things", b"x" * 300_000) == (200, 300_000)
         site.fleet("device", "suspend", name)
         assert client.get("/v1/things")[0] == 403
