@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.ca.key_identifiers import identifier_of, issuer_identifier_of
 from fleet.ca.tbs import ECDSA_WITH_SHA256, extension, integer, sealed, time
-from fleet.domain.crl import CrlForm, CrlReason, Listed, Revocation, Unlisted
+from fleet.domain.crl import CrlEntry, CrlForm, CrlReason, PendingRevocation, Revocation
 from fleet.domain.distribution import bucket_of
 from fleet.domain.errors import Invalid
 from fleet.wire.der import INTEGER, encode_element, sequence
@@ -58,13 +58,13 @@ def _only_url(names: Sequence[x509.GeneralName] | None) -> str:
     return str(names[0].value) if names else ""
 
 
-def make_entries(waiting: Sequence[Unlisted]) -> list[Listed]:
+def make_entries(waiting: Sequence[PendingRevocation]) -> list[CrlEntry]:
     """Their CRL entries. One whose certificate is not in the registry any more, as it has expired, belongs to no CA."""
-    found: list[Listed] = []
+    found: list[CrlEntry] = []
     for each in waiting:
         issuer = each.issuer or (issuer_of(each.der) if each.der is not None else None) or b""
         bucket = bucket_of(int(each.revocation.serial, 16))
-        found.append(Listed(each.revocation, issuer, bucket, crl_entry(each.revocation)))
+        found.append(CrlEntry(each.revocation, issuer, bucket, crl_entry(each.revocation)))
     return found
 
 

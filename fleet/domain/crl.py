@@ -53,7 +53,7 @@ class Revocation(Struct, frozen=True):
     """A CrlReason."""
 
 
-class Unlisted(Struct, frozen=True):
+class PendingRevocation(Struct, frozen=True):
     """A revocation whose CRL entry is still to be made."""
 
     revocation: Revocation
@@ -76,7 +76,7 @@ class CertificateFacts(Struct, frozen=True):
     revocation: Revocation | None
 
 
-class Listed(Struct, frozen=True):
+class CrlEntry(Struct, frozen=True):
     """The CRL entry made for a revocation."""
 
     revocation: Revocation

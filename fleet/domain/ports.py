@@ -12,7 +12,7 @@ from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
 from fleet.domain.changes import AuditRow, Change, Event
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, KeyUse, Station, Token
-from fleet.domain.crl import CertificateFacts, Crl, CrlForm, CrlHead, Listed, Noted, Revocation, Unlisted
+from fleet.domain.crl import CertificateFacts, Crl, CrlEntry, CrlForm, CrlHead, Noted, PendingRevocation, Revocation
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place, StateChange
 from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.idempotency import Answer
@@ -93,7 +93,7 @@ class CrlStore(Protocol):
     async def certificate_facts(self, serial: str) -> CertificateFacts | None:
         """By serial number, lower-case hex, in one look-up; None: no certificate of this number is known."""
 
-    async def unlisted(self, limit: int) -> list[Unlisted]:
+    async def pending_revocations(self, limit: int) -> list[PendingRevocation]:
         """Revocations whose CRL entry is still to be made, at most `limit`."""
 
     async def unpublished(self) -> list[tuple[bytes, int]]:
@@ -110,7 +110,7 @@ class CrlStore(Protocol):
         these numbers.
         """
 
-    async def newest_listed(self, issuer: bytes) -> int:
+    async def last_crl_number(self, issuer: bytes) -> int:
         """The number of the CRL that brought the newest entry of the CA `issuer`; 0: it has none."""
 
     async def latest_end(self) -> datetime:
@@ -124,8 +124,8 @@ class CrlStore(Protocol):
     async def crl(self, path: str) -> Crl | None:
         """The CRL published at this URL path."""
 
-    async def list_revoked(self, listed: Sequence[Listed], lease: Lease, now: datetime) -> None:
-        """Store entries; one whose revocation has changed since it was read stays unlisted.
+    async def store_entries(self, entries: Sequence[CrlEntry], lease: Lease, now: datetime) -> None:
+        """Store entries; one whose revocation has changed since it was read stays pending.
 
         Raises: Conflict (`lease-held`): another node publishes; nothing was written. Unavailable.
         """

@@ -122,7 +122,7 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
                 (building / ROOT).write_bytes(root.public_bytes(Encoding.PEM))
                 write_key(building / ROOT_KEY, root_key)
             issuing, key = create_issuing(f"{fleet} {name}", root, root_key or key_of_root(home.root_key), now)
-            must_be_called_otherwise(issuing, known)
+            require_unique_ca_name(issuing, known)
             (building / CERTIFICATE).write_bytes(issuing.public_bytes(Encoding.PEM))
             write_key(building / KEY, key)
             sync_tree(building)
@@ -135,7 +135,7 @@ def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Itera
         sync(home.ca)
 
 
-def must_be_called_otherwise(issuing: x509.Certificate, known: Authorities) -> None:
+def require_unique_ca_name(issuing: x509.Certificate, known: Authorities) -> None:
     """Raises: Conflict (`name-taken`): another CA of the home has its name."""
     # RFC 5280, 4.1.2.6: a CA's name identifies one entity, so that an issuer found by name is unique.
     if any(issuing.subject in (c.subject, a.root.subject) for a in known.all for c in a.issuers):

@@ -28,9 +28,9 @@ from fleet.domain.errors import Invalid, NotFound, Refused
 from fleet.domain.model_rules import ProfileRules
 from fleet.home.authorities import (
     authority_of,
-    must_be_called_otherwise,
     next_generation,
     read_authorities,
+    require_unique_ca_name,
     signed_by_former,
     touch_watched_folders,
 )
@@ -91,7 +91,7 @@ def read_import(home: Home, tenant: str, data: bytes, profiles: Mapping[str, Pro
     key = _request_key(authority)
     given, crls = _given(data)
     chain = checked_chain(given, key.public_key(), [authority.root, known.own.root], now)
-    must_be_called_otherwise(chain[0], known)
+    require_unique_ca_name(chain[0], known)
     if not tenant:
         _server_must_verify(home, (chain[0], key), chain, now)
     for model, profile in profiles.items():

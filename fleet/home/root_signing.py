@@ -11,7 +11,7 @@ from fleet.ca.authority import Certified, certify_issuing, certify_root
 from fleet.ca.authority_request import read_authority_request
 from fleet.ca.chain import has_signed
 from fleet.domain.errors import Invalid
-from fleet.home.authorities import key_of_root, must_be_called_otherwise, read_authorities
+from fleet.home.authorities import key_of_root, read_authorities, require_unique_ca_name
 from fleet.home.layout import Home
 from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
@@ -28,7 +28,7 @@ def sign_authority(home: Home, request: bytes, days: int, now: datetime) -> tupl
     known = read_authorities(home)
     root = _root(home)
     made = certify_issuing(name, key, root, timedelta(days=days), now)
-    must_be_called_otherwise(made, known)
+    require_unique_ca_name(made, known)
     former = known.own.former_roots
     links = [link for each in former for link in (each.new_with_old, each.old_with_new) if link is not None]
     return made, b"".join(each.public_bytes(Encoding.PEM) for each in (made, root[0], *links))

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from fleet.domain import distribution
 from fleet.domain.backdating import BACKDATED_STATUS
-from fleet.domain.crl import Crl, CrlForm, CrlHead, Listed, Revocation, Unlisted
+from fleet.domain.crl import Crl, CrlEntry, CrlForm, CrlHead, PendingRevocation, Revocation
 from fleet.domain.distribution import buckets_of, ca_name, shards_of_path
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.lease import Lease
@@ -115,7 +115,7 @@ class CrlPublisher:
     _registry: Registry
     _policy: CrlPolicy
     _node: str
-    _make_entries: Callable[[Sequence[Unlisted]], list[Listed]]
+    _make_entries: Callable[[Sequence[PendingRevocation]], list[CrlEntry]]
     _seconds: Callable[[], float] = time.monotonic
     _full_from: dict[bytes, float] = field(default_factory=dict)
     """When, by `_seconds`, each CA's full CRL may be made again."""
@@ -139,7 +139,7 @@ class CrlPublisher:
             for ca in cas:
                 own = {head.path: head for head in heads if head.issuer == ca.key_identifier}
                 buckets = frozenset(bucket for issuer, bucket in dirty if issuer == ca.key_identifier)
-                newest = await self._registry.newest_listed(ca.key_identifier)
+                newest = await self._registry.last_crl_number(ca.key_identifier)
                 round_ = _Round(ca, own, buckets, newest, now)
                 try:
                     round_ = replace(round_, behind=await self._behind(round_))
@@ -182,12 +182,12 @@ class CrlPublisher:
 
     async def release(self, now: datetime) -> None:
         """Let another node publish from now on."""
-        await self._registry.list_revoked((), Lease(LEASE, self._node, now), now)
+        await self._registry.store_entries((), Lease(LEASE, self._node, now), now)
 
     async def _list(self, lease: Lease, now: datetime) -> None:
         """Make the entries of what was revoked since."""
-        while waiting := await self._registry.unlisted(LISTED_AT_ONCE):
-            await self._registry.list_revoked(await asyncio.to_thread(self._make_entries, waiting), lease, now)
+        while waiting := await self._registry.pending_revocations(LISTED_AT_ONCE):
+            await self._registry.store_entries(await asyncio.to_thread(self._make_entries, waiting), lease, now)
 
     async def _publish(self, round_: _Round, lease: Lease, *, at_once: bool) -> list[CrlHead]:
         await self._drop_spent_shards(round_, lease)

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
 
-from fleet.domain.crl import CertificateFacts, Crl, CrlHead, Listed, Noted, Revocation, Unlisted
+from fleet.domain.crl import CertificateFacts, Crl, CrlEntry, CrlHead, Noted, PendingRevocation, Revocation
 from fleet.domain.lease import Lease
 from fleet.storage import mapping
 from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, optional, serial_octets
@@ -31,8 +31,8 @@ HEAD = Table(
 )
 
 
-def _unlisted(row: Row) -> Unlisted:
-    return Unlisted(REVOKED.of(tuple(row[:_REVOKED_END])), *row[_REVOKED_END:])
+def _pending_revocation(row: Row) -> PendingRevocation:
+    return PendingRevocation(REVOKED.of(tuple(row[:_REVOKED_END])), *row[_REVOKED_END:])
 
 
 def _certificate_facts(row: Row) -> CertificateFacts | None:
@@ -78,11 +78,11 @@ CERTIFICATE = Query(
     LEFT JOIN revoked r ON r.serial = $1 LEFT JOIN credential c ON c.serial = $1""",
     _certificate_facts,
 )
-UNLISTED = Query(
+PENDING = Query(
     f"""
     SELECT {REVOKED.listed("r")}, r.issuer, c.der FROM revoked r LEFT JOIN credential c ON c.serial = r.serial
     WHERE r.number IS NULL AND r.entry IS NULL LIMIT $1""",
-    _unlisted,
+    _pending_revocation,
 )
 UNPUBLISHED = Query(
     "SELECT issuer, bucket FROM revoked WHERE number IS NULL AND entry IS NOT NULL AND length(issuer) > 0",
@@ -112,7 +112,7 @@ BUCKETS_AFTER = Query(
     WHERE issuer = $1 AND number > $2 AND entry IS NOT NULL GROUP BY bucket ORDER BY bucket""",
     _numbers,
 )
-NEWEST = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", _number)
+LAST_NUMBER = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", _number)
 LATEST_END = Query("SELECT coalesce(max(not_after), 0) FROM credential", _number)
 HEADS = Query(HEAD.select("ORDER BY path"), HEAD.of)
 ONE_HEAD = Query(HEAD.select("WHERE path = $1"), HEAD.of)
@@ -128,7 +128,7 @@ ADD = Statement(
         OR excluded.reason = 1 AND revoked.reason <> 1
         OR excluded.reason = revoked.reason AND excluded.revoked_at < revoked.revoked_at"""
 )
-LIST = Statement("""
+STORE_ENTRY = Statement("""
     UPDATE revoked SET issuer = $4::bytea, bucket = $5::bigint, entry = $6::bytea
     WHERE serial = $1::bytea AND revoked_at = $2::bigint AND reason = $3::bigint AND entry IS NULL""")
 PUBLISH = Statement(
@@ -153,9 +153,9 @@ def _fenced(lease: Lease, now: datetime, *steps: Step) -> tuple[Step, ...]:
     return (TAKE_LEASE, [(*mapping.LEASE.row(lease), micros(now), 0)]), *steps
 
 
-def _listed_row(listed: Listed) -> Row:
-    serial, _, revoked_at, reason = REVOKED.row(listed.revocation)
-    return serial, revoked_at, reason, listed.issuer, listed.bucket, listed.entry
+def _entry_row(entry: CrlEntry) -> Row:
+    serial, _, revoked_at, reason = REVOKED.row(entry.revocation)
+    return serial, revoked_at, reason, entry.issuer, entry.bucket, entry.entry
 
 
 class SqlCrlStore(SqlAuditReader):
@@ -179,8 +179,8 @@ class SqlCrlStore(SqlAuditReader):
             return None
         return await self._one(CERTIFICATE, octets)
 
-    async def unlisted(self, limit: int) -> list[Unlisted]:
-        return await self._scan(UNLISTED, limit)
+    async def pending_revocations(self, limit: int) -> list[PendingRevocation]:
+        return await self._scan(PENDING, limit)
 
     async def unpublished(self) -> list[tuple[bytes, int]]:
         return list(dict.fromkeys(await self._scan(UNPUBLISHED)))
@@ -194,8 +194,8 @@ class SqlCrlStore(SqlAuditReader):
     async def buckets_after(self, issuer: bytes, number: int) -> list[tuple[int, int]]:
         return await self._scan(BUCKETS_AFTER, issuer, number)
 
-    async def newest_listed(self, issuer: bytes) -> int:
-        return await self._number(NEWEST, issuer)
+    async def last_crl_number(self, issuer: bytes) -> int:
+        return await self._number(LAST_NUMBER, issuer)
 
     async def latest_end(self) -> datetime:
         return mapping.moment(await self._number(LATEST_END))
@@ -216,8 +216,8 @@ class SqlCrlStore(SqlAuditReader):
     async def listed_after(self, issuer: bytes, number: int, serial: str, limit: int) -> list[Noted]:
         return await self._scan(LISTED_AFTER, issuer, number, serial_octets(serial) if serial else b"", limit)
 
-    async def list_revoked(self, listed: Sequence[Listed], lease: Lease, now: datetime) -> None:
-        await self._run_steps(_fenced(lease, now, (LIST, list(map(_listed_row, listed)))))
+    async def store_entries(self, entries: Sequence[CrlEntry], lease: Lease, now: datetime) -> None:
+        await self._run_steps(_fenced(lease, now, (STORE_ENTRY, list(map(_entry_row, entries)))))
 
     async def publish_crls(self, crls: Sequence[Crl], whole: Sequence[bytes], lease: Lease, now: datetime) -> None:
         store = (PUBLISH, [(*HEAD.row(crl.head), crl.der) for crl in crls])

@@ -21,8 +21,8 @@ from tests.home.crl_fleet import NOW, CrlFleet, number_of, serial
 
 long = pytest.mark.long
 KILLS = [
-    pytest.param("list_revoked", "before", marks=long),  # the row alone is there, and the journal's line
-    pytest.param("list_revoked", "after", marks=long),  # with its entry, in no CRL
+    pytest.param("store_entries", "before", marks=long),  # the row alone is there, and the journal's line
+    pytest.param("store_entries", "after", marks=long),  # with its entry, in no CRL
     ("publish_crls", "before"),
     ("publish_crls", "after"),  # nothing was dropped, and the lease is held by the dead
     pytest.param("drop_revoked", "before", marks=long),
@@ -61,4 +61,4 @@ async def test_a_revocation_outlives_the_publisher(fleet: CrlFleet, step: str, w
         assert await other.listed(path) == {serial(one): "unspecified"}
         assert number_of(await other.crl(path)) > number
     assert await other.registry.unpublished() == []
-    assert await other.registry.unlisted(9) == []
+    assert await other.registry.pending_revocations(9) == []

@@ -157,7 +157,7 @@ async def test_that_a_key_was_compromised_is_added_once(registry: SqliteRegistry
     detail = {"reason": "dumped", "crl_reason": "keyCompromise"}
     assert await audited(registry) == ("device.revoke", "device cam-7", "ok", detail)
     assert await events(registry, last) == [(EventKind.CREDENTIAL_ENDED, CAM_7, "")]
-    assert [each.revocation.reason for each in await registry.unlisted(9)] == [compromised] * 2
+    assert [each.revocation.reason for each in await registry.pending_revocations(9)] == [compromised] * 2
     with pytest.raises(Conflict):
         await revocation.revoke(registry, CAM_7, act=act, crl_reason=compromised)
     again = credential(CAM_7, 1)
@@ -224,7 +224,9 @@ async def test_a_station(registry: SqliteRegistry) -> None:
     with pytest.raises(Conflict):
         await revocation.revoke_station(registry, CAM_7, act=act)
     await revocation.revoke_station(registry, CAM_7, act=act, crl_reason=CrlReason.KEY_COMPROMISE)
-    assert [(r.revocation.serial, r.revocation.reason) for r in await registry.unlisted(9)] == [(own.serial, 1)]
+    assert [(r.revocation.serial, r.revocation.reason) for r in await registry.pending_revocations(9)] == [
+        (own.serial, 1)
+    ]
     assert await events(registry, before + 1) == [(EventKind.CREDENTIAL_ENDED, CAM_7, own.fingerprint.hex())]
     with pytest.raises(Conflict):
         await revocation.revoke_station(registry, CAM_7, act=act, crl_reason=CrlReason.KEY_COMPROMISE)

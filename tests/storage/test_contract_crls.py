@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.domain.credential import CredentialKind
-from fleet.domain.crl import Crl, CrlHead, CrlReason, Listed, Revocation
+from fleet.domain.crl import Crl, CrlEntry, CrlHead, CrlReason, Revocation
 from fleet.domain.distribution import bucket_of
 from fleet.domain.errors import Conflict
 from fleet.domain.lease import Lease
@@ -37,9 +37,9 @@ async def enrolled(registry: Registry, *serials: str) -> None:
 
 async def make_entries(registry: Registry) -> list[Revocation]:
     """An entry, its reason and serial number in letters, for each revocation that has none; what they were."""
-    found = [each.revocation for each in await registry.unlisted(100)]
-    made = [Listed(r, CA, bucket_of(int(r.serial, 16)), f"{r.reason} {r.serial}".encode()) for r in found]
-    await registry.list_revoked(made, LEASE, NOW)
+    found = [each.revocation for each in await registry.pending_revocations(100)]
+    made = [CrlEntry(r, CA, bucket_of(int(r.serial, 16)), f"{r.reason} {r.serial}".encode()) for r in found]
+    await registry.store_entries(made, LEASE, NOW)
     return found
 
 
@@ -84,10 +84,10 @@ async def test_only_a_compromised_key_takes_the_place_of_another_reason(registry
     for known, expected in ((4, 1), (1, 1)):
         await registry.add_revoked([(Revocation("a1", revoked.not_after, NOW, known), CA)])
         assert (await registry.revocation("a1")) == Revocation("a1", revoked.not_after, NOW, expected)
-    assert await registry.unlisted(9) == []
+    assert await registry.pending_revocations(9) == []
     await enrolled_again(registry, "b1")
     await registry.add_revoked([(Revocation("b1", revoked.not_after, NOW, 1), CA)])
-    assert [each.revocation.reason for each in await registry.unlisted(9)] == [1]
+    assert [each.revocation.reason for each in await registry.pending_revocations(9)] == [1]
 
 
 async def enrolled_again(registry: Registry, serial: str) -> None:
@@ -104,10 +104,10 @@ async def test_an_entry_without_a_number_is_found_until_it_is_published(registry
     assert await registry.unpublished() == []
     await make_entries(registry)
     assert sorted(await registry.unpublished()) == [(CA, 1), (CA, 2)]
-    assert await registry.unlisted(9) == []
+    assert await registry.pending_revocations(9) == []
     head = await publish(registry, 7)
     assert await registry.unpublished() == []
-    assert await registry.newest_listed(CA) == 7
+    assert await registry.last_crl_number(CA) == 7
     assert await registry.crl_heads() == [head]
     assert await registry.crl_head(head.path) == head
     assert await registry.crl(head.path) == Crl(head, b"der 7")
@@ -143,10 +143,10 @@ async def test_a_certificate_on_hold_is_released_or_revoked_from_then_on(registr
 async def test_a_revocation_that_changes_while_its_entry_is_made_stays_unlisted(registry: Registry) -> None:
     await enrolled(registry, "a1")
     await registry.commit(change(HoldCredentials("device", "cam-7", NOW)))
-    [seen] = await registry.unlisted(9)
+    [seen] = await registry.pending_revocations(9)
     await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
-    await registry.list_revoked([Listed(seen.revocation, CA, 1, b"old")], LEASE, NOW)
-    [now] = await registry.unlisted(9)
+    await registry.store_entries([CrlEntry(seen.revocation, CA, 1, b"old")], LEASE, NOW)
+    [now] = await registry.pending_revocations(9)
     assert now.revocation.reason == CrlReason.UNSPECIFIED
 
 
@@ -157,7 +157,7 @@ async def test_only_the_holder_of_the_lease_writes(registry: Registry) -> None:
     other = Lease("crl", "node-2", NOW + timedelta(seconds=10))
     head = CrlHead("/crl/01.crl", CA, 1, 0, NOW, NOW, 0)
     for work in (
-        registry.list_revoked([], other, NOW),
+        registry.store_entries([], other, NOW),
         registry.publish_crls([Crl(head, b"")], [CA], other, NOW),
         registry.drop_revoked(NOW + timedelta(days=99), CA, 9, other, NOW),
         registry.drop_crls([head.path], other, NOW),
@@ -183,7 +183,7 @@ async def test_retention_of_credentials_leaves_revocations(registry: Registry) -
     await registry.commit(change(AddCredential(spent), AddCredential(fresh)))
     await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
     await registry.commit(change(DropCredentials((spent.fingerprint,), spent.not_after)))
-    found = {each.revocation.serial: each.der for each in await registry.unlisted(9)}
+    found = {each.revocation.serial: each.der for each in await registry.pending_revocations(9)}
     assert found == {"a1": None, "a2": fresh.der}
 
 
@@ -222,9 +222,11 @@ async def test_what_has_expired_by_then_and_others_of_the_name_are_not_listed(re
     station = credential("cam-7", serial="a2", kind=CredentialKind.STATION)
     await registry.commit(change(AddCredential(expired), AddCredential(station)))
     await registry.commit(change(RevokeCredentials("device", "cam-7", expired.not_after)))
-    assert await registry.unlisted(9) == []
+    assert await registry.pending_revocations(9) == []
     await registry.commit(change(RevokeCredentials("station", "cam-7")))
-    assert [(e.revocation.serial, e.revocation.revoked_at) for e in await registry.unlisted(9)] == [("a2", NOW)]
+    assert [(e.revocation.serial, e.revocation.revoked_at) for e in await registry.pending_revocations(9)] == [
+        ("a2", NOW)
+    ]
 
 
 async def test_a_certificate_is_known_by_its_serial_number_with_what_ended_it(registry: Registry) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet.domain.crl import Listed, Noted, Revocation
+from fleet.domain.crl import CrlEntry, Noted, Revocation
 from fleet.storage.journals.revoked_certificates import Place, RevokedCertificates
 from tests.storage.samples import NOW
 
@@ -25,7 +25,7 @@ class Journal:
 
     def note(self, serial: str, reason: int = 0, days: int = 30) -> None:
         revocation = Revocation(serial, NOW + timedelta(days=days), NOW, reason)
-        self.journal.note([Listed(revocation, CA, 1, b"")])
+        self.journal.note([CrlEntry(revocation, CA, 1, b"")])
 
     def held(self, days: int = 0) -> dict[str, int]:
         return {serial: each.reason for serial, (each, _) in self.journal.read(NOW + timedelta(days=days)).items()}

@@ -16,7 +16,7 @@ from fleet.ca.key_identifiers import identifier_of
 from fleet.config.clock import Clock
 from fleet.config.logs import FailureLog, log_event
 from fleet.config.settings import Settings
-from fleet.domain.crl import CrlHead, CrlReason, Listed, Revocation, Unlisted
+from fleet.domain.crl import CrlEntry, CrlHead, CrlReason, PendingRevocation, Revocation
 from fleet.domain.distribution import ca_name, plain_crl_path
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.ports import Registry
@@ -45,11 +45,11 @@ def crl_policy(settings: Settings) -> CrlPolicy:
     )
 
 
-def noting(home: Home) -> Callable[[Sequence[Unlisted]], list[Listed]]:
+def noting(home: Home) -> Callable[[Sequence[PendingRevocation]], list[CrlEntry]]:
     """Makes entries, and notes them where a restore of an older registry leaves them."""
     journal = RevokedCertificates(home.revoked_certificates)
 
-    def make(waiting: Sequence[Unlisted]) -> list[Listed]:
+    def make(waiting: Sequence[PendingRevocation]) -> list[CrlEntry]:
         made = make_entries(waiting)
         journal.note(made)
         return made
@@ -71,7 +71,7 @@ class Following:
             self._places = await asyncio.to_thread(self.journal.places)
         for issuer in sorted({head.issuer for head in await self.registry.crl_heads()}):
             place = self._places.get(issuer, Place(issuer, 0, ""))
-            if await self.registry.newest_listed(issuer) <= place.number:
+            if await self.registry.last_crl_number(issuer) <= place.number:
                 continue
             while found := await self.registry.listed_after(issuer, place.number, place.serial, LISTED_AT_ONCE):
                 await asyncio.to_thread(self.journal.follow, found)

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from fleet.config.durable_files import sync, write_file
 from fleet.config.timestamps import rfc3339
-from fleet.domain.crl import CrlReason, Listed, Noted, Revocation
+from fleet.domain.crl import CrlEntry, CrlReason, Noted, Revocation
 
 LINE_MAX = 512  # octets; the longest has two numbers of 40 and 128 hex digits
 
@@ -48,7 +48,7 @@ class RevokedCertificates:
         """The one of the home whose journal of revocations is `revocations`."""
         return cls(revocations.with_name(NAME))
 
-    def note(self, listed: Sequence[Listed | Noted]) -> None:
+    def note(self, listed: Sequence[CrlEntry | Noted]) -> None:
         """Append `listed`; durable on return. Raises: OSError."""
         self._append(b"".join(_line(each.revocation, each.issuer) for each in listed if each.issuer))
 
