@@ -27,6 +27,7 @@ COLUMNS = (
     "sha256",
     "tenant",
     "key_here",
+    "key_id",
 )
 
 

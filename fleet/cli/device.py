@@ -29,10 +29,12 @@ def device() -> None:
 
 
 def _in_short(shown: Row) -> Row:
-    value = {key: item for key, item in shown.items() if key not in ("state_change", "certificates")}
+    value = {key: item for key, item in shown.items() if key not in ("state_change", "certificates", "distrusted_by")}
     if change := shown.get("state_change"):
         state = shown["state"]
         value |= {f"{state} at": change["at"], f"{state} by": change["actor"], "reason": change["reason"]}
+    if rules := shown.get("distrusted_by"):
+        value["distrusted by"] = ", ".join(f"{rule['id']} ({rule['reason'] or 'no reason given'})" for rule in rules)
     return {**value, "certificates": [{key: held[key] for key in CERTIFICATE} for held in shown["certificates"]]}
 
 

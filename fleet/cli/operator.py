@@ -65,7 +65,7 @@ def revoke(client: Client, names: tuple[str, ...], reason: str, crl_reason: str,
         done = client.post(f"{OPERATORS.path(name)}/revoke", body)
         if count := done.get("open_tokens"):
             click.echo(
-                f"{count} tokens that '{name}' made can still be used. Revoke them with: "
+                f"{count} token{'' if count == 1 else 's'} that '{name}' made can still be used. Revoke them with: "
                 f"fleet operator revoke {name} --tokens",
                 err=True,
             )

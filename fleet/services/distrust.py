@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
-from fleet.domain.credential import USABLE, CredentialKind
+from fleet.domain.credential import USABLE, Credential, CredentialKind
+from fleet.domain.device import Device
 from fleet.domain.distrust import DISTRUSTS_MAX, Distrust, rule_text
 from fleet.domain.errors import Invalid, no_such
 from fleet.domain.ports import Registry
@@ -71,6 +72,20 @@ async def counted(registry: Registry, rule: Distrust) -> Scope:
     models = dict(await registry.count_distrusted(rule))
     first = await registry.distrusted(rule, FIRST_SHOWN) if models else []
     return Scope(sum(models.values()), models, first)
+
+
+async def rules_over(registry: Registry, device: Device) -> list[Distrust]:
+    """Those in force that cover the newest certificate of `device`. Raises: Unavailable."""
+    rules = await registry.distrusts()
+    if not rules:
+        return []
+    newest = await _newest(registry, device.id)
+    return [rule for rule in rules if newest is not None and rule.covers(device.model, newest)]
+
+
+async def _newest(registry: Registry, device_id: str) -> Credential | None:
+    held = [c for c in await registry.credentials(device_id) if c.kind is CredentialKind.DEVICE and c.state in USABLE]
+    return held[-1] if held else None
 
 
 async def begin(registry: Registry, rule: Distrust, *, act: Act) -> None:
@@ -129,8 +144,8 @@ async def revoke_certificates(registry: Registry, rule: Distrust, operation: Rev
 
 async def _revoke_one(registry: Registry, rule: Distrust, operation: Revoke, id_: str) -> Outcome:
     device = await registry.device(id_)  # read first: an issue after this changes its revision
-    held = [c for c in await registry.credentials(id_) if c.kind is CredentialKind.DEVICE and c.state in USABLE]
-    if device is None or not held or not rule.covers(device.model, held[-1]):
+    newest = await _newest(registry, id_)
+    if device is None or newest is None or not rule.covers(device.model, newest):
         return Outcome(id_, "not-distrusted", "It has another certificate now.")
     return await act_on_one(registry, device, operation)
 

@@ -70,7 +70,11 @@ def test_a_dry_run_then_the_rule_its_progress_and_its_end(enrolled: Path) -> Non
     shown = json.loads(fleet(enrolled, "distrust", "show", rule["id"], "-o", "json").stdout)
     assert (shown["left"], shown["left_by_model"], shown["first"]) == (2, {"default": 2}, ["cam-1", "cam-2"])
     assert "default 2" in fleet(enrolled, "distrust", "show", rule["id"]).stdout
+    cam = json.loads(fleet(enrolled, "device", "show", "cam-1", "-o", "json").stdout)
+    assert cam["distrusted_by"] == [{"id": rule["id"], "refuses": True, "reason": "leak"}]
+    assert f"{rule['id']} (leak)" in fleet(enrolled, "device", "show", "cam-1").stdout
     assert fleet(enrolled, "distrust", "undo", rule["id"], "--reason", "false alarm").exit_code == 0
+    assert "distrusted" not in fleet(enrolled, "device", "show", "cam-1").stdout
     gone = fleet(enrolled, "distrust", "show", rule["id"])
     assert gone.exit_code == 1
     assert "no-such-distrust" in gone.stderr

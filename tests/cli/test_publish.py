@@ -128,3 +128,16 @@ def test_below_a_corporate_root_every_ca_above_is_published_with_its_crl(home: P
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_ca_is_told_by_its_key_identifier_or_its_beginning(home: Path) -> None:
+    run_fleet(home, "crl", "issue")
+    cas = {each["key_id"]: each["subject"] for each in json.loads(run_fleet(home, "ca", "show", "-o", "json"))}
+    listed = json.loads(run_fleet(home, "crl", "list", "-o", "json"))
+    assert {each["ca"]: each["subject"] for each in listed} == cas
+    for key_id in cas:
+        shown = run_fleet(home, "crl", "show", key_id, "plain", "-o", "json")
+        assert json.loads(shown)["ca"] == key_id
+        assert run_fleet(home, "crl", "show", key_id[:8], "plain", "-o", "json") == shown
+    run_fleet(home, "crl", "show", "0" * 8, expect=1)
+    run_fleet(home, "crl", "show", next(iter(cas))[:7], expect=2)

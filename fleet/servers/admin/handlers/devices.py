@@ -26,7 +26,7 @@ from fleet.servers.admin.records.devices import Device, DeviceChanges, DeviceQue
 from fleet.servers.admin.result import Result
 from fleet.servers.admin.rfc3339 import instant
 from fleet.servers.admin.routing import Condition, Route, get, patch, post
-from fleet.services import inventory, revocation, tagging
+from fleet.services import distrust, inventory, revocation, tagging
 
 
 @get("/v1/devices", Permission.DEVICE_READ, "Devices that match everything given, by id.")
@@ -97,7 +97,8 @@ async def create_device(context: Context, call: Call, body: NewDevice) -> Result
 async def get_device(context: Context, call: Call) -> Result[Device]:
     device = await found_device(context, call.operator, call.path["id"])
     change = await context.registry.state_change(device.id) if device.state not in IN_SERVICE else None
-    return _result(device, change)
+    shown = Device.shown(device, change, await distrust.rules_over(context.registry, device))
+    return Result(shown, etag=str(device.revision))
 
 
 @patch(
@@ -182,8 +183,8 @@ async def found_device(context: Context, operator: Operator, device_id: str) -> 
     return device
 
 
-def _result(device: domain.Device, change: domain.StateChange | None = None) -> Result[Device]:
-    return Result(Device.shown(device, change), etag=str(device.revision))
+def _result(device: domain.Device) -> Result[Device]:
+    return Result(Device.shown(device), etag=str(device.revision))
 
 
 def _created(device: domain.Device) -> Result[Device]:

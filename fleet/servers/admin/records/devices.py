@@ -1,5 +1,6 @@
 """Devices: one, a list's query, a manifest, an operation on many."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from msgspec import UNSET, Meta, UnsetType, field
@@ -7,6 +8,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 from fleet.domain import device as domain
 from fleet.domain.device import DeviceState
 from fleet.domain.device_filter import FILTER_MAX
+from fleet.domain.distrust import Distrust
 from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
 from fleet.servers.admin.records.base import (
     DEVICE_ID_PATTERN,
@@ -48,6 +50,14 @@ class StateChange(Record):
     reason: Annotated[str, about("Empty when none was given.")]
 
 
+class CoveringDistrust(Record):
+    """A distrust that covers a device's newest certificate."""
+
+    id: str
+    refuses: Annotated[bool, about("False: the device is only asked to renew.")]
+    reason: str
+
+
 class Device(Record):
     """A registered device."""
 
@@ -64,11 +74,18 @@ class Device(Record):
         StateChange | UnsetType,
         about("Of a single device that is suspended, revoked or retired: when, by whom and why, where that is known."),
     ] = UNSET
+    distrusted_by: Annotated[
+        list[CoveringDistrust] | UnsetType,
+        about("Of a single device: the distrusts that cover its newest certificate, where there are some."),
+    ] = UNSET
 
     @classmethod
-    def shown(cls, d: domain.Device, change: domain.StateChange | None = None) -> Self:
+    def shown(
+        cls, d: domain.Device, change: domain.StateChange | None = None, distrusts: Iterable[Distrust] = ()
+    ) -> Self:
         noted = StateChange.of(change) if change is not None and change.state is d.state else UNSET
-        return cls.of(d, tags=dict(d.tags), state_change=noted)
+        distrusted_by = [CoveringDistrust.of(rule) for rule in distrusts] or UNSET
+        return cls.of(d, tags=dict(d.tags), state_change=noted, distrusted_by=distrusted_by)
 
 
 class NewDevice(Record):

@@ -142,6 +142,7 @@ class Authority(Record):
     sha256: CertificateSha256
     tenant: Annotated[str, about("Its tenant; empty for the fleet's own.")]
     key_here: Annotated[bool, about("Whether its key is in the server's home, where a root's is not needed.")]
+    key_id: Annotated[str, about("Its subject key identifier, hex: the name of its CRLs.")]
     pem: str
 
     @classmethod
@@ -149,11 +150,14 @@ class Authority(Record):
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.serialization import Encoding
 
+        from fleet.ca.key_identifiers import identifier_of
+
         certificate = ca.certificate
         return cls.of(
             ca,
             subject=certificate.subject.rfc4514_string(),
             not_after=certificate.not_valid_after_utc,
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),
+            key_id=identifier_of(certificate).hex(),
             pem=certificate.public_bytes(Encoding.PEM).decode(),
         )
