@@ -74,6 +74,11 @@ class CertificateFacts(Struct, frozen=True):
     issuer: bytes | None
     """Key identifier of the CA of one that was revoked; None: it stands in `der`."""
     revocation: Revocation | None
+    """None: CRLs do not list it, or not any more since it has expired."""
+    not_after: datetime | None = None
+    """None: it is not in the registry any more."""
+    is_usable: bool = False
+    """Neither superseded nor revoked, by its own record."""
 
 
 class CrlEntry(Struct, frozen=True):

@@ -8,7 +8,8 @@ from msgspec import Struct
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialKind
-from fleet.domain.crl import CrlReason
+from fleet.domain.crl import CertificateFacts, CrlReason
+from fleet.domain.device import IN_SERVICE
 from fleet.domain.ports import Registry
 
 CACHED_MAX = 20_000
@@ -33,7 +34,8 @@ async def certificate_state(
     registry: Registry, serial: int, issuer: bytes, has_issued: Callable[[bytes], bool], now: datetime
 ) -> CertificateState | None:
     """The state of the certificate `serial` of the CA with the key identifier `issuer`, as its CRLs have it; None: it
-    is not one that this CA has issued, or has been archived. `has_issued` says of a certificate whether the CA has.
+    is not one that this CA has issued, or has been archived, or it has expired and was not in use. `has_issued` says of
+    a certificate whether the CA has.
 
     Raises: Unavailable.
     """
@@ -45,7 +47,16 @@ async def certificate_state(
         return CertificateState(facts.holder, revocation.revoked_at, revocation.reason)
     if facts.kind == CredentialKind.DEVICE and registry.revoked.has_device(facts.holder):
         return CertificateState("", now)  # whatever state the registry has gone back to
+    if facts.not_after is not None and facts.not_after <= now and not await _was_in_use(registry, facts):
+        return None  # CRLs may have listed it until it expired: it is not good, but why and when is not known any more
     return CertificateState(facts.holder)
+
+
+async def _was_in_use(registry: Registry, facts: CertificateFacts) -> bool:
+    if not facts.is_usable or facts.kind != CredentialKind.DEVICE:
+        return facts.is_usable
+    device = await registry.device(facts.holder)
+    return device is None or device.state in IN_SERVICE
 
 
 class ResponseCache(Generic[T]):

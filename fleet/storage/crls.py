@@ -7,7 +7,19 @@ from datetime import datetime
 from fleet.domain.crl import CertificateFacts, Crl, CrlEntry, CrlHead, Noted, PendingRevocation, Revocation
 from fleet.domain.lease import Lease
 from fleet.storage import mapping
-from fleet.storage.mapping import BYTES, MOMENT, NUMBER, SERIAL, TEXT, Row, Table, micros, optional, serial_octets
+from fleet.storage.mapping import (
+    BYTES,
+    MOMENT,
+    NUMBER,
+    SERIAL,
+    TEXT,
+    Row,
+    Table,
+    micros,
+    moment,
+    optional,
+    serial_octets,
+)
 from fleet.storage.queries import Query
 from fleet.storage.reader import SqlAuditReader
 from fleet.storage.statement import Statement
@@ -36,11 +48,12 @@ def _pending_revocation(row: Row) -> PendingRevocation:
 
 
 def _certificate_facts(row: Row) -> CertificateFacts | None:
-    issuer, kind, holder, der = row[_REVOKED_END:]
+    issuer, kind, holder, der, not_after, is_usable = row[_REVOKED_END:]
     revocation = REVOKED.of(tuple(row[:_REVOKED_END])) if row[0] is not None else None
     if revocation is None and der is None:
         return None
-    return CertificateFacts(kind or "", holder or "", der, issuer, revocation)
+    until = moment(not_after) if not_after is not None else None
+    return CertificateFacts(kind or "", holder or "", der, issuer, revocation, until, bool(is_usable))
 
 
 def _noted(row: Row) -> Noted:
@@ -74,7 +87,8 @@ def _number(row: Row) -> int:
 REVOCATION = Query(REVOKED.select("WHERE serial = $1"), REVOKED.of)
 CERTIFICATE = Query(
     f"""
-    SELECT {REVOKED.listed("r")}, r.issuer, c.kind, c.holder, c.der FROM (SELECT 1 AS one) AS here
+    SELECT {REVOKED.listed("r")}, r.issuer, c.kind, c.holder, c.der, c.not_after, c.state IN ('issued', 'active')
+    FROM (SELECT 1 AS one) AS here
     LEFT JOIN revoked r ON r.serial = $1 LEFT JOIN credential c ON c.serial = $1""",
     _certificate_facts,
 )
@@ -136,7 +150,10 @@ PUBLISH = Statement(
     INSERT INTO crl ({HEAD.listed()}, der) VALUES ({HEAD.marks()}, $9::bytea)
     ON CONFLICT (path) DO UPDATE SET issuer = excluded.issuer, number = excluded.number, base = excluded.base,
         this_update = excluded.this_update, next_update = excluded.next_update, entries = excluded.entries,
-        named_until = excluded.named_until, der = excluded.der"""
+        named_until = excluded.named_until, der = excluded.der
+    WHERE crl.number <= excluded.number""",
+    "lease-held",
+    "A CRL {0} with a greater number than {2} has been published.",
 )
 NUMBER_ENTRIES = Statement(
     "UPDATE revoked SET number = $2::bigint WHERE issuer = $1::bytea AND number IS NULL AND entry IS NOT NULL"

@@ -313,11 +313,13 @@ LISTED_ALREADY = ("listed-already", "A device, a serial or a key of the manifest
 NO_SUCH_MODEL = ("no-such-model", "There is no model of this name.", "Add it with: fleet model add.")
 """Conflicts of a ImportDevices, which each engine writes in bulk."""
 
+# One that ends later than two of its length from now was taken by a clock that is fast; clocks differ by less than one.
 TAKE_LEASE = Statement(
     f"""
     {LEASE.insert("")}
     ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
-    WHERE lease.owner = excluded.owner OR lease.expires_at <= $4::bigint OR $5::bigint = 1""",
+    WHERE lease.owner = excluded.owner OR lease.expires_at <= $4::bigint OR $5::bigint = 1
+        OR $3::bigint > $4::bigint AND lease.expires_at - $3::bigint > $3::bigint - $4::bigint""",
     "lease-held",
     "Another owner than {1} holds the lease {0}.",
 )

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterable
 from contextlib import closing
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -36,9 +36,10 @@ from fleet.domain.writes import DropCredentials, MarkUsed
 from fleet.home.authorities import new_issuing_key, new_tenant
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, certificate_in, open_registry, revocation_journal
-from fleet.runtime.jobs.crls import Following
+from fleet.runtime.background import background
+from fleet.runtime.jobs.crls import Following, publish_crls
 from fleet.services import inventory, revocation
-from fleet.services.crl_publishing import LEASE_TIME, CrlPolicy
+from fleet.services.crl_publishing import LEASE, LEASE_TIME, CrlPolicy
 from fleet.services.revocation_journal import catch_up, has_gone_back
 from fleet.storage.engines import open_engine
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
@@ -406,6 +407,38 @@ async def test_of_two_nodes_one_publishes_and_the_other_follows_when_it_is_gone(
     assert (await fleet.file(full_crl_path(fleet.issuing))).body == (
         await other.file(full_crl_path(fleet.issuing))
     ).body
+
+
+async def test_a_node_that_died_with_a_fast_clock_keeps_no_other_from_publishing(fleet: CrlFleet) -> None:
+    fast = replace(fleet, node="node-2", now=fleet.now + timedelta(minutes=15))
+    await fleet.enroll("cam-1")
+    assert await fast.publish()
+    await fleet.move("revoke", "cam-1")
+    assert await fleet.publish()
+    assert len(await fleet.listed()) == 1
+
+
+async def test_two_servers_with_one_name_of_host_and_home_do_not_both_publish(fleet: CrlFleet) -> None:
+    async def owner_after_serving(revoked: str) -> str:
+        await fleet.enroll(revoked)
+        await fleet.move("revoke", revoked)
+
+        def clock() -> datetime:
+            fleet.now += timedelta(milliseconds=1)
+            return fleet.now
+
+        async with background(publish_crls(fleet.home, fleet.registry, Settings(), clock), "CRLs") as task:
+            async with asyncio.timeout(60):
+                while (held := await fleet.registry.lease(LEASE)) is None or held.expires_at <= fleet.now:
+                    assert not task.done()
+                    await asyncio.sleep(0.01)
+            return held.owner
+
+    first = await owner_after_serving("cam-1")
+    held = await fleet.registry.lease(LEASE)
+    assert held is not None
+    assert held.expires_at <= fleet.now, "one that stops lets the next publish at once"
+    assert first != await owner_after_serving("cam-2")
 
 
 async def test_crls_are_signed_again_before_their_next_update(fleet: CrlFleet) -> None:

@@ -74,6 +74,15 @@ async def test_conditional_requests(header: str, status: int) -> None:
         assert (await client.ask("GET", "/ca/ab.cer")).body == CA.body, "the connection goes on"
 
 
+async def test_a_date_never_says_that_a_client_has_the_newest_crl() -> None:
+    async with served() as listener, connected(listener) as client:
+        for path, status in (("/crl/ab.crl", 200), ("/ca/ab.cer", 304)):
+            file = await client.ask("HEAD", path)
+            dated = f"If-Modified-Since: {file.headers['Last-Modified']}"  # two CRLs may have that of one second
+            assert (await client.ask("GET", path, dated)).status == status
+            assert (await client.ask("GET", path, f"If-None-Match: {file.headers['ETag']}", dated)).status == 304
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

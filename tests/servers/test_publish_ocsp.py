@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from msgspec.structs import replace
 
+from fleet.ca.crl import make_entries
 from fleet.ca.issuer import LocalIssuer
-from fleet.ca.key_identifiers import spki_sha256
+from fleet.ca.key_identifiers import identifier_of, spki_sha256
 from fleet.ca.keys import generate_key, load_key
 from fleet.config.settings import Settings
 from fleet.domain.access import Act
@@ -28,6 +29,7 @@ from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import Device, DeviceState, device_id
 from fleet.domain.enrollment import IssuePermit
+from fleet.domain.lease import Lease
 from fleet.domain.published_file import PublishedFile
 from fleet.domain.writes import AddCredential, Insert, Write
 from fleet.home.authorities import new_issuing_key, new_tenant, read_authorities
@@ -37,6 +39,7 @@ from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import load_operators_issuer
 from fleet.servers.publish.ocsp import CACHED_FOR, VALIDITY, OcspHandler
 from fleet.services import revocation
+from fleet.services.end_credentials import end_certificates
 from fleet.services.event_follower import EventFollower
 from fleet.services.retention import Mode, Policy, Retention
 from fleet.storage.engines import Engine
@@ -214,6 +217,25 @@ async def test_a_device_that_was_revoked_before_the_registry_went_back_is_not_go
     assert (await fleet.status(question)).certificate_status is ocsp.OCSPCertStatus.GOOD
     fleet.registry.revoked.on_event(Event(EventKind.DEVICE_STATE, "cam-1", "revoked"))  # as the journal has it
     assert (await fleet.status(question)).certificate_status is ocsp.OCSPCertStatus.REVOKED
+
+
+async def test_once_its_entry_is_dropped_a_revoked_certificate_is_not_good(fleet: Fleet) -> None:
+    ended, held, good = [await fleet.enroll(name) for name in ("cam-1", "cam-2", "cam-3")]
+    await end_certificates(fleet.registry, {ended.fingerprint(hashes.SHA256()): "cam-1"}, act=ACT)
+    await revocation.suspend(fleet.registry, "cam-2", act=ACT)
+    fleet.now = START + timedelta(days=91)
+    lease = Lease("crl", "node-1", fleet.now + timedelta(seconds=10))
+    waiting = await fleet.registry.pending_revocations(9)
+    await fleet.registry.store_entries(make_entries(waiting), lease, fleet.now)
+    issuer = identifier_of(fleet.ca())
+    await fleet.registry.drop_revoked(fleet.now, issuer, 0, lease, fleet.now)
+    assert await fleet.registry.revocation(f"{held.serial_number:x}") is None
+    for certificate, expected in (
+        (ended, ocsp.OCSPCertStatus.UNKNOWN),
+        (held, ocsp.OCSPCertStatus.UNKNOWN),
+        (good, ocsp.OCSPCertStatus.GOOD),
+    ):
+        assert (await fleet.status(asked(certificate, fleet.ca()))).certificate_status is expected
 
 
 def replace_now(act: Act, now: datetime) -> Act:

@@ -177,6 +177,15 @@ async def test_only_the_holder_of_the_lease_writes(registry: Registry) -> None:
     assert await registry.latest_end() == credential("cam-7", serial="a1").not_after
 
 
+async def test_a_crl_never_takes_the_place_of_one_with_a_greater_number(registry: Registry) -> None:
+    await publish(registry, 8)
+    with pytest.raises(Conflict):
+        await publish(registry, 7)
+    found = await registry.crl("/crl/01.crl")
+    assert found is not None
+    assert (found.head.number, found.der) == (8, b"der 8")
+
+
 async def test_retention_of_credentials_leaves_revocations(registry: Registry) -> None:
     await enrolled(registry)
     spent, fresh = credential("cam-7", serial="a1"), credential("cam-7", serial="a2")

@@ -43,6 +43,14 @@ async def test_it_is_taken_renewed_and_given_up(registry: Registry) -> None:
     assert (await holder(registry), await holder(registry, "another")) == ("b", "é")
 
 
+async def test_one_that_only_a_fast_clock_can_have_taken_has_no_owner(registry: Registry) -> None:
+    await registry.commit(change(take("fast", 4)))  # until 7
+    with pytest.raises(Conflict):
+        await registry.commit(change(take("b", 1)))  # a lease taken at 4 at the latest: clocks differ
+    await registry.commit(change(take("b")))  # a lease of three hours never ends in seven
+    assert await registry.lease("retention") == Lease("retention", "b", NOW + 3 * HOUR)
+
+
 async def test_by_force(registry: Registry) -> None:
     await registry.commit(change(take("a")))
     await registry.commit(change(take("b", by_force=True)))

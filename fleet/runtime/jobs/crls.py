@@ -5,6 +5,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -132,7 +133,9 @@ async def root_crl(registry: Registry, root: x509.Certificate) -> x509.Certifica
 
 
 def _single(home: Home, registry: Registry, policy: CrlPolicy) -> CrlPublisher:
-    """With a name of its own: a round of the server at this home must not run beside one of it."""
+    """With a name of its own: two that publish for one home, or for homes of one path on hosts of one name, must not do
+    so at the same time.
+    """
     return CrlPublisher(registry, policy, f"{node_name(home)}#{secrets.token_hex(4)}", noting(home))
 
 
@@ -154,7 +157,17 @@ async def _in_turn(
 async def publish_crls(home: Home, registry: Registry, settings: Settings, clock: Clock) -> None:
     """Publish what is due until cancelled. A failure is retried, and logged once in FAILURES_A_LINE times."""
     policy = crl_policy(settings)
-    publisher = CrlPublisher(registry, policy, node_name(home), noting(home))
+    publisher = _single(home, registry, policy)
+    try:
+        await _publish_for_ever(home, publisher, registry, policy, clock)
+    finally:
+        with suppress(FleetError, OSError):
+            await publisher.release(clock())
+
+
+async def _publish_for_ever(
+    home: Home, publisher: CrlPublisher, registry: Registry, policy: CrlPolicy, clock: Clock
+) -> None:
     following = Following(registry, RevokedCertificates(home.revoked_certificates))
     is_trimmed = False
     failures = FailureLog(logger, "crl", FAILURES_A_LINE)
