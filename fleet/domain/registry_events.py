@@ -35,6 +35,8 @@ class ModelChanged(Struct, frozen=True):
 class DistrustChanged(Struct, frozen=True):
     rule: str
     """Id of the rule that was made or undone."""
+    text: str = ""
+    """The rule (`fleet.domain.distrust.rule_of`); "": it was undone."""
 
 
 RightChanged = DeviceStateChanged | CredentialEnded | ModelChanged | DistrustChanged
@@ -50,5 +52,5 @@ def decode_event(event: Event) -> RightChanged | None:
         case EventKind.MODEL_CHANGED:
             return ModelChanged(event.subject)
         case EventKind.DISTRUST_CHANGED:
-            return DistrustChanged(event.subject)
+            return DistrustChanged(event.subject, event.detail)
     return None

@@ -1,11 +1,12 @@
-"""Cache of devices and certificates that were revoked; they stay refused whatever the registry says.
+"""Cache of devices and certificates that were revoked, and of rules of distrust: refused whatever the registry says.
 
 It holds what this process has seen among the registry's events, and at its start the revocation journal's. A registry
 that answers otherwise has gone back to an older state, by a restore or by a failover that lost commits: that must not
-readmit a revoked device.
+readmit a revoked device, nor renew a distrusted certificate until the rule is written back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -13,9 +14,10 @@ from msgspec.structs import replace
 from fleet.domain.changes import Event
 from fleet.domain.credential import Credential
 from fleet.domain.device import OUT_OF_SERVICE, Device, DeviceState
+from fleet.domain.distrust import Distrust, rule_of
 from fleet.domain.errors import Refused
 from fleet.domain.recent import Recent
-from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, decode_event
+from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, DistrustChanged, decode_event
 
 ENTRIES_MAX = 100_000  # of devices and of certificates each, about 15 MB; the oldest are evicted first
 
@@ -30,11 +32,12 @@ class Held(Protocol):
 
 
 class RevokedCache:
-    """Devices that were revoked or retired, and certificates that were revoked or superseded."""
+    """Devices that were revoked or retired, certificates that were revoked or superseded, and rules not undone."""
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         self._devices: Recent[str, None] = Recent(entries_max)
         self._fingerprints: Recent[bytes, None] = Recent(entries_max)
+        self._distrusts: dict[str, Distrust] = {}
 
     def on_event(self, event: Event) -> None:
         match decode_event(event):
@@ -42,10 +45,26 @@ class RevokedCache:
                 self._devices.put(device_id, None)
             case CredentialEnded(_, bytes() as fingerprint):
                 self._fingerprints.put(fingerprint, None)
+            case DistrustChanged(id_, ""):
+                self._distrusts.pop(id_, None)
+            case DistrustChanged(id_, text):
+                with suppress(ValueError):  # of a later release: the registry's own is judged
+                    self._distrusts[id_] = rule_of(id_, text)
 
     def on_events(self, events: Iterable[Event]) -> None:
         for event in events:
             self.on_event(event)
+
+    def on_distrusts(self, rules: Iterable[Distrust]) -> None:
+        """`rules` are those in force: events may have been missed."""
+        self._distrusts = {rule.id: rule for rule in rules}
+
+    def distrusts(self, known: Sequence[Distrust]) -> tuple[Distrust, ...]:
+        """`known`, the registry's rules, with those that it has lost."""
+        if not self._distrusts:
+            return tuple(known)
+        ids = {rule.id for rule in known}
+        return (*known, *(rule for id_, rule in self._distrusts.items() if id_ not in ids))
 
     def refusal_code(self, held: Held) -> str:
         """Code of the refusal, or "" when neither device nor certificate is revoked."""

@@ -131,6 +131,7 @@ async def run_worker(
     Raises: FleetError, OSError: a part could not start.
     """
     async with AsyncExitStack() as parts:
+        registry.revoked.on_distrusts(await registry.distrusts())
         registry.revoked.on_events(await asyncio.to_thread(list, revocations_in(home.revocations, ENTRIES_MAX)))
         authorities = LiveAuthorities(home)
         publishing = Publishing.of(home, settings, authorities, clock)

@@ -212,9 +212,10 @@ class Attempt:
     ) -> IssuanceContext:
         # RFC 7030, 4.4.1: the key that signed a request for another key means nothing; the new one has no holder yet.
         uses = () if request.wants_key else facts.key_uses
-        device = self.authority.registry.revoked.as_revoked(request.device_id, facts.device)
+        registry = self.authority.registry
+        device = registry.revoked.as_revoked(request.device_id, facts.device)
         may_repeat = any(is_unused_for(request, credential) for credential in facts.credentials)
-        rules = tuple(await self.authority.registry.distrusts()) if may_repeat else ()
+        rules = registry.revoked.distrusts(await registry.distrusts()) if may_repeat else ()
         return IssuanceContext(
             request, grant, device, model, facts.credentials, self.now, key_uses=uses, distrusts=rules
         )

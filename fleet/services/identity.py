@@ -55,7 +55,7 @@ async def identify(
     if facts.device is not None:
         must_be_in_service(facts.device)
     registry.revoked.must_be_usable(facts)
-    _must_be_trusted(facts, renews=renews)
+    _must_be_trusted(registry, facts, renews=renews)
     return facts
 
 
@@ -86,9 +86,10 @@ async def _recorded(registry: Registry, peer: Peer) -> HolderFacts:
     return facts
 
 
-def _must_be_trusted(facts: HolderFacts, *, renews: bool) -> None:
+def _must_be_trusted(registry: Registry, facts: HolderFacts, *, renews: bool) -> None:
     if facts.device is not None:
-        must_be_trusted(facts.distrusts, facts.device.model, facts.credential, renews=renews)
+        rules = registry.revoked.distrusts(facts.distrusts)
+        must_be_trusted(rules, facts.device.model, facts.credential, renews=renews)
 
 
 def _unknown() -> Unauthenticated:

@@ -167,6 +167,8 @@ async def _distrust(registry: Registry, events: Sequence[Event], act: Act) -> No
     for id_, text in made.items():
         if text:
             rule = replace(rule_of(id_, text), created_by=act.actor, reason=AS_BEFORE)
+            if rule.issued_before >= rule.created_at:  # of everything until then: of renewals while it was lost, too
+                rule = replace(rule, issued_before=max(rule.issued_before, act.now))
             await begin(registry, rule, act=act)
 
 

@@ -76,6 +76,7 @@ class SqlRegistry(SqlCrlStore):
                 seen = after
                 for event in recent or await self._read(queries.EVENTS, after, EVENTS_MAX):
                     if event.seq != after + 1:
+                        self.revoked.on_distrusts(await self.distrusts())  # one may have been undone
                         raise Unavailable("feed-gap", f"Events {after + 1} to {event.seq - 1} are not kept any more.")
                     self.revoked.on_event(event)
                     yield event

@@ -14,6 +14,7 @@ from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
+from fleet.domain.distrust import Distrust, rule_text
 from fleet.domain.errors import FleetError, Refused, Unauthenticated
 from fleet.domain.model_rules import ModelRules, RenewalRules
 from fleet.domain.peer import Peer
@@ -234,3 +235,21 @@ async def test_what_was_seen_revoked_is_refused_whatever_the_registry_says(facts
         with pytest.raises(Refused) as caught:
             await how(registry, PEER, NOW)
         assert caught.value.code == "device-revoked"
+
+
+@pytest.mark.parametrize(
+    ("may_renew", "how", "is_refused"),
+    [(True, identify, True), (True, identify_for_renewal, False), (False, identify_for_renewal, True)],
+)
+async def test_a_rule_of_distrust_holds_in_a_registry_that_has_lost_it(
+    may_renew: bool, how: Identify, is_refused: bool
+) -> None:
+    rule = Distrust("0" * 12, NOW, NOW, "cam", may_renew=may_renew)
+    registry = OneHolder(OF_DEVICE)
+    registry.revoked.on_event(Event(EventKind.DISTRUST_CHANGED, rule.id, rule_text(rule)))
+    if not is_refused:
+        await how(registry, PEER, NOW)
+        return
+    with pytest.raises(Refused) as caught:
+        await how(registry, PEER, NOW)
+    assert caught.value.code == "certificate-distrusted"

@@ -102,6 +102,22 @@ async def test_a_distrust_that_was_lost_is_made_again_unless_it_was_undone(regis
     assert replace(made, created_by="", reason="") == rules[2]
 
 
+async def test_a_distrust_that_is_made_again_covers_what_was_issued_meanwhile(
+    registry: Registry, tmp_path: Path
+) -> None:
+    log, hour = journal(tmp_path), timedelta(hours=1)
+    await with_a_forgotten_revocation(registry, log)
+    newest = await registry.last_event()
+    rules = Distrust("0" * 12, NOW, NOW, "cam2"), Distrust("1" * 12, NOW - hour, NOW, "cam2")
+    lost = [Event(EventKind.DISTRUST_CHANGED, rule.id, rule_text(rule), newest + n) for n, rule in enumerate(rules, 9)]
+    await asyncio.to_thread(log.note, lost)
+    assert list(revocations_in(log.path, 9))[-2:] == lost
+    await write_back(registry, log, NOW + hour)
+    made = {rule.id: rule.issued_before for rule in await registry.distrusts()}
+    assert made == {rules[0].id: NOW + hour, rules[1].id: NOW - hour}
+    assert not [e for e in revocations_in(log.path, 9) if e.kind == EventKind.DISTRUST_CHANGED]  # the registry has it
+
+
 async def test_another_process_may_be_at_it_too(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -311,12 +311,13 @@ def read_segments(path: Path) -> tuple[Segment, ...]:
 
 def revocations_in(path: Path, at_most: int) -> Iterator[Event]:
     """What a journal says was revoked permanently, oldest first: the newest `at_most` devices that were revoked or
-    retired, and as many certificates. Nothing when there is no journal.
+    retired, as many certificates, and rules of distrust. Nothing when there is no journal.
 
     Raises: Invalid (`revocation-log-damaged`). OSError.
     """
     devices: deque[bytes] = deque(maxlen=at_most)
     certificates: deque[bytes] = deque(maxlen=at_most)
+    distrusts: deque[bytes] = deque(maxlen=at_most)
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:  # most lines are of neither kind, and are not parsed
             if not line.endswith(b"\n"):
@@ -325,7 +326,11 @@ def revocations_in(path: Path, at_most: int) -> Iterator[Event]:
                 devices.append(line)
             elif b'"credential.ended"' in line:
                 certificates.append(line)
-    for line in (*devices, *certificates):
+            elif b'"distrust.changed"' in line:
+                distrusts.append(line)
+            elif b'","from":' in line:  # behind a gap, in which a rule may have been undone
+                distrusts.clear()
+    for line in (*devices, *certificates, *distrusts):
         document = _parsed(line, path)
         if "seq" in document:
             yield _event(document)
