@@ -87,6 +87,21 @@ async def test_a_reload_swaps_both_contexts_or_neither(tmp_path: Path, caplog: p
     assert "event=reload outcome=ok" in caplog.text
 
 
+async def test_a_certificate_that_clients_reject_is_reported_when_it_is_reloaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = await new_home(tmp_path)
+    now = NOW
+    contexts = Contexts.of(home, lambda: now)
+    contexts.reload(home)
+    assert not caplog.records
+    now = NOW + timedelta(days=4000)  # nobody renewed it
+    contexts.reload(home)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "event=server-certificate outcome=needs-attention" in record.getMessage()
+
+
 async def test_a_ca_that_was_removed_during_a_failed_reload_is_not_trusted_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import FleetError
 from fleet.home.authorities import Authorities, complete_cross_certificates, read_authorities
-from fleet.home.layout import Home
+from fleet.home.layout import Home, settings_of
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
 from fleet.home.server_check import must_verify, server_warning
@@ -108,6 +108,7 @@ class Contexts:
         for old, new in ((self.mqtt, fresh.mqtt), (self.est, fresh.est), (self.http, fresh.http)):
             old.swap(new.current)
         log_event(log, logging.INFO, "reload", outcome="ok")
+        _warn(home, self.clock)
 
 
 def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:
@@ -123,13 +124,13 @@ def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:
         return False
     if why:
         log_event(log, logging.INFO, "server-certificate", outcome="renewed", reason=why)
-    _warn(home, settings, clock)
+    _warn(home, clock, settings)
     return bool(why)
 
 
-def _warn(home: Home, settings: Settings, clock: Clock) -> None:
+def _warn(home: Home, clock: Clock, settings: Settings | None = None) -> None:
     try:
-        warning = server_warning(home, settings, clock())
+        warning = server_warning(home, settings or settings_of(home), clock())
     except (FleetError, OSError, ValueError) as error:
         warning = str(error)
     if warning:
