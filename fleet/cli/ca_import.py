@@ -35,11 +35,18 @@ def csr_(home: Path, tenant: str, name: str, new_key: bool, force: bool, out: Pa
     The signer makes of it: CA:TRUE with path length 0, key usage keyCertSign and cRLSign, a subject key identifier.
     Our own root does that with: fleet ca sign
     """
+    from cryptography.x509 import load_pem_x509_csr
+
+    from fleet.ca.key_identifiers import spki_sha256
     from fleet.home.imported_ca import request_issuing
     from fleet.home.layout import open_home
 
     with attempting(f"making a request for an issuing CA of '{tenant or home}'"):
-        write_out(out, request_issuing(open_home(home), tenant, name=name, new_key=new_key), force=force)
+        request = request_issuing(open_home(home), tenant, name=name, new_key=new_key)
+        write_out(out, request, force=force)
+    click.echo(f"SHA-256 of its key: {spki_sha256(load_pem_x509_csr(request).public_key()).hex()}", err=True)
+    of_tenant = f" --tenant {tenant}" if tenant else ""
+    click.echo(f"Have it signed (fleet ca sign), then: fleet ca import{of_tenant} FILE", err=True)
 
 
 @click.command(name="import")

@@ -32,23 +32,29 @@ def sign(home: Path, days: int, force: bool, request: Path, out: Path) -> None:
     """
     from cryptography.hazmat.primitives.serialization import Encoding
 
+    from fleet.ca.key_identifiers import spki_sha256
     from fleet.home.authorities import authority_of
+    from fleet.home.ca_store import fingerprint
     from fleet.home.layout import opened
     from fleet.home.root_signing import sign_authority
     from fleet.home.unix_user import act_now
     from fleet.runtime.jobs.crls import root_crl
 
-    async def work() -> bytes:
+    async def work() -> "tuple[Certificate, bytes]":
         async with opened(home) as (place, registry):
             act = act_now()
             made, pem = sign_authority(place, data, days, act.now)
             await _announce(registry, "ca.sign", made, act=act)
             crl = await root_crl(registry, authority_of(place, "").root)
-            return pem + (crl.public_bytes(Encoding.PEM) if crl is not None else b"")
+            return made, pem + (crl.public_bytes(Encoding.PEM) if crl is not None else b"")
 
     with attempting(f"signing '{request}'"):
         data = request.read_bytes()
-        write_out(out, asyncio.run(work()), force=force)
+        made, answer = asyncio.run(work())
+        write_out(out, answer, force=force)
+    click.echo(f"SHA-256 of its key: {spki_sha256(made.public_key()).hex()}", err=True)
+    click.echo(f"SHA-256 of the certificate: {fingerprint(made)}", err=True)
+    click.echo("Take the answer to the home of the request, then there: fleet ca import FILE", err=True)
 
 
 @click.command(name="cross-sign")

@@ -46,7 +46,7 @@ def _placed(command: Any) -> Any:
     type=PAST_TIME,
     nargs=2,
     metavar="FROM TO",
-    help="Issued in this time: 12h (ago), 2026-03-01, an RFC 3339 time, or now.",
+    help="Issued in this time: 12h (ago), 2026-03-01, an RFC 3339 time, or now. Without a zone it is UTC.",
 )
 @click.option(
     "--spread", type=DURATION, default="10m", show_default=True, help="Time over which their renewals are spread."
@@ -106,21 +106,28 @@ def _begin(client: Client, given: dict[str, Any]) -> None:
         plan = client.post("/v1/distrusts", {**body, "dry_run": True})
         matched: int = plan["matched"]
         if given["is_dry"]:
-            print_value(plan, given["output"], _planned(plan, spread))
+            print_value(plan, given["output"], _planned(plan, spread, issued))
             click.echo(f"{matched} device{'' if matched == 1 else 's'}; nothing was changed.", err=True)
             return
-        of = ", ".join([*map(str, named.values()), *(("that time of issue",) if issued is not None else ())])
+        times = () if issued is None else (f"issued from {_utc(issued[0])} to {_utc(issued[1])}",)
+        of = ", ".join([*map(str, named.values()), *times])
         confirm("distrusting", "device", matched, of, wanted=given["count"], is_confirmed=given["is_confirmed"])
         made = client.post("/v1/distrusts", {**body, "expected": matched})
-    print_value(made, given["output"], {"id": made["distrust"]["id"], **_planned(made, spread)})
+    print_value(made, given["output"], {"id": made["distrust"]["id"], **_planned(made, spread, issued)})
 
 
-def _planned(plan: Row, spread: timedelta) -> Row:
+def _utc(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}Z"
+
+
+def _planned(plan: Row, spread: timedelta, issued: tuple[datetime, datetime] | None) -> Row:
+    times = {} if issued is None else {"issued_from": _utc(issued[0]), "issued_before": _utc(issued[1])}
     by_model = ", ".join(f"{model} {count}" for model, count in plan["by_model"].items())
     return {
         "matched": plan["matched"],
         "by_model": by_model,
         "first": ", ".join(plan["first"]),
+        **times,
         "spread": duration_text(spread),
     }
 

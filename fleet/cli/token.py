@@ -16,7 +16,7 @@ from fleet.client.client import Client
 from fleet.client.tokens import delivered_token
 from fleet.config.durable_files import must_be_absent, write_file
 
-COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "made_by", "created_at", "expires_at")
+COLUMNS = ("id", "device", "model", "uses", "uses_max", "state", "takes_over", "made_by", "created_at", "expires_at")
 
 
 @click.group()
@@ -68,7 +68,8 @@ def create(
     It is printed, alone on a line, or written into a new file, and cannot be shown again. A token that cannot be
     printed or written is revoked.
 
-    A token for a device also lets a device that was enrolled before enroll a new key.
+    A token for a device also lets a device that was enrolled before enroll a new key, unless an operator with the role
+    factory made it: takes_over in `fleet token list`.
 
     With --devices, each line of the output is DEVICE_ID,TOKEN. Run it again with the same --out to go on where it
     ended: devices that are in that file already are skipped.

@@ -167,12 +167,14 @@ def state_named(value: str, states: type[State]) -> State:
 def parse_time(text: str, now: datetime) -> datetime:
     """`30d` (w, d, h, m) from `now`, a date `2026-12-01` (00:00 UTC), or an RFC 3339 time.
 
+    A space may take the place of T; without a zone it is UTC.
+
     Raises: Invalid (`bad-time`).
     """
     try:
         if found := _DURATION.fullmatch(text):
             return now + int(found[1]) * _UNITS[found[2]]
-        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T.+)?", text):
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].+)?", text):
             at = datetime.fromisoformat(text)
             return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):

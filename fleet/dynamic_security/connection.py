@@ -72,6 +72,9 @@ def password_in(file: Path) -> str:
     """The first line of a file that nobody else can read. Raises: Invalid (`bad-password-file`)."""
     try:
         text = read_secret(file, PASSWORD_FILE_SIZE_MAX).decode()
+    except FileNotFoundError as error:
+        why = f"There is no password file {file}."
+        raise Invalid("bad-password-file", why, "See: [dynamic_security] password_file in fleet.toml") from error
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid("bad-password-file", f"The password file {file} cannot be read.") from error
     except ExposedFile as error:

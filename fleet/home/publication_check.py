@@ -138,8 +138,9 @@ def check_url(published: PublishedUrl, fetch: Fetch, now: datetime) -> CheckResu
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
         return CheckResult(published, "wrong", reason="it cannot be read")
     except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or error
-        return CheckResult(published, "unreachable", reason=str(reason))
+        reason = getattr(error, "reason", None) or error
+        text = getattr(reason, "strerror", None) or reason  # without the number of the error
+        return CheckResult(published, "unreachable", reason=str(text))
     return CheckResult(published, "ok", until)
 
 

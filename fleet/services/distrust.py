@@ -58,7 +58,7 @@ async def checked(registry: Registry, rule: Distrust, now: datetime) -> Distrust
         raise Invalid(
             "bad-distrust",
             "The times of issue are not in order: from the first up to the second, which is not in the future.",
-            "What is issued later is decided by the model's key types and the present CA.",
+            "Use now as the second: what is issued later is decided by the model's key types and the present CA.",
         )
     if rule.model:
         await known_model(registry, rule.model)

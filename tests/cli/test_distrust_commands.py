@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def test_a_dry_run_then_the_rule_its_progress_and_its_end(enrolled: Path) -> Non
     dry = fleet(enrolled, "distrust", *terms, "--dry-run")
     assert dry.exit_code == 0, dry.output
     assert "default 2" in dry.stdout
+    assert re.search(r"issued before: +20[0-9-]+ [0-9:]{8}Z", dry.stdout)
     assert "cam-1, cam-2" in dry.stdout
     assert "2 devices; nothing was changed." in dry.stderr
     assert json.loads(fleet(enrolled, "distrust", "list", "-o", "json").stdout) == []

@@ -223,10 +223,13 @@ def test_check_says_what_is_not_there(home: Path) -> None:
 def test_a_request_travels_to_a_root_and_back(home: Path, tmp_path: Path) -> None:
     asked, answer = tmp_path / "request.pem", tmp_path / "answer.pem"
     run_fleet(home, "tenant", "add", "apart", "--own-root")
-    run_fleet(home, "ca", "csr", "--tenant", "apart", str(asked))
+    said = run_fleet(home, "ca", "csr", "--tenant", "apart", str(asked)).stderr
+    assert "fleet ca import --tenant apart" in said
     run_fleet(home, "ca", "crl", str(tmp_path / "root.crl"))
-    run_fleet(home, "ca", "sign", str(asked), str(answer), "--days", "30")
+    signed = run_fleet(home, "ca", "sign", str(asked), str(answer), "--days", "30").stderr
+    assert said.splitlines()[0] == signed.splitlines()[0]  # the key
     made = parsed(home, "ca", "import", "--tenant", "apart", str(answer))
+    assert f"SHA-256 of the certificate: {made['sha256']}" in signed
     assert made["chain"] == ["CN=fleet Root CA"]
     refused = run_fleet(home, "ca", "import", "--tenant", "apart", str(answer), expect=1)
     assert "there is no request that this could answer" in refused.stderr

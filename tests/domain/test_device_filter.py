@@ -129,3 +129,9 @@ def test_a_place_of_another_listing_is_refused(text: str, by_expiry: bool) -> No
     with pytest.raises(Invalid) as caught:
         parse_place(text, DeviceFilter(expires_before=NOW if by_expiry else None))
     assert caught.value.code == "bad-place"
+
+
+def test_a_time_is_taken_as_tables_print_it() -> None:
+    at = datetime(2026, 11, 30, 12, 5, tzinfo=UTC)
+    for text in ("2026-11-30 12:05:00Z", "2026-11-30T12:05:00Z", "2026-11-30 12:05", "2026-11-30 13:05:00+01:00"):
+        assert parse_time(text, NOW) == at
