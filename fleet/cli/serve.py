@@ -40,7 +40,7 @@ ADDRESS = Checked("A:P", parse_address)
     type=FILE,
     help=(
         "Written atomically when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid, and "
-        "publish where that listener is on."
+        "publish and forward_auth where those listeners are on."
     ),
 )
 @click.option(

@@ -57,11 +57,12 @@ class Endpoints:
     ca_file: str
     pid: int
     publish: str = ""
-    """"": off."""
+    forward_auth: str = ""
+    """unix:PATH or a URL. Of both, "": off."""
 
     @classmethod
-    def of(cls, home: Home, settings: Settings) -> "Endpoints":
-        """Those of this process; `settings` hold the bound ports."""
+    def of(cls, home: Home, settings: Settings, forward_auth: socket.socket | None) -> "Endpoints":
+        """Those of this process; `settings` hold the bound ports, but for that of the bound `forward_auth`."""
         return cls(
             est=_url("https", settings, settings.est),
             mqtt=_url("mqtts", settings, settings.mqtt),
@@ -69,11 +70,17 @@ class Endpoints:
             ca_file=str(home.root_certificate),
             pid=os.getpid(),
             publish=_url("http", settings, settings.publish) if settings.publish is not None else "",
+            forward_auth=_local_url(forward_auth) if forward_auth is not None else "",
         )
 
     def shown(self) -> dict[str, str | int]:
         """Without what is off."""
         return {name: value for name, value in asdict(self).items() if value != ""}
+
+
+def _local_url(taken: socket.socket) -> str:
+    name = taken.getsockname()
+    return f"unix:{name}" if taken.family == socket.AF_UNIX else f"http://{Address(*name[:2])}"
 
 
 def _url(scheme: str, settings: Settings, address: Address) -> str:

@@ -5,7 +5,6 @@ The kernel distributes new connections evenly over the listening processes and s
 """
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,8 @@ from msgspec.structs import replace
 from fleet.config.addresses import Address
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
-from fleet.domain.errors import Unavailable
 from fleet.domain.peer import network_of
+from fleet.runtime.binding import bound_socket, cannot_listen, socket_addresses
 from fleet.runtime.descriptors import SESSION, descriptor_budget, raise_limit
 from fleet.runtime.local_listener import LocalListener
 from fleet.servers.http import HttpServer
@@ -59,31 +58,15 @@ def addresses(settings: Settings) -> dict[str, Address]:
 
 def _reserve(address: Address, kept: ExitStack) -> Address:
     port = address.port
-    found = socket.getaddrinfo(address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, kind, protocol, _, sockaddr in dict.fromkeys(found):
+    for family, kind, protocol, sockaddr in socket_addresses(address):
+        place = (sockaddr[0], port, *sockaddr[2:])
         if port:
             # With SO_REUSEPORT we would share a port with another fleet of this user: test for one first.
-            with _bound(family, kind, protocol, (sockaddr[0], port, *sockaddr[2:]), shared=False):
+            with bound_socket(family, kind, protocol, place):
                 pass
-        bound = kept.enter_context(_bound(family, kind, protocol, (sockaddr[0], port, *sockaddr[2:]), shared=True))
+        bound = kept.enter_context(bound_socket(family, kind, protocol, place, shared=True))
         port = bound.getsockname()[1]
     return Address(address.host, port)
-
-
-def _bound(family: int, kind: int, protocol: int, address: tuple[object, ...], *, shared: bool) -> socket.socket:
-    bound = socket.socket(family, kind, protocol)
-    try:
-        # Connections of an earlier server in TIME_WAIT do not block the port; a listening program does.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the event loop's own listeners
-        bound.bind(address)
-    except BaseException:
-        bound.close()
-        raise
-    return bound
 
 
 class Listeners:
@@ -166,14 +149,3 @@ class Listeners:
     def status(self) -> dict[str, object]:
         """For `GET /v1/status`."""
         return {name: asdict(listener.stats) for name, listener in self._by_name.items()}
-
-
-def cannot_listen(name: str, address: Address, error: OSError) -> Unavailable:
-    # The system's text for the error number, without the address that event loops append.
-    reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
-    chosen_by = "with [publish] address" if name == PUBLISH else f"with --{name} or"
-    return Unavailable(
-        "cannot-listen",
-        f"The {name} listener cannot bind {address}: {reason}.",
-        f"Free it, or choose another {chosen_by} in fleet.toml.",
-    )

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fleet.config.addresses import Address, LocalAddress
-from fleet.domain.errors import Invalid, Unavailable
+from fleet.domain.errors import Invalid
 from fleet.domain.peer import Peer
+from fleet.runtime.binding import bound_socket, cannot_listen, socket_addresses
 from fleet.runtime.descriptors import LOCAL_CONNECTIONS_MAX
 from fleet.servers.http import HttpServer
 
@@ -40,11 +41,7 @@ def bound(name: str, address: LocalAddress | None, home: Path, group: str = "") 
         else:
             taken = _bound_path(home / address.path, _group_id(group))
     except OSError as error:
-        # The system's text for the error number, without the path.
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise Unavailable(
-            "cannot-listen", f"The {name} listener cannot bind {address}: {reason}.", "Name another in fleet.toml."
-        ) from error
+        raise cannot_listen(name, address, error) from error
     with taken:
         try:
             yield taken
@@ -55,12 +52,8 @@ def bound(name: str, address: LocalAddress | None, home: Path, group: str = "") 
 
 
 def _bound_port(address: Address) -> socket.socket:
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, sockaddr = found[0]
-    taken = socket.socket(family, kind, protocol)
+    taken = bound_socket(*socket_addresses(address)[0])
     try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(sockaddr)
         taken.listen(BACKLOG)
     except BaseException:
         taken.close()

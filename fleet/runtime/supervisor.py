@@ -217,7 +217,7 @@ class Supervisor:
     """A constant number of workers on one home. Made by `run_supervisor`."""
 
     def __init__(self, host: Host, settings: Settings, count: int) -> None:
-        self.endpoints = Endpoints.of(host.home, settings)
+        self.endpoints = Endpoints.of(host.home, settings, host.forward_auth)
         self.restarts = 0
         self._silent = 0
         self._last_silent: dict[str, object] = {}

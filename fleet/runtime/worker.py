@@ -163,7 +163,7 @@ async def run_worker(
                 "http": admin.counters,
                 **({"publish": publish.counters} if settings.publish is not None else {}),
                 "mqtt": dict(gateway.stats),
-                "forward_auth": forward.counters,
+                **({"forward_auth": forward.counters} if settings.forward_auth is not None else {}),
                 "sessions": gateway.sessions,
                 **({"workers": slot.workers()} if slot.is_shared else {}),
                 "upstream": {**live.status(), **({"not_saved": reason} if (reason := slot.not_saved()) else {})},
@@ -180,7 +180,7 @@ async def run_worker(
         for name in addresses(settings):
             await listeners.open(name, getattr(contexts, name, None), factories[name])
         await listeners.open_local(slot.forward_auth, forward)
-        endpoints = Endpoints.of(home, listeners.with_ports())
+        endpoints = Endpoints.of(home, listeners.with_ports(), slot.forward_auth)
         gc.collect()
         gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
         yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors), servers.secrets)

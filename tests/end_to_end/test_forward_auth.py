@@ -117,6 +117,10 @@ def site(pristine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     api.server_close()
 
 
+def test_the_ready_file_names_it(site: Site) -> None:
+    assert site.served.endpoints["forward_auth"] == f"unix:{site.socket}"
+
+
 def adapted(text: str, site: Site, port: int, folder: Path) -> str:
     """The page's configuration with this machine's paths and ports."""
     for said, here in (
@@ -319,6 +323,7 @@ def test_two_workers_accept_from_one_port_and_ask_for_the_secret(pristine_home: 
     changed = replace(read_settings(settings), forward_auth=address, forward_auth_secret_file="proxy.secret", workers=2)
     settings.write_text(render(changed))
     served = Served(home, tmp_path / "ready.json").start()
+    assert served.endpoints["forward_auth"] == f"http://127.0.0.1:{port}"
 
     def answered(given: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
