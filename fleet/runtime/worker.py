@@ -171,7 +171,6 @@ async def run_worker(
 
         admin, forward = servers.admin(status, live.answers, slot.not_saved), servers.forward_auth(gateway)
         publish = await publishing.server(registry, rates_of(settings), parts)
-
         parts.push_async_callback(_drain, gateway, slot.deadline, est, admin, publish, forward)
         parts.callback(listeners.close)
         factories: dict[str, ProtocolFactory] = {
