@@ -6,6 +6,7 @@ The host binds it once; each worker accepts from the same socket, so that a work
 import asyncio
 import errno
 import grp
+import logging
 import os
 import socket
 import stat
@@ -14,11 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fleet.config.addresses import Address, LocalAddress
+from fleet.config.logs import log_event
 from fleet.domain.errors import Invalid
 from fleet.domain.peer import Peer
 from fleet.runtime.binding import bound_socket, cannot_listen, socket_addresses
 from fleet.runtime.descriptors import LOCAL_CONNECTIONS_MAX
 from fleet.servers.http import HttpServer
+
+logger = logging.getLogger("fleet.listeners")
 
 BACKLOG = 1024
 PAUSE_SECONDS = 0.1  # after an accept that failed: most fail for want of descriptors
@@ -74,11 +78,24 @@ def _bound_path(path: Path, group: int) -> socket.socket:
         if group >= 0:
             os.chown(path, -1, group)
             path.chmod(0o660)
+            if (folder := closed_folder(path, group)) is not None:
+                why = f"the group of {path} cannot enter {folder}"
+                log_event(logger, logging.WARNING, "listen", outcome="unreachable", reason=why)
         taken.listen(BACKLOG)
     except BaseException:
         taken.close()
         raise
     return taken
+
+
+def closed_folder(path: Path, group: int) -> Path | None:
+    """The first folder above `path` that members of `group` cannot enter."""
+    for folder in reversed(path.resolve().parents):
+        found = folder.stat()
+        may_enter = stat.S_IXGRP if found.st_gid == group else stat.S_IXOTH
+        if not found.st_mode & may_enter:
+            return folder
+    return None
 
 
 def _remove_former(path: Path) -> None:

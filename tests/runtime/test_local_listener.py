@@ -1,9 +1,11 @@
 """Where a listener without TLS binds, who may connect there, and the file with the proxy's secret."""
 
+import grp
 import os
 import socket
 import stat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -125,3 +127,14 @@ def test_a_secret_file_that_others_can_read_or_that_is_missing(tmp_path: Path) -
     for path, says in ((file, "read by others"), (tmp_path / "none", "No such file")):
         with pytest.raises(Invalid, match=says):
             proxy_secrets(path)
+
+
+def test_a_folder_that_the_group_cannot_enter_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    group = grp.getgrgid(os.getgid()).gr_name
+    for mode, is_closed in ((0o710, False), (0o700, True)):
+        with TemporaryDirectory() as made:  # beneath tmp_path some folders are the tests' user's alone
+            home = Path(made).resolve()
+            home.chmod(mode)
+            caplog.clear()
+            with bound("forward_auth", SOCKET, home, group):
+                assert (f"cannot enter {home}" in caplog.text) is is_closed
