@@ -177,6 +177,7 @@ def test_status_tells_which_worker_answers(shared: Served, tmp_path: Path) -> No
         if len(seen) == 2:
             break
     assert seen == worker_pids(shared)
+    assert not {"publish", "forward_auth"} & status.keys(), "listeners that are off"
 
 
 def test_sighup_reaches_every_worker(shared: Served) -> None:
