@@ -19,6 +19,7 @@ from fleet.client.client import Client, path_of
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
 from fleet.domain.distrust import KEY_MARKS
+from fleet.domain.errors import FleetError
 
 COLUMNS = ("id", "model", "ca_key_id", "key_type", "issued_from", "issued_before", "refuses", "devices", "created_at")
 PREFIX_MIN = 8  # hex digits of a CA's fingerprint
@@ -200,7 +201,15 @@ def revoke(
             confirm("revoking", "certificate", ending, f"distrust {id_}", wanted=None, is_confirmed=is_confirmed)
         is_more = True
         while is_more:
-            step = client.post(f"{path}/revoke", {"reason": reason, "expected": left, **given_crl_reason(crl_reason)})
+            body = {"reason": reason, "expected": left, **given_crl_reason(crl_reason)}
+            try:
+                step = client.post(f"{path}/revoke", body)
+            except FleetError as error:
+                # Some may have renewed since they were confirmed; nobody comes under a rule later.
+                if error.code != "count-differs" or (now := client.get(path)["left"]) >= left:
+                    raise
+                left = now
+                continue
             done, failed, left = done + step["done"], step["failed"], step["left"]
             certificates += step["certificates"]
             is_more = (left or step["certificates_left"]) and (step["done"] or step["certificates"])

@@ -3,17 +3,20 @@
 import asyncio
 import json
 import re
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
-from fleet.cli import main
+from fleet.cli import main, options
 from fleet.domain.credential import Credential
 from fleet.domain.device import DeviceState
 from fleet.domain.distrust import KEY_MARKS
+from fleet.domain.errors import Conflict
 from fleet.domain.writes import AddCredential, Insert
 from fleet.storage.engines import open_engine
 from tests.storage.samples import change, credential, device
@@ -130,3 +133,30 @@ def test_certificates_of_devices_that_have_others_are_revoked_when_their_number_
     assert "nothing was changed" in refused.stderr
     done = fleet(enrolled, "distrust", "revoke", made, "--crl-reason", "keyCompromise", "-o", "json", give="2\n")
     assert json.loads(done.stdout) == {"id": made, "done": 0, "certificates": 2, "left": 0, "failed": []}
+
+
+class RenewingFleet:
+    """An API under whose rule as many devices are left as `lefts` says, look by look, and in truth one."""
+
+    def __init__(self, *lefts: int) -> None:
+        self._lefts = iter(lefts)
+        self.expected: list[int] = []
+
+    def get(self, path: str) -> dict[str, int]:
+        return {"left": next(self._lefts), "certificates": 0}
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.expected.append(body["expected"])
+        if body["expected"] != 1:
+            raise Conflict("count-differs", "Others match.")
+        return {"done": 1, "left": 0, "failed": [], "certificates": 0, "certificates_left": 0}
+
+
+@pytest.mark.parametrize(("lefts", "expected", "exit_code"), [((3, 1), [3, 1], 0), ((3, 4), [3], 1)])
+def test_devices_that_renew_after_the_confirmation_are_left_out_and_no_more_come_in(
+    monkeypatch: pytest.MonkeyPatch, lefts: tuple[int, ...], expected: list[int], exit_code: int
+) -> None:
+    api = RenewingFleet(*lefts)
+    monkeypatch.setattr(options, "client_at", lambda **_: nullcontext(api))
+    run = CliRunner().invoke(main, ["distrust", "revoke", "0" * 12, "--yes"])
+    assert (api.expected, run.exit_code) == (expected, exit_code), run.output

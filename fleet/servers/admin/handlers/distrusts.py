@@ -3,7 +3,6 @@
 from datetime import timedelta
 from functools import partial
 
-from msgspec import UNSET
 from msgspec.structs import replace
 
 from fleet.domain import distrust as domain
@@ -81,8 +80,7 @@ async def begin_distrust(context: Context, call: Call, body: NewDistrust) -> Res
 async def revoke_distrusted(context: Context, call: Call, body: RevokeDistrusted) -> Result[RevokedDistrusted]:
     rule, registry, act = await _known(context, call), context.registry, call.act
     matched = (await distrust.counted(registry, rule)).matched
-    # Of those confirmed some may have renewed since, and nobody comes under a rule later.
-    must_be_confirmed(body.expected, matched if body.expected is UNSET else max(matched, body.expected))
+    must_be_confirmed(body.expected, matched)
     permitted, why = partial(must_be_in_service, context, call), GIVEN_REASONS[body.crl_reason]
     operation = Revoke(why, act.actor, body.reason, new_bulk_id(), context.clock, act.address, permitted)
     outcomes = await distrust.revoke_some(registry, rule, operation)

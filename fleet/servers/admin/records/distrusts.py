@@ -114,9 +114,9 @@ class DistrustPlan(Record):
 class RevokeDistrusted(RevocationReason):
     """A step of the revocation of every device under a rule."""
 
-    expected: (
-        Annotated[int, Meta(ge=0, le=SEQUENCE_MAX, description="How many there are at most; required.")] | UnsetType
-    ) = UNSET
+    expected: Annotated[int, Meta(ge=0, le=SEQUENCE_MAX, description="How many there are; required.")] | UnsetType = (
+        UNSET
+    )
 
 
 class RevokedDistrusted(Record):
