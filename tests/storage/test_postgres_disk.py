@@ -137,7 +137,7 @@ async def test_a_filled_registry_from_before_is_brought_over(
     try:
         assert sorted(map(tuple, await writing.fetch(COLUMNS))) == columns_before
         # By the same names, for later migrations to change them by.
-        assert await writing.fetch(CONSTRAINTS) == constraints_before
+        assert {*map(tuple, constraints_before)} <= {*map(tuple, await writing.fetch(CONSTRAINTS))}
         assert await writing.fetch("SELECT seq, fingerprint FROM credential ORDER BY seq") == seqs
         for n in range(100):
             assert await new.credentials(f"cam-{n}") == held[n::100]
