@@ -28,7 +28,7 @@ HEAVY = (
 
 # Of fleet, the modules that need the standard library alone.
 LIGHT = {"fleet"} | {f"fleet.est_client{name}" for name in ("", ".arguments", ".errors", ".tls", ".validity")}
-LIGHT |= {"fleet.wire", "fleet.wire.key_types"}
+LIGHT |= {f"fleet.wire{name}" for name in ("", ".der", ".errors", ".key_types", ".text")}
 
 
 def test_the_run_path_loads_nothing_heavy() -> None:

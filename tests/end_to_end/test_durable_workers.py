@@ -80,6 +80,7 @@ def broker_pid(served: Served) -> int:
 
 
 @pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
+@pytest.mark.long
 async def test_a_killed_broker_loses_nothing_that_either_worker_acknowledged(
     home: Path, tmp_path: Path, tier: Tier
 ) -> None:

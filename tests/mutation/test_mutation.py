@@ -123,7 +123,10 @@ def test_tests_that_fail_already_prove_nothing(project: Path) -> None:
 
 
 def test_own_tests_are_those_that_import_the_module() -> None:
-    assert runner.own_tests("fleet/domain/renewal.py") == ["tests/domain/test_renewal.py"]
+    assert runner.own_tests("fleet/domain/renewal.py") == [
+        "tests/domain/test_renewal.py",
+        "tests/domain/test_distrust.py",
+    ]
     assert runner.own_tests("fleet/__main__.py") == []
 
 

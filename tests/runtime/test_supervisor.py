@@ -185,7 +185,9 @@ async def test_purges_are_in_the_status_and_what_was_left_out_of_the_log_is_told
             """It has been deleted: nothing is left to purge."""
 
     monkeypatch.setattr("fleet.runtime.supervisor.OTHERS_SECONDS", 0.0)
-    host = SimpleNamespace(home=Home(tmp_path), upstream=None, registry=Registry(), deadline=StopDeadline())
+    host = SimpleNamespace(
+        home=Home(tmp_path), upstream=None, registry=Registry(), deadline=StopDeadline(), forward_auth=None
+    )
     supervisor = Supervisor(cast("Host", host), ports(), 2)
     assert supervisor._status() == {"count": 2, "restarts": 0, "silent": 0, "mqtt": {}}
     devices = 200
