@@ -1,4 +1,4 @@
-"""How long ago what we sign says that it began: the clock of whoever verifies it may be late."""
+"""How far back notBefore and thisUpdate are set in what is signed: a verifier's clock may be slow."""
 
 from datetime import timedelta
 

@@ -8,6 +8,7 @@ no filter selects every device.
 """
 
 import re
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
@@ -41,7 +42,7 @@ def parse_filter(text: str, now: datetime) -> DeviceFilter:
     return DeviceFilter(model, state, tags, group, expires)
 
 
-class FilterReader:
+class FilterReader(ABC):
     """Parser of one filter. A language says which keys it has, and what their values mean."""
 
     KEYS: tuple[str, ...] = ()
@@ -63,9 +64,9 @@ class FilterReader:
             self._term()
         return self._given
 
+    @abstractmethod
     def meaning(self, key: str, value: str) -> Any:
-        """Raises: Invalid."""
-        raise NotImplementedError
+        """What `value` says of `key`. Raises: Invalid."""
 
     def time(self, value: str) -> datetime:
         return parse_time(value, self._now)

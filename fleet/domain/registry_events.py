@@ -16,7 +16,7 @@ class DeviceStateChanged(Struct, frozen=True):
 
     @property
     def is_out_of_service(self) -> bool:
-        """For good: revoked or retired."""
+        """Permanently: revoked or retired."""
         return self.state in OUT_OF_SERVICE
 
 

@@ -245,12 +245,7 @@ def mosquitto(folder: Path, published: Published) -> Iterator[Party]:
         yield Mosquitto()
 
 
-@contextmanager
-def freeradius(folder: Path, published: Published) -> Iterator[Party]:
-    needs("freeradius", "eapol_test")
-    [port] = free_ports(1)
-    (folder / "radiusd.conf").write_text(
-        f"""prefix = /usr
+_RADIUSD = """prefix = /usr
 libdir = /usr/lib/freeradius
 run_dir = {folder}
 pidfile = {folder}/pid
@@ -258,7 +253,7 @@ security {{
     reject_delay = 0
 }}
 modules {{
-{shown_on_page("radius", published, port)}}}
+{eap}}}
 server default {{
     listen {{
         type = auth
@@ -277,16 +272,22 @@ server default {{
     }}
 }}
 """
-    )
+
+
+@contextmanager
+def freeradius(folder: Path, published: Published) -> Iterator[Party]:
+    needs("freeradius", "eapol_test")
+    [port] = free_ports(1)
+    eap = shown_on_page("radius", published, port)
+    (folder / "radiusd.conf").write_text(_RADIUSD.format(folder=folder, port=port, eap=eap))
 
     class Freeradius:
         process: subprocess.Popen[bytes] | None = None
 
         def start(self) -> None:
-            output = (folder / "output").open("w+b")
-            self.process = subprocess.Popen(
-                ["freeradius", "-f", "-l", "stdout", "-xx", "-d", folder, "-n", "radiusd"], stdout=output, stderr=output
-            )
+            words = ("freeradius", "-f", "-l", "stdout", "-xx", "-d", folder, "-n", "radiusd")
+            with (folder / "output").open("wb") as output:
+                self.process = subprocess.Popen(words, stdout=output, stderr=output)
             until(lambda: "Ready to process requests" in (folder / "output").read_text(), "freeradius is not ready")
 
         def stop(self) -> None:
