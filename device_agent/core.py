@@ -72,6 +72,10 @@ class View:
     prove_at: float
     quiescing_until: float
     promote_at: float
+    renewal_ended: bool = False
+    """The server has said that the current certificate can never be renewed."""
+    has_bootstrap: bool = False
+    """There is a credential for another first enrollment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class HangUp:
 @dataclass(frozen=True, slots=True)
 class Renew:
     """Start the child process that generates a key and requests a certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """Start the child process that enrolls again with the bootstrap credential."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,13 @@ class Wait:
     seconds: float
 
 
-Decision = Connect | HangUp | Renew | Quiesce | Prove | AbandonProof | Promote | Wait
+Decision = Connect | HangUp | Renew | Recover | Quiesce | Prove | AbandonProof | Promote | Wait
+
+
+def shown(decision: Decision) -> str:
+    """For the log: "connect role=current check_time=True"."""
+    fields = (f"{name}={getattr(decision, name)}" for name in decision.__dataclass_fields__)
+    return " ".join([type(decision).__name__.lower(), *fields])
 
 
 def decide(view: View, now: datetime, monotonic: float) -> Decision:
@@ -139,6 +154,8 @@ def decide(view: View, now: datetime, monotonic: float) -> Decision:
         return Promote()
     if _may_prove(view, now) and monotonic >= view.prove_at:
         return Quiesce()
+    if _may_recover(view, now) and (view.renewal_forced or monotonic >= view.renew_at):
+        return Recover()
     if _may_renew(view, now) and (view.renewal_forced or (view.renewal_due and monotonic >= view.renew_at)):
         return Renew()
     return Wait(_seconds_to_next(view, now, monotonic))
@@ -188,6 +205,15 @@ def _may_renew(view: View, now: datetime) -> bool:
     return view.candidate is None or view.candidate_refused or has_expired(view.candidate, now)
 
 
+def _may_recover(view: View, now: datetime) -> bool:
+    """The last rung: nothing to renew, or nothing that ever will be. What it gets is a candidate like any other."""
+    if view.renewing or not view.has_bootstrap or view.link_uses is Role.CANDIDATE:
+        return False
+    if view.current is not None and not view.renewal_ended:
+        return False
+    return view.candidate is None or view.candidate_refused or has_expired(view.candidate, now)
+
+
 def _seconds_to_next(view: View, now: datetime, monotonic: float) -> float:
     times = [monotonic + TICK_SECONDS]
     if view.link is Link.DOWN:
@@ -198,7 +224,7 @@ def _seconds_to_next(view: View, now: datetime, monotonic: float) -> float:
         times.append(view.promote_at)
     if _may_prove(view, now):
         times.append(view.prove_at)
-    if view.renewal_due and _may_renew(view, now):
+    if _may_recover(view, now) or (view.renewal_due and _may_renew(view, now)):
         times.append(view.renew_at)
     # A time that has passed without a decision depends on another event.
     return min(time for time in times if time > monotonic) - monotonic

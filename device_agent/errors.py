@@ -9,7 +9,10 @@ ClientError (fleet.est_client.errors)
      ├─ Busy            another process of this device holds the lock
      ├─ StoreDamaged    the home cannot be read or written
      ├─ NotRunning      no agent answers on this home's socket
-     └─ SendRefused     a message was not accepted, or not acknowledged
+     ├─ SendRefused     a message was not accepted, or not acknowledged
+     ├─ SubscriptionRefused   the server, or the agent, refuses a subscription
+     ├─ RequestFailed   a request got no answer
+     └─ Denied          the settings of the agent do not allow it to this user
 """
 
 from fleet.est_client.errors import ClientError
@@ -17,6 +20,9 @@ from fleet.est_client.errors import ClientError
 
 class AgentError(ClientError):
     """The command was not carried out."""
+
+    code = "failed"
+    """Stable, for programs that use the control socket."""
 
 
 class NotEnrolled(AgentError):
@@ -37,3 +43,29 @@ class NotRunning(AgentError):
 
 class SendRefused(AgentError):
     """A message was not accepted, or not acknowledged."""
+
+    code = "send-refused"
+
+
+class SubscriptionRefused(AgentError):
+    """The server, or the agent, refuses a subscription."""
+
+    code = "subscription-refused"
+
+
+class RequestFailed(AgentError):
+    """A request got no answer."""
+
+    code = "request-failed"
+
+
+class Denied(AgentError):
+    """The settings of the agent do not allow it to this user."""
+
+    code = "denied"
+
+
+BY_CODE: dict[str, type[AgentError]] = {
+    each.code: each for each in (SendRefused, SubscriptionRefused, RequestFailed, Denied)
+}
+"""The errors that an answer on the control socket names."""

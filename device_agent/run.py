@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 
 from device_agent.agent_config import AgentConfig, read_config
-from device_agent.event_log import EventLog
-from device_agent.line_reader import LineReader
-from device_agent.outbox import topic_for
-from device_agent.publisher import PublishInput
+from device_agent.service.event_log import EventLog
+from device_agent.service.journal import Priority
+from device_agent.spool.line_reader import LineReader
+from device_agent.spool.outbox import topic_for
+from device_agent.spool.publisher import PublishInput
 from fleet.est_client.errors import BadConfig, ClientError
 
 try:
@@ -31,8 +32,9 @@ def main() -> None:
     parser.add_argument("--stdin", action="store_true")
     parser.add_argument("--exit-at-eof", action="store_true")
     parser.add_argument("--qos", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--least", type=int, choices=[*Priority], default=Priority.INFO)
     options = parser.parse_args()
-    log = EventLog()
+    log = EventLog(least=Priority(options.least))
     try:
         config = read_config(options.home)
         code = Runner(config, log, _input(options, config, stdin_is_open)).run()

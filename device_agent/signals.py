@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 RENEW_SIGNAL = signal.SIGUSR1
+RELOAD_SIGNAL = signal.SIGHUP
 
 
 class Waker:
@@ -43,12 +44,12 @@ class Waker:
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Catch STOP_SIGNALS and RENEW_SIGNAL while the block runs. In the main thread only."""
+        """Catch STOP_SIGNALS, RENEW_SIGNAL and RELOAD_SIGNAL while the block runs. In the main thread only."""
 
         def note(number: int, _: object) -> None:
             self._signals.add(number)
 
-        before = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, RENEW_SIGNAL)}
+        before = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, RENEW_SIGNAL, RELOAD_SIGNAL)}
         before_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         try:
             yield

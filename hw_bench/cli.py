@@ -24,10 +24,12 @@ except ModuleNotFoundError as error:
 OWN_OPTIONS = {
     "devices": ("registry", "ocsp"),
     "kills": ("crash", "broker-crash"),
-    "seed": ("crash", "broker-crash"),
+    "seed": ("crash", "broker-crash", "fleet-year"),
     "cycles": ("soak",),
-    "sessions": ("fanin", "idle", "storm", "revocation"),
+    "sessions": ("fanin", "idle", "storm", "revocation", "fleet-year"),
     "keep": ("registry", "ocsp"),
+    "qos": ("publish",),
+    "picture": ("fleet-year",),
     "database": ("workers", "revocation", "registry", "crash"),
 }
 """Option -> the scenarios that accept it."""
@@ -51,6 +53,8 @@ def main() -> None:
     absolute figures. Programs that are not installed (nginx, mosquitto, step-ca, PostgreSQL) are reported as missing.
 
     Exit codes: 0 measured, whether or not goals were reached; 1 the measurement failed; 2 wrong use; 130 interrupted.
+
+    Shell completion: eval "$(_HW_BENCH_COMPLETE=bash_source hw-bench)" (zsh_source, fish_source).
     """
     # A run stops its servers when interrupted, by SIGTERM as by Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -98,12 +102,12 @@ def list_scenarios(output: str) -> None:
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
-    help="crash, broker-crash: repeat the kills of the run that printed this seed.",
+    help="crash, broker-crash, fleet-year: repeat what happened in the run that printed this seed.",
 )
 @click.option(
     "--sessions",
     type=click.IntRange(min=2, max=10_000),
-    help="fanin, idle, storm, revocation: number of connected devices.  [default: the scenario's own]",
+    help="fanin, idle, storm, revocation, fleet-year: number of connected devices.  [default: the scenario's own]",
 )
 @click.option(
     "--cycles",
@@ -122,6 +126,13 @@ def list_scenarios(output: str) -> None:
     metavar="DIR",
     help="registry: keep the filled registry in the new folder DIR, or measure again the one kept there.",
 )
+@click.option("--qos", type=click.IntRange(0, 2), help="publish: QoS of the messages.  [default: 0 and 1, in turns]")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="fleet-year: write the curve of renewals to FILE, as SVG.",
+)
 @output_option
 @click.pass_context
 def run(
@@ -136,6 +147,8 @@ def run(
     cycles: int | None,
     database: str | None,
     keep: Path | None,
+    qos: int | None,
+    picture: Path | None,
     output: str,
 ) -> None:
     """Run the scenario NAME and print its report. Progress goes to standard error.
@@ -149,9 +162,10 @@ def run(
     hw-bench run registry --devices 1000000 --database postgres
     hw-bench run registry --devices 1000000 --keep /var/tmp/million
     hw-bench run crash --kills 1000 --seed 7
+    hw-bench run fleet-year --picture renewals.svg
     """
     own: dict[str, object] = {"devices": devices, "kills": kills, "seed": seed, "sessions": sessions}
-    own |= {"database": database, "keep": keep, "cycles": cycles}
+    own |= {"database": database, "keep": keep, "cycles": cycles, "qos": qos, "picture": picture}
     for option, value in own.items():
         if value is not None and name not in OWN_OPTIONS[option]:
             raise click.UsageError(f"--{option} applies to {', '.join(OWN_OPTIONS[option])}, not to {name}.")
@@ -165,6 +179,8 @@ def run(
         sessions,
         cycles,
         keep.resolve() if keep else None,
+        qos,
+        picture,
     )
     try:
         report = SCENARIOS[name].run(plan, lambda text: click.echo(text, err=True))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -14,8 +15,11 @@ from pathlib import Path
 
 from hw_bench.cpu_time import process_tree
 
-START_SECONDS_MAX = 20.0  # a Python server with its imports, on a busy machine
-STOP_SECONDS_MAX = 6.0  # a second more than `fleet serve` promises for draining
+START_SECONDS_MAX = 60.0  # a Python server with its imports, on a busy machine
+STOP_SECONDS_MAX = 15.0  # ten more than `fleet serve` promises for draining: on a busy machine
+# Below those that a system gives to clients, and to who listens on port 0: nobody is given one before it is used, or
+# while who listened there is restarted.
+PORTS = range(10_000, 32_000)
 LOG_TAIL_SIZE = 2000  # of a failed program's output, quoted in the error
 
 
@@ -121,12 +125,20 @@ def program(name: str) -> str | None:
     )
 
 
+def free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1, no two alike, on which nobody listened a moment ago."""
+    with contextlib.ExitStack() as probes:
+        listening: list[socket.socket] = []
+        while len(listening) < count:
+            with contextlib.suppress(OSError):  # not from the run's seed: which ports are free is not reproducible
+                probe = socket.create_server(("127.0.0.1", secrets.choice(PORTS)))
+                listening.append(probes.enter_context(probe))
+        return [each.getsockname()[1] for each in listening]
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One of them."""
+    return free_ports(1)[0]
 
 
 def wait_until(

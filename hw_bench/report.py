@@ -10,7 +10,6 @@ from typing import Any
 
 BUSY = 0.9  # a core this busy has nothing left to give
 DISTURBED = 0.15  # of a core, taken by programs that are no part of the run
-MEASURES = ("per_core", "per_second")
 
 
 @dataclass(frozen=True, slots=True)

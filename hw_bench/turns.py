@@ -43,6 +43,10 @@ class Plan:
     """Connections, of the scenario `soak`; None for its own number."""
     keep: Path | None = None
     """Folder of a registry that is kept between runs."""
+    qos: int | None = None
+    """Of the messages of the scenario `publish`; None for 0 and 1, in turns."""
+    picture: Path | None = None
+    """File for the curve of the scenario `fleet-year`, SVG."""
 
 
 @dataclass(frozen=True, slots=True)

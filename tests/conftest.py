@@ -1,14 +1,16 @@
 """What every test stands on."""
 
+import gc
 import os
 import signal
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests import server_logs
+from tests import forks, server_logs
 from tests.postgres_server import PostgresServer, programs, running_postgres
 from tests.tiers import Tier, is_quick, place_in_order
 
@@ -57,6 +59,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: place_in_order(item.path))
 
 
+def pytest_collection_finish() -> None:
+    """What has been collected stays to the end: no collection of garbage needs to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tier(pytestconfig: pytest.Config) -> Tier:
     found: Tier = pytestconfig.getoption("--tier")
@@ -89,3 +97,14 @@ def postgres_server(postgres_programs: Path) -> Iterator[PostgresServer]:
     """A cluster of this process's own, which no test may stop or kill."""
     with running_postgres(postgres_programs) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def forked_programs() -> Iterator[None]:
+    """Programs of ours that the module's tests start, and those that the tested code starts, begin with all imported.
+
+    For modules that are about what such a program does, not about how it starts or what it weighs.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", forks.fork_or_execute)
+        yield

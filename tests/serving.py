@@ -24,8 +24,17 @@ from fleet.demo.harness import Running
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
 from tests import server_logs
+from tests.forks import Forked
+from tests.free_ports import free_ports
+from tests.waiting import PATIENCE_SECONDS
 
 ANY_PORTS = ("--est", "127.0.0.1:0", "--mqtt", "127.0.0.1:0", "--http", "127.0.0.1:0")
+
+
+def same_ports() -> tuple[str, ...]:
+    """As ANY_PORTS, for a server that is started again: its clients find it where it was."""
+    est, mqtt, http = (f"127.0.0.1:{port}" for port in free_ports(3))
+    return ("--est", est, "--mqtt", mqtt, "--http", http)
 
 
 def run_fleet(home: Path, *words: str, expect: int = 0, give: str | None = None) -> str:
@@ -61,33 +70,33 @@ def program(
 ) -> subprocess.CompletedProcess[str]:
     """Run one of our programs, by module, to its end, and hold it to its exit code (None: any)."""
     environment = dict(os.environ) | ({"FLEET_HOME": str(home)} if home else {})
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        capture_output=True,
-        text=True,
-        input=give,
-        env=environment,
-        timeout=600,
-        check=False,
-    )
-    assert expect is None or done.returncode == expect, (
-        f"{module} {words}: {done.returncode}\n{done.stdout}{done.stderr}"
-    )
-    return done
+    stdin = subprocess.DEVNULL if give is None else subprocess.PIPE
+    with Forked(
+        *(module, *words), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(give, timeout=600)
+        except BaseException:
+            process.kill()
+            raise
+    code = process.wait()
+    assert expect is None or code == expect, f"{module} {words}: {code}\n{stdout}{stderr}"
+    return subprocess.CompletedProcess(words, code, stdout, stderr)
 
 
 def start(name: str, *words: str) -> Running:
     """Start `python WORDS` in the background, to be read line by line."""
-    process = subprocess.Popen(
-        [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    return _read(name, process)
+    options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    if words[0] == "-m":
+        return _read(name, Forked(*words[1:], **options))
+    return _read(name, subprocess.Popen([sys.executable, *words], text=True, **options))
 
 
 class Patient(Running):
     """It waits as long as a busy machine may take: only what never comes is a failure."""
 
-    patience_seconds = 240.0
+    patience_seconds = float(PATIENCE_SECONDS)
+    stop_seconds = 15.0  # `fleet serve` promises five; what does not end by itself takes thirty or for ever
 
 
 def _read(name: str, process: subprocess.Popen[str]) -> Running:
@@ -112,12 +121,13 @@ class Served:
         self.running: Running | None = None
 
     def start(self) -> "Served":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fleet", "serve", "--home", self.home, "--ready-file", self.ready_file, *self.words],
+        process = Forked(
+            "fleet",
+            *("serve", "--home", self.home, "--ready-file", self.ready_file, *self.words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            workers_too="--workers" in self.words,
         )
         self.running = _read("fleet serve", process)
         try:
@@ -152,16 +162,9 @@ class Served:
         return Path(self.endpoints["ca_file"])
 
     def address(self, listener: str) -> tuple[str, int]:
-        """Host and port of `est`, `mqtt` or `http`."""
-        host, _, port = str(self.endpoints[listener]).rpartition("//")[2].rpartition(":")
+        """Host and port of `est`, `mqtt`, `http` or `wss`."""
+        host, _, port = str(self.endpoints[listener]).partition("//")[2].partition("/")[0].rpartition(":")
         return host.strip("[]"), int(port)
-
-    def stay_on_these_ports(self) -> None:
-        """Later starts listen where this one did: a client need not look for us again."""
-        self.words = [word for name, address in self._places() for word in (f"--{name}", address)]
-
-    def _places(self) -> list[tuple[str, str]]:
-        return [(name, "{}:{}".format(*self.address(name))) for name in ("est", "mqtt", "http")]
 
     def kill(self) -> None:
         """kill -9, as a power cut would."""
@@ -184,7 +187,7 @@ def asked_to_wait(served: Served, home: Path, name: str, model: str = "default")
         {"Content-Type": "application/pkcs10"},
     )
     context = ssl.create_default_context(cafile=str(served.ca_file))
-    with urllib.request.urlopen(asked, timeout=30, context=context) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE_SECONDS, context=context) as answer:
         assert answer.status == 202, answer.status
         assert int(answer.headers["Retry-After"]) > 0
     return str(json.loads(run_fleet(home, "request", "list", "--device", name, "-o", "json"))[0]["id"])

@@ -22,7 +22,8 @@ from fleet.home.authorities import new_tenant, tenant_names
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, certificate_in, open_registry
 from fleet.home.pki import load_issuer, load_operators_issuer
-from fleet.runtime.worker import Worker, WorkerSlot, run_worker
+from fleet.runtime.supervision import Alone
+from fleet.runtime.worker import Worker, WorkerPlace, run_worker
 from fleet.services import inventory
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.listener import Listener
@@ -31,6 +32,7 @@ from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
 from fleet.wire.mqtt.reader import PacketReader
 from tests.servers.est_fixtures import EstHarness, Identity, basic, csr_for
 from tests.servers.gateway_fixtures import BrokerSide, FakeBroker
+from tests.waiting import PATIENCE_SECONDS
 
 ANY = Address("127.0.0.1", 0)
 MODELS = {"cam": "", "a-cam": "a", "a-pump": "a", "b-cam": "b"}
@@ -77,7 +79,7 @@ class TenantsHarness(EstHarness):
             self.writers.append(writer)  # it lives as long as the server
             writer.write(encode_connect(Connect(V5, client_id)))
             packets = PacketReader()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while data := await reader.read(4096):
                     for packet in packets.feed(data):
                         code = decode_connack(bytes(packet.body), V5).code
@@ -96,8 +98,8 @@ class TenantsHarness(EstHarness):
 class Welcoming(FakeBroker):
     """Accepts every session."""
 
-    async def connect(self, factory) -> None:  # type: ignore[no-untyped-def]
-        await super().connect(factory)
+    async def connect(self, factory, header=b"") -> None:  # type: ignore[no-untyped-def]
+        await super().connect(factory, header)
         side: BrokerSide = await self.sessions.get()
         self.greeter = asyncio.create_task(_greet(side))
 
@@ -130,7 +132,8 @@ async def open_tenants(folder: Path) -> AsyncIterator[TenantsHarness]:
             home=home,
         )
         tenants.ca_file.write_bytes(tenants.root[0].public_bytes(Encoding.PEM))
-        async with run_worker(home, settings, registry, Welcoming(), clock=tenants.clock, slot=WorkerSlot()) as worker:
+        place = WorkerPlace(Alone(lambda: settings))
+        async with run_worker(home, settings, registry, Welcoming(), clock=tenants.clock, place=place) as worker:
             tenants.worker = worker
             for door in ("est", "mqtt", "http"):
                 port = urlsplit(getattr(worker.endpoints, door)).port

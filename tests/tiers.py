@@ -5,6 +5,7 @@ fixture `tier`, so that the count stands once.
 """
 
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -36,22 +37,25 @@ LONGEST_FIRST: tuple[str, ...] = (
     "end_to_end/test_pages.py",
     "hw_bench/test_scenarios.py",
     "end_to_end/test_workers.py",
-    "end_to_end/test_tenants.py",
     "faults/test_crash_postgres.py",
-    "end_to_end/test_two_nodes.py",
+    "end_to_end/test_pages_of_fleet.py",
+    "mutation/test_mutation.py",
+    "end_to_end/test_wills.py",
+    "end_to_end/test_api_description.py",
     "faults/test_crash.py",
+    "end_to_end/test_demo.py",
+    "servers/test_gateway_mosquitto.py",
+    "end_to_end/test_tenants.py",
+    "end_to_end/test_two_nodes.py",
     "faults/test_crash_approval.py",
     "end_to_end/test_device_life.py",
-    "end_to_end/test_api_description.py",
     "end_to_end/test_remote_commands.py",
     "end_to_end/test_restore.py",
     "faults/test_kill_serve.py",
     "servers/test_est_deny.py",
-    "end_to_end/test_demo.py",
     "end_to_end/test_audit.py",
     "faults/test_full_disk.py",
     "backup/test_postgres_backup.py",
-    "mutation/test_mutation.py",
     "storage/test_postgres_faults.py",
     "hw_bench/test_cli.py",
     "firmware_tools/test_station_cli.py",
@@ -65,6 +69,7 @@ LONGEST_FIRST: tuple[str, ...] = (
 )
 
 
+@cache
 def place_in_order(path: Path) -> int:
     name = str(path.relative_to(TESTS)) if path.is_relative_to(TESTS) else ""
     return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)

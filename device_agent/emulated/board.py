@@ -20,8 +20,16 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import FILE_NAME, AgentConfig, NewHome, read_config, write_config
-from device_agent.atomic_files import Checkpoint, no_checkpoint, sync_directory, write_atomically
-from device_agent.device_key import (
+from device_agent.store.atomic_files import (
+    Checkpoint,
+    must_be_ours,
+    no_checkpoint,
+    read_capped,
+    read_file,
+    sync_directory,
+    write_atomically,
+)
+from device_agent.store.device_key import (
     PrivateKey,
     candidate_key,
     certificate_info,
@@ -31,7 +39,7 @@ from device_agent.device_key import (
     load_key,
     spki_der,
 )
-from device_agent.identity_store import Identity, IdentityStore
+from device_agent.store.identity_store import Identity, IdentityStore
 from fleet.est_client.arguments import AGENT_KEY_TYPES, check_device_id
 from fleet.est_client.certificate_checks import check_certificate
 from fleet.est_client.errors import BadConfig, ClientError, EstError
@@ -181,8 +189,8 @@ class HomeBoard:
 
     def _noted_device_id(self) -> str:
         try:
-            with (self._home / _NOTE_NAME).open("rb") as file:
-                return check_device_id(str(json.loads(file.read(_NOTE_SIZE_MAX))["device_id"]))
+            note = read_capped(self._home / _NOTE_NAME, _NOTE_SIZE_MAX)
+            return check_device_id(str(json.loads(note)["device_id"]))
         except (OSError, ValueError, KeyError, TypeError, BadConfig):
             return ""
 
@@ -213,13 +221,14 @@ class HomeBoard:
             and (config.est_url, config.mqtt_host, config.mqtt_port)
             == (accepted.est_url, accepted.mqtt_host, accepted.mqtt_port)
             and config.ca_file.exists()
-            and config.ca_file.read_bytes() == _pem(accepted.anchors)
+            and read_file(config.ca_file) == _pem(accepted.anchors)
         )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         with self._refusals():
             self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            must_be_ours(self._home)
             with self._store.lock():
                 yield
 

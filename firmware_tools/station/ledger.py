@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from firmware_tools.station.errors import LedgerError
+from fleet.wire.hardware_serial import comparable
 
 ISSUED, PROVISIONED, FAILED = "issued", "provisioned", "failed"
 LINE_SIZE_MAX = 16 * 1024  # bytes; ours have under 1 KB
@@ -133,21 +134,21 @@ class Ledger:
         Raises: LedgerError (`board-known`, `device-id-taken`).
         """
         id_of_board: object = device_id
-        board_of_id: object = hardware_serial
+        board_of_id = hardware_serial
         for row in self.rows():
             if row.get("event") != PROVISIONED:
                 continue
-            if row.get("hardware_serial") == hardware_serial:
+            if comparable(str(row["hardware_serial"])) == comparable(hardware_serial):
                 id_of_board = row.get("device_id")
             if row.get("device_id") == device_id:
-                board_of_id = row.get("hardware_serial")
+                board_of_id = str(row["hardware_serial"])
         if id_of_board != device_id:
             raise LedgerError(
                 "board-known",
                 f"Board {hardware_serial} was provisioned as {id_of_board}.",
                 "Check the label. To give the board another device id: --replace.",
             )
-        if board_of_id != hardware_serial:
+        if comparable(board_of_id) != comparable(hardware_serial):
             raise LedgerError(
                 "device-id-taken",
                 f"{device_id} was given to board {board_of_id}.",

@@ -10,11 +10,11 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
+from msgspec import Struct
 
 from fleet.backup.envelope import Sink, Source
 from fleet.domain.errors import Invalid
@@ -33,16 +33,14 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     name: str
     """Relative to the home, with slashes."""
     size: Annotated[int, msgspec.Meta(ge=0, le=MEMBER_SIZE_MAX)]
     sha256: Sha256
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Struct, frozen=True):
     """Manifest: the fleet, the registry's position and the members."""
 
     taken_at: Annotated[datetime, msgspec.Meta(tz=True)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleet.config.addresses import Database
-from fleet.config.settings import SettingsError, parse_settings, read_settings
+from fleet.config.settings_file import SettingsError, parse_settings, read_settings
 from fleet.domain.errors import Invalid
 
 _TABLE = re.compile(r"^[ \t]*\[[ \t]*registry[ \t]*\][^\n]*\n?", re.MULTILINE)

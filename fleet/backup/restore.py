@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from msgspec import Struct
+
 from fleet.backup.archive import MANIFEST, Manifest, Member, read_archive
 from fleet.backup.create import REGISTRY, is_ours_to_save
 from fleet.backup.database_setting import name_database
@@ -59,8 +61,7 @@ class RestoreSource:
     passphrase: bytes | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(Struct, frozen=True):
     """A restored home."""
 
     manifest: Manifest
@@ -209,8 +210,9 @@ async def _brought_up(
     registry = await open_engine(home.registry, create=False)
     try:
         if events is not None and log is not None:
-            done = await reapply(registry, events, act=act)
-            await list_again(registry, RevokedCertificates.beside(log), act.now)
+            listed = await asyncio.to_thread(RevokedCertificates.beside(log).read, act.now)
+            done = await reapply(registry, events, act=act, listed=listed)
+            await list_again(registry, listed)
         else:
             done = await suspend_all(registry, restore, act=act)
         detail = {

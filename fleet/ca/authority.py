@@ -8,7 +8,6 @@ operators' CA, self-signed         ->  people and programs that use the admin AP
 import functools
 import ipaddress
 import re
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -16,9 +15,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import Struct
 
 from fleet.ca.distribution import DistributionPoints, Publication
-from fleet.ca.key_identifiers import identifier_of, spki_sha256
+from fleet.ca.key_identifiers import extension_in, identifier_of, spki_sha256
 from fleet.ca.keys import generate_key
 from fleet.ca.profiles import END_ENTITY, SIGNS_CERTIFICATES, SIGNS_ONLY, key_identifier, new_serial
 from fleet.domain.backdating import BACKDATED_CA
@@ -50,8 +50,7 @@ def create_root(name: str, now: datetime) -> Certified:
     return _self_signed(common_name(f"{name} Root CA"), now, ROOT_LIFETIME, path_length=None)
 
 
-@dataclass(frozen=True, slots=True)
-class NewRoot:
+class NewRoot(Struct, frozen=True):
     """Successor of a root CA with its cross-certificates (RFC 4210, 4.4; RFC 7030, 4.1.3)."""
 
     certified: Certified
@@ -62,8 +61,7 @@ class NewRoot:
     """For clients that trust the new root: a path to what the old one signed."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImportedRoot:
+class ImportedRoot(Struct, frozen=True):
     """Successor of a root CA whose key is kept elsewhere, with as many of its cross-certificates as there are."""
 
     certificate: x509.Certificate
@@ -93,23 +91,25 @@ def link_roots(old: Certified, new: Certified, now: datetime) -> tuple[x509.Cert
 
 
 def create_issuing(
-    name: str, root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey, now: datetime, *, generation: int = 1
+    name: str,
+    root: x509.Certificate,
+    root_key: ec.EllipticCurvePrivateKey,
+    now: datetime,
+    *,
+    generation: int = 1,
+    publication: Publication | None = None,
 ) -> Certified:
-    """An issuing CA for the fleet called `name`, signed by `root`, and its new key. Path length 0.
+    """An issuing CA for the fleet called `name`, signed by `root`, and its new key. Path length 0. It names where
+    `root` publishes.
 
     From the second `generation` on, its name holds that number: CAs with keys of their own have names of their own.
 
     Raises: Invalid (`bad-name`).
     """
     key = generate_key()
-    certificate = _sign(
-        _Party.new(issuing_name(name, generation), key.public_key()),
-        _Party.of(root),
-        root_key,
-        validity=_within(root, now, ISSUING_LIFETIME),
-        extensions=_authority_extensions(path_length=0),
-    )
-    return certificate, key
+    return certify_issuing(
+        issuing_name(name, generation), key.public_key(), (root, root_key), ISSUING_LIFETIME, now, publication
+    ), key
 
 
 def issuing_name(fleet: str, generation: int, name: str = "") -> x509.Name:
@@ -124,13 +124,7 @@ def cross_certify(
 
     Raises: Invalid (`issuer-expired`).
     """
-    return _sign(
-        _Party.of(issuing),
-        _Party.of(root),
-        root_key,
-        validity=_within(root, now, ISSUING_LIFETIME),
-        extensions=_authority_extensions(path_length=0),
-    )
+    return _issuing_below((root, root_key), _Party.of(issuing), ISSUING_LIFETIME, now)
 
 
 def certify_root(
@@ -153,16 +147,31 @@ def certify_root(
 
 
 def certify_issuing(
-    name: x509.Name, public_key: ec.EllipticCurvePublicKey, root: Certified, lifetime: timedelta, now: datetime
+    name: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    root: Certified,
+    lifetime: timedelta,
+    now: datetime,
+    publication: Publication | None = None,
 ) -> x509.Certificate:
-    """An issuing CA whose key is elsewhere, signed by `root`, path length 0. Raises: Invalid (`issuer-expired`)."""
-    return _sign(
-        _Party.new(name, public_key),
-        _Party.of(root[0]),
-        root[1],
-        validity=_within(root[0], now, lifetime),
-        extensions=_authority_extensions(path_length=0),
-    )
+    """An issuing CA whose key is elsewhere, signed by `root`, path length 0; it names where `root` publishes.
+
+    Raises: Invalid (`issuer-expired`).
+    """
+    return _issuing_below(root, _Party.new(name, public_key), lifetime, now, publication)
+
+
+def _issuing_below(
+    root: Certified, issuing: "_Party", lifetime: timedelta, now: datetime, publication: Publication | None = None
+) -> x509.Certificate:
+    certificate, key = root
+    validity, extensions = _within(certificate, now, lifetime), _authority_extensions(path_length=0)
+    points = _points(certificate, publication)
+    return _sign(issuing, _Party.of(certificate), key, validity=validity, extensions=extensions, points=points)
+
+
+def _points(issuer: x509.Certificate, publication: Publication | None) -> DistributionPoints | None:
+    return DistributionPoints(identifier_of(issuer), publication) if publication is not None else None
 
 
 def create_operators(name: str, now: datetime) -> Certified:
@@ -188,7 +197,7 @@ def issue_server_certificate(
     Raises: Invalid (`bad-host`).
     """
     key = key or generate_key()
-    return certify_server((issuing, issuing_key), hosts, key.public_key(), _within(issuing, now, lifetime)), key
+    return renewed_server_certificate((issuing, issuing_key), hosts, key, now, lifetime=lifetime), key
 
 
 def renewed_server_certificate(
@@ -196,26 +205,18 @@ def renewed_server_certificate(
     hosts: tuple[str, ...],
     key: ec.EllipticCurvePrivateKey,
     now: datetime,
-    publication: Publication | None,
+    publication: Publication | None = None,
+    lifetime: timedelta = SERVER_LIFETIME,
 ) -> x509.Certificate:
     """A server certificate for `hosts` and `key`, which names what `publication` says. Raises: Invalid (`bad-host`)."""
-    return certify_server(issuing, hosts, key.public_key(), _within(issuing[0], now, SERVER_LIFETIME), publication)
-
-
-def certify_server(
-    issuing: Certified,
-    hosts: tuple[str, ...],
-    key: ec.EllipticCurvePublicKey,
-    validity: tuple[datetime, datetime],
-    publication: Publication | None = None,
-) -> x509.Certificate:
+    validity = _within(issuing[0], now, lifetime)
     if not 1 <= len(hosts) <= HOSTS_MAX:
         raise Invalid("bad-host", f"A server certificate takes 1 to {HOSTS_MAX} hosts, not {len(hosts)}.")
     names = [_host_name(host) for host in dict.fromkeys(hosts)]
     # RFC 9525, 2: clients use the SAN alone. The CN is for people, when it fits.
     shown = next((host for host in hosts if len(host) <= COMMON_NAME_SIZE_MAX), "server")
     return _sign(
-        _Party.new(common_name(shown), key),
+        _Party.new(common_name(shown), key.public_key()),
         _Party.of(issuing[0]),
         issuing[1],
         validity=validity,
@@ -225,7 +226,7 @@ def certify_server(
             (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
             (x509.SubjectAlternativeName(names), False),
         ),
-        points=DistributionPoints(identifier_of(issuing[0]), publication) if publication is not None else None,
+        points=_points(issuing[0], publication),
     )
 
 
@@ -254,11 +255,8 @@ def issue_responder_certificate(
 
 def names_of_server(certificate: x509.Certificate) -> frozenset[str]:
     """Hosts in the SAN of a server certificate."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return frozenset()
-    return frozenset(str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress))
+    names = extension_in(certificate, x509.SubjectAlternativeName)
+    return frozenset(str(name.value) for name in names or () if isinstance(name, x509.DNSName | x509.IPAddress))
 
 
 def _self_signed(name: x509.Name, now: datetime, lifetime: timedelta, *, path_length: int | None) -> Certified:
@@ -303,8 +301,7 @@ def _host_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
-@dataclass(frozen=True, slots=True)
-class _Party:
+class _Party(Struct, frozen=True):
     """Issuer or subject of a certificate."""
 
     name: x509.Name

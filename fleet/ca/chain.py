@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
+from fleet.ca.key_identifiers import extension_in
 from fleet.domain.errors import Invalid
 from fleet.wire.spki import spki_of
 
 CHAIN_SIZE_MAX = 6  # the issuing CA, its root, and as many between them as any client follows
 RSA_BITS_MIN = 2048
-_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+EC_BITS_MIN = 256  # OpenSSL at its usual security level takes 224, which hardly a client knows any more
 _WEAK_HASHES = ("md5", "sha1")
 
 
@@ -53,6 +54,8 @@ def checked_chain(
             "Have the request signed that `fleet ca csr` wrote last.",
         )
     chain = _climbed(issuing, [*given, *roots])
+    if len(chain) == 1:
+        raise _bad(f"{_name(issuing)} has signed itself", "Have the request signed by a CA with another key.")
     for below, certificate in enumerate(chain):
         _check(certificate, now)
         _check_path_length(certificate, chain[:below])
@@ -83,20 +86,23 @@ def _check(certificate: x509.Certificate, now: datetime) -> None:
         raise _bad(f"{name} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M}Z", "Check the clock.")
     if now >= certificate.not_valid_after_utc:
         raise _bad(f"{name} has expired on {certificate.not_valid_after_utc:%Y-%m-%d}", "Have it signed again.")
-    constraints = _extension(certificate, x509.BasicConstraints)
+    constraints = extension_in(certificate, x509.BasicConstraints)
     if constraints is None or not constraints.ca:
         raise _bad(f"{name} is no CA: its basic constraints do not say CA:TRUE", "Have it signed as a subordinate CA.")
-    usage = _extension(certificate, x509.KeyUsage)
+    usage = extension_in(certificate, x509.KeyUsage)
     if usage is None or not (usage.key_cert_sign and usage.crl_sign):
         raise _bad(f"{name} may not sign certificates and CRLs", "Its key usage takes keyCertSign and cRLSign.")
-    if _extension(certificate, x509.SubjectKeyIdentifier) is None:
+    if extension_in(certificate, x509.SubjectKeyIdentifier) is None:
         raise _bad(f"{name} has no subject key identifier", "RFC 5280, 4.2.1.2 requires one of every CA.")
     if not _is_strong(certificate):
-        raise _bad(f"{name} has a key or a signature that clients reject", "EC, Ed25519 or RSA of 2048 bits; SHA-256.")
+        raise _bad(
+            f"{name} has a key or a signature that clients reject",
+            "EC of 256 bits, Ed25519 or RSA of 2048 bits; SHA-256.",
+        )
 
 
 def _check_path_length(certificate: x509.Certificate, below: Sequence[x509.Certificate]) -> None:
-    constraints = _extension(certificate, x509.BasicConstraints)
+    constraints = extension_in(certificate, x509.BasicConstraints)
     allowed = constraints.path_length if constraints is not None else None
     if allowed is not None and allowed < len(below):
         raise _bad(
@@ -110,17 +116,16 @@ def _is_strong(certificate: x509.Certificate) -> bool:
     digest = certificate.signature_hash_algorithm
     if digest is not None and digest.name in _WEAK_HASHES and not has_signed(certificate, certificate):
         return False
-    key = certificate.public_key()
-    return isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) or (
+    return is_strong_key(certificate.public_key())
+
+
+def is_strong_key(key: CertificatePublicKeyTypes) -> bool:
+    """Of a CA: EC of EC_BITS_MIN, Ed25519, or RSA of RSA_BITS_MIN."""
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return key.key_size >= EC_BITS_MIN
+    return isinstance(key, ed25519.Ed25519PublicKey) or (
         isinstance(key, rsa.RSAPublicKey) and key.key_size >= RSA_BITS_MIN
     )
-
-
-def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
 
 
 def _name(certificate: x509.Certificate) -> str:

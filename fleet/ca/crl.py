@@ -87,7 +87,7 @@ def _extensions(form: CrlForm, key_identifier: bytes) -> bytes:
 
 
 class LocalCrlSigner:
-    """Signs the CRLs of the CA `certificate` with its P-256 `private_key`; implements `fleet.domain.ports.CrlSigner`.
+    """Signs the CRLs of the CA `certificate` with its P-256 `private_key`: a `domain.crl_store.CrlSigner`.
 
     Raises: Invalid (`bad-issuer`): they do not belong together, or the CA may not sign CRLs.
     """
@@ -103,7 +103,8 @@ class LocalCrlSigner:
         self._identifier = identifier_of(certificate)
 
     def sign(self, form: CrlForm, entries: Sequence[bytes]) -> bytes:
-        """The CRL, DER. `entries` are those of `crl_entry`, in any order."""
+        """The CRL, DER. `entries` are those of `crl_entry`, in any order, one by one or several in a row."""
+        revoked = b"".join(entries)
         tbs = sequence(
             _VERSION_2,
             ECDSA_WITH_SHA256,
@@ -111,7 +112,7 @@ class LocalCrlSigner:
             time(form.this_update),
             time(form.next_update),
             # RFC 5280, 5.1.2.6: absent when nothing is revoked
-            sequence(b"".join(entries)) if entries else b"",
+            sequence(revoked) if revoked else b"",
             encode_element(_EXTENSIONS, sequence(_extensions(form, self._identifier))),
         )
         return sealed(tbs, self._key.sign(tbs, _ALGORITHM))

@@ -23,6 +23,8 @@ class Publication:
     """Whether its certificates name their CRL."""
     aia: bool = True
     """Whether they name the OCSP responder and the CA's certificate."""
+    ocsp: bool = True
+    """Whether the responder answers for them: not for the CAs below a root."""
 
 
 class DistributionPoints:
@@ -63,6 +65,6 @@ class DistributionPoints:
         return x509.AuthorityInformationAccess(
             [
                 x509.AccessDescription(method, x509.UniformResourceIdentifier(self._publication.url + path))
-                for method, path in places
+                for method, path in places[not self._publication.ocsp :]
             ]
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.ca.key_identifiers import identifier_of
+from fleet.ca.key_identifiers import extension_in, identifier_of
 from fleet.domain.crl import Crl, CrlHead, CrlReason, Revocation
 from fleet.domain.distribution import ca_name, full_crl_path, plain_crl_path
 from fleet.domain.errors import Invalid
@@ -17,10 +17,8 @@ _REASONS = {reason.text: reason for reason in CrlReason if reason is not CrlReas
 
 def number_of(crl: x509.CertificateRevocationList) -> int:
     """Its CRL number; 0 without one."""
-    try:
-        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
-        return 0
+    found = extension_in(crl, x509.CRLNumber)
+    return found.crl_number if found is not None else 0
 
 
 def crls_of(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> list[Crl]:

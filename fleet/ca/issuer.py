@@ -16,7 +16,15 @@ from fleet.ca.authority import Certified
 from fleet.ca.distribution import DistributionPoints, Publication
 from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.keys import generate_key
-from fleet.ca.profiles import END_ENTITY, PROFILES, SIGNS_ONLY, key_identifier, new_serial, validity
+from fleet.ca.profiles import (
+    END_ENTITY,
+    KEY_IDENTIFIER_SIZE,
+    PROFILES,
+    SIGNS_ONLY,
+    key_identifier,
+    new_serial,
+    validity,
+)
 from fleet.ca.tbs import Template, extension, raw_extension, sealed
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.enrollment import IssuePermit, permit_by_operator
@@ -26,7 +34,12 @@ from fleet.wire.der import OCTET_STRING, encode_element, encode_oid
 from fleet.wire.spki import spki_of
 
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
-_SKI = encode_oid(ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string)
+_SUBJECT_KEY_IDENTIFIER = raw_extension(
+    encode_oid(ExtensionOID.SUBJECT_KEY_IDENTIFIER.dotted_string),
+    encode_element(OCTET_STRING, bytes(KEY_IDENTIFIER_SIZE)),
+    critical=False,
+)[:-KEY_IDENTIFIER_SIZE]
+"""Up to the identifier itself."""
 _SAN = encode_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME.dotted_string)
 
 FLEET = frozenset({CredentialKind.DEVICE, CredentialKind.STATION, CredentialKind.CLAIM})
@@ -85,8 +98,7 @@ class LocalIssuer:
         start, end = validity(permit, self._validity)
         serial = new_serial(now)
         subject = profile.subject(permit)
-        identifier = encode_element(OCTET_STRING, key_identifier(permit.key_sha256))
-        extensions = raw_extension(_SKI, identifier, critical=False)
+        extensions = _SUBJECT_KEY_IDENTIFIER + key_identifier(permit.key_sha256)
         alt_names = profile.alt_names(permit)
         if alt_names is not None:
             extensions += raw_extension(_SAN, alt_names, critical=False)

@@ -1,14 +1,14 @@
 """Private key files of the CAs and servers: generation, writing with mode 0600, loading."""
 
-import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from fleet.config.secret_files import ExposedFile, LargeFile, read_secret
+from fleet.config.durable_files import write_file
+from fleet.config.secret_files import ExposedFile, read_secret
+from fleet.config.small_files import LargeFile
 from fleet.domain.errors import Conflict, Invalid
 
 KEY_FILE_SIZE_MAX = 4096  # a P-256 key in PEM takes 241 bytes; whatever is larger is some other file
@@ -26,14 +26,9 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        # The mode is given at creation: there is no moment at which others could open the file.
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        write_file(path, pem, secret=True)
     except FileExistsError:
         raise Conflict("key-exists", f"{path} exists; a key is never overwritten.") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -43,13 +38,8 @@ def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises: as `load_key`.
     """
     if not path.exists():
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
-            write_key(fresh, generate_key())
-            with suppress(FileExistsError):
-                os.link(fresh, path)  # unlike a rename, it never overwrites
-        finally:
-            fresh.unlink(missing_ok=True)
+        with suppress(Conflict):  # another has made one meanwhile
+            write_key(path, generate_key())
     return load_key(path)
 
 

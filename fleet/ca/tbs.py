@@ -45,7 +45,7 @@ class Template:
             integer(serial),
             ECDSA_WITH_SHA256,
             self.issuer,
-            sequence(time(not_before), time(not_after)),
+            _validity(not_before, not_after),
             subject,
             spki,
             encode_element(EXPLICIT_EXTENSIONS, sequence(self.extensions, extensions)),
@@ -63,6 +63,10 @@ def integer(value: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)  # certificates of one second share both times
+def _validity(start: datetime, end: datetime) -> bytes:
+    return sequence(time(start), time(end))
+
+
 def time(moment: datetime) -> bytes:
     """A Time, in whole seconds. RFC 5280, 4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on."""
     year, month, day, hour, minute, second = moment.utctimetuple()[:6]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fleet.ca.chain import EC_BITS_MIN, RSA_BITS_MIN, is_strong_key
 from fleet.domain.errors import Invalid
 from fleet.wire.certificate_fields import certificate_fields, why_unsupported
 from fleet.wire.encodings.pem import blocks
@@ -15,7 +15,6 @@ from fleet.wire.parsing import library_errors
 from fleet.wire.spki import spki_of
 
 FILE_SIZE_MAX = 64 * 1024
-RSA_BITS_MIN = 2048
 
 
 def read_trust_anchor(data: bytes, own: Sequence[x509.Certificate], now: datetime) -> x509.Certificate:
@@ -43,11 +42,8 @@ def _check(certificate: x509.Certificate, own: Sequence[x509.Certificate], now: 
         raise _bad("may not sign certificates")
     with _field("public key"):
         key = certificate.public_key()
-    is_strong = isinstance(key, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) or (
-        isinstance(key, rsa.RSAPublicKey) and key.key_size >= RSA_BITS_MIN
-    )
-    if not is_strong:
-        raise _bad(f"has a key that is neither EC nor Ed25519, nor RSA of {RSA_BITS_MIN} bits")
+    if not is_strong_key(key):
+        raise _bad(f"has a key that is neither EC of {EC_BITS_MIN} bits nor Ed25519, nor RSA of {RSA_BITS_MIN} bits")
     with _field("validity"):
         is_valid = certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
     if not is_valid:

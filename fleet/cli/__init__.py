@@ -17,6 +17,8 @@ COMMANDS = {
     "demo": ("fleet.cli.demo", "Run a whole fleet for a few seconds on this machine."),
     "model": ("fleet.cli.model", "Device models: certificates and topics."),
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
+    "policy": ("fleet.cli.policy", "Topic policy: what a device may publish and subscribe to, and why."),
+    "session": ("fleet.cli.session", "MQTT sessions: who is connected, since when, from where."),
     "tenant": ("fleet.cli.tenant", "Tenants: models with their own issuing CA."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "request": ("fleet.cli.request", "Enrollment requests that wait for approval."),

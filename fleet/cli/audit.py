@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 import click
 
-from fleet.cli.audit_proof import ENTRY, check_proof, entry_shown, head_text, prove_
-from fleet.cli.audit_verify import verify_
+from fleet.cli.audit_verify import ENTRY, check_proof, entry_shown, head_text, prove_, verify_
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, client_option, home_option
 from fleet.cli.output import output_option, print_rows, print_value

@@ -1,6 +1,9 @@
-"""`fleet audit verify`: every row, every signed head, and the hashes stored beside them."""
+"""`fleet audit verify`, `prove` and `check-proof`: that nothing of the audit was edited; that a row is in it, also for
+somebody who has no registry.
+"""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -11,14 +14,16 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from fleet.ca.head_signer import HeadKey
-from fleet.cli.audit_proof import head_key_in, head_text
+from fleet.ca.head_signer import HEAD_KEY_SIZE_MAX, HeadKey, check_head, read_head_key
 from fleet.cli.errors import attempting
-from fleet.cli.options import FILE, REMOTE, Checked, client_at, location_options, reading_answers
+from fleet.cli.options import FILE, REMOTE, Checked, client_at, client_option, location_options, reading_answers
 from fleet.cli.output import output_option, print_value
 from fleet.client.audit import audit_reader
 from fleet.client.client import Client
 from fleet.config.durable_files import write_file
+from fleet.domain.audit_log import TreeHead
+from fleet.domain.audit_proof import PROOF_SIZE_MAX, check_path, proof_text, read_proof
+from fleet.domain.changes import AuditEntry
 from fleet.domain.errors import Invalid
 from fleet.domain.ports import AuditReader
 from fleet.services.audit_verification import Noted, Verified, verify
@@ -102,9 +107,8 @@ def verify_(
         remembered = _read_state(state) if state is not None else None
         since, noted = (None, remembered) if whole else (since_head or remembered, head)
         given = [head_key_in(file) for file in key_files]
-        own = _own_keys(client)
+        own, sealed_here = _known_at_home(client)
         keys = [*(own or ()), *given] if given or own is not None else None
-        sealed_here = _sealed_here(client)
 
         async def work() -> Verified:
             async with _reader(client, copy) as reader:
@@ -118,27 +122,21 @@ def verify_(
     print_value(_shown(verified, signed=keys is not None), output)
 
 
-def _own_keys(client: Client | None) -> list[HeadKey] | None:
-    """Keys that heads may be signed by, of the home itself; None where none can be trusted without being brought: who
-    holds the rows must not vouch for the key.
+def _known_at_home(client: Client | None) -> tuple[list[HeadKey] | None, Noted | None]:
+    """Keys of the home itself, that heads may be signed by, and its note of how the audit that is sealed there began.
+
+    None of both elsewhere, where none can be trusted without being brought: who holds the rows must not vouch for the
+    key.
     """
     if client is None or client.home is None:
-        return None
-    from fleet.home.layout import open_home
-
-    public = open_home(client.home).audit_public_key
-    return [head_key_in(public)] if public.exists() else []
-
-
-def _sealed_here(client: Client | None) -> Noted | None:
-    """The home's note of how the audit that is sealed there began."""
-    if client is None or client.home is None:
-        return None
+        return None, None
     from fleet.home.audit_note import read_note
     from fleet.home.layout import open_home
 
-    note = read_note(open_home(client.home))
-    return Noted(note.size, bytes.fromhex(note.root)) if note is not None else None
+    home = open_home(client.home)
+    keys = [head_key_in(home.audit_public_key)] if home.audit_public_key.exists() else []
+    note = read_note(home)
+    return keys, Noted(note.size, bytes.fromhex(note.root)) if note is not None else None
 
 
 @asynccontextmanager
@@ -193,3 +191,93 @@ def _read_state(file: Path) -> Noted | None:
         advice = "Put the right file back. To start over from the first row, move it away."
         raise Invalid("bad-state", f"{file} is not a state file of this command.", advice) from None
     return Noted(state.size, bytes.fromhex(state.root), state.heads, bytes.fromhex(state.heads_digest))
+
+
+ENTRY = ("at", "actor", "action", "subject", "outcome", "address", "detail")
+
+_SEQ = re.compile(r"[0-9]{1,18}")
+_SERIAL = re.compile(r"(0x)?[0-9a-fA-F:]{1,59}")
+
+
+@click.command(name="prove")
+@client_option
+@click.argument("what", metavar="SEQ|SERIAL")
+@click.option("--out", type=FILE, metavar="FILE", help="A new file for it.")
+@output_option
+def prove_(client: Client, what: str, out: Path | None, output: str) -> None:
+    """Prove that a row is in the audit.
+
+    It is row SEQ, or the row that recorded the issue of the certificate SERIAL. The proof is a JSON text, printed or
+    written into a file: the row, its path through the tree, and the signed head. `fleet audit check-proof` checks it
+    with nothing but ca/audit.pub. Up to 18 decimal digits are a SEQ; write 0x in front of a serial number that short.
+
+    \b
+    Examples:
+      fleet audit prove 17 --out row-17.json
+      fleet audit prove 5d1f4c0a9be2… --out issue.json
+    """
+    is_row = _SEQ.fullmatch(what)
+    if not is_row and not _SERIAL.fullmatch(what):
+        raise click.UsageError("Give a row's number, or a certificate's serial number in hex.")
+
+    with attempting(f"proving {'row' if is_row else 'the issue of'} {what}"):
+        query = (
+            {"seq": what} if is_row else {"serial": what.removeprefix("0x").replace(":", "").lower().lstrip("0") or "0"}
+        )
+        proof = read_proof(json.dumps(client.get("/v1/audit/proof", **query)).encode("ascii"))
+        check_path(proof)
+        text = proof_text(proof)
+        if out is not None:
+            write_file(out, text.encode("ascii"), secret=True)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    print_value({"file": str(out), "seq": proof.seq, "head": head_text(proof.head)}, output)
+
+
+@click.command(name="check-proof")
+@click.argument("file", type=FILE)
+@click.option(
+    "--public-key",
+    "key_file",
+    type=FILE,
+    required=True,
+    metavar="PUB",
+    help="The public key that signs the audit's heads: a copy of the home's ca/audit.pub.",
+)
+@output_option
+def check_proof(file: Path, key_file: Path, output: str) -> None:
+    """Check a proof, offline.
+
+    Needs only FILE, made by `fleet audit prove`, and the public key.
+
+    Exit code 0: the row was in the audit when the head was signed. 1: the proof is not valid, or not a proof.
+
+    \b
+    Example:
+      fleet audit check-proof row-17.json --public-key audit.pub
+    """
+    key = head_key_in(key_file)
+    with attempting(f"checking the proof '{file}'"):
+        with file.open("rb") as opened_file:
+            proof = read_proof(opened_file.read(PROOF_SIZE_MAX + 1))
+        check_path(proof)
+        check_head(proof.head, (key,))
+    head = {"head": head_text(proof.head), "sealed_at": proof.head.at}
+    print_value({"ok": True, "seq": proof.seq, **entry_shown(proof.entry), **head}, output)
+
+
+def head_key_in(file: Path) -> HeadKey:
+    """The public key in `file`, PEM."""
+    with attempting(f"reading the public key '{file}'"), file.open("rb") as opened_file:
+        return read_head_key(opened_file.read(HEAD_KEY_SIZE_MAX))
+
+
+def entry_shown(entry: AuditEntry) -> dict[str, object]:
+    """A row of the audit as commands print it."""
+    return {key: getattr(entry, key) for key in ENTRY}
+
+
+def head_text(head: TreeHead) -> str:
+    """SIZE:ROOT."""
+    return f"{head.size}:{head.root.hex()}"

@@ -3,6 +3,7 @@
 An act by filter goes in steps over the API (POST /v1/bulk), and can be stopped between two of them.
 """
 
+import enum
 import functools
 import sys
 from collections.abc import Callable, Mapping
@@ -16,11 +17,12 @@ from fleet.cli.errors import CliError, attempting
 from fleet.cli.long_work import Progress, noting_interrupts
 from fleet.cli.options import client_option, reason_option
 from fleet.cli.output import Seen, output_option, print_rows, print_value
-from fleet.cli.parameters import DEVICE_ID, FILTER, TAG
+from fleet.cli.parameters import DEVICE_ID, FILTER, TAG, wrong_use
 from fleet.client.client import Client, bad_answer
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.device import DeviceFilter
 from fleet.domain.device_filter import parse_filter
+from fleet.services.notifying import Message
 
 PATH = "/v1/bulk"
 PROGRESS_EVERY_SECONDS = 0.5
@@ -37,6 +39,8 @@ class Selection(Struct, frozen=True):
     reason: str
     ids: tuple[str, ...]
     tags: tuple[tuple[str, str], ...]
+    name: str
+    """What comes after the ids in `notify`; "" in the others."""
     text: str | None
     """The filter as it was written; None with ids."""
     is_confirmed: bool
@@ -44,20 +48,30 @@ class Selection(Struct, frozen=True):
     is_dry: bool
 
 
-def ids_or_filter(command: Callable[..., None]) -> Callable[..., object]:
-    """Give a command DEVICE_ID... or `--filter`, passed as `selection`.
+class Rest(enum.Enum):
+    """What comes after the ids, as the help says it."""
 
-    A command named `tag` takes KEY=VALUE after the ids.
-    """
-    takes_tags = command.__name__ == "tag"
+    NOTHING = ""
+    TAGS = " [KEY=VALUE]..."
+    NAME = " NAME"
+
+
+def ids_or_filter(rest: Rest = Rest.NOTHING) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Give a command DEVICE_ID... or `--filter`, and `rest` behind, passed as `selection`."""
+    return functools.partial(_with_selection, rest)
+
+
+def _with_selection(rest: Rest, command: Callable[..., object]) -> Callable[..., object]:
+    takes_tags = rest is Rest.TAGS
 
     @functools.wraps(command)
     def either(words: tuple[str, ...], **given: Any) -> None:
+        words, name = _and_name(words, given["text"] is not None) if rest is Rest.NAME else (words, "")
         first_tag = next((n for n, word in enumerate(words) if "=" in word), len(words)) if takes_tags else len(words)
         ids = tuple(DEVICE_ID.convert(word, None, None) for word in words[:first_tag])
         tags = tuple(TAG.convert(word, None, None) for word in words[first_tag:])
         said = {name: given.pop(name) for name in Selection.__struct_fields__ if name in given}
-        selection = Selection(ids=ids, tags=tags, **said)
+        selection = Selection(ids=ids, tags=tags, name=name, **said)
         if bool(ids) == (selection.text is not None):
             raise click.UsageError("Give a DEVICE_ID or --filter, one of the two.")
         if ids and (selection.is_confirmed or selection.is_dry or selection.count is not None):
@@ -67,8 +81,20 @@ def ids_or_filter(command: Callable[..., None]) -> Callable[..., object]:
     wrapped: Callable[..., object] = either
     for option in (output_option, *reversed(_OPTIONS), reason_option, client_option):
         wrapped = option(wrapped)
-    metavar = "[DEVICE_ID]... [KEY=VALUE]..." if takes_tags else "[DEVICE_ID]..."
+    metavar = f"[DEVICE_ID]...{rest.value}"
     return click.argument("words", nargs=-1, metavar=metavar, shell_complete=DEVICE_ID.shell_complete)(wrapped)
+
+
+def _and_name(words: tuple[str, ...], has_filter: bool) -> tuple[tuple[str, ...], str]:
+    """The ids, and the name of the message behind them. Raises: click.UsageError."""
+    if not words:
+        raise click.UsageError("Missing argument 'NAME'.")
+    if len(words) == 1 and not has_filter:
+        raise click.UsageError(
+            "Missing argument 'NAME', or a device. Give a DEVICE_ID or --filter, and NAME behind it."
+        )
+    with wrong_use():
+        return words[:-1], Message(words[-1]).name
 
 
 _OPTIONS: tuple[Callable[[Callable[..., object]], Callable[..., object]], ...] = (
@@ -148,10 +174,11 @@ def _in_steps(client: Client, body: Mapping[str, object], count: int, tally: _Ta
     return step["bulk"], step["next"] is not None
 
 
-def query_of(where: DeviceFilter) -> dict[str, object]:
-    """The query of GET /v1/devices for the devices of `where`."""
+def query_of(where: DeviceFilter, kind: str | None = None) -> dict[str, object]:
+    """The query of GET /v1/devices for the devices of `where`, of `kind` if that is given."""
     return {
         "model": where.model,
+        "kind": kind or (where.kind.value if where.kind else None),
         "state": where.state.value if where.state else None,
         "group": where.group,
         "expires_before": where.expires_before.isoformat() if where.expires_before else None,

@@ -7,9 +7,18 @@ from pathlib import Path
 import click
 
 from fleet.cli.ca_check import check
-from fleet.cli.ca_import import csr_, import_
-from fleet.cli.ca_options import OUT, SIGNS, force_option, tenant_option, write_out
-from fleet.cli.ca_root import crl, cross_sign_, sign
+from fleet.cli.ca_signing import (
+    OUT,
+    SIGNS,
+    crl,
+    cross_sign_,
+    csr_,
+    force_option,
+    import_,
+    sign,
+    tenant_option,
+    write_out,
+)
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, home_option
 from fleet.cli.output import Column, Row, output_option, print_rows, print_value
@@ -153,17 +162,21 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
     that root, is valid: a device that has not renewed since a rollover may trust no other root. With --force, a root is
     removed all the same, and its devices' certificates stay valid.
 
+    An issuing CA's key first signs its CRLs once more, valid until the CA's own end: certificates that were ended, or
+    revoked before, stay refused by relying parties.
+
     Clients that trust no other root than a forgotten one can no longer verify the server: give them the present root
     before (`fleet ca export`). `device-agent` gets it with its renewal; others, such as curl or a bridge, do not.
     """
     from fleet.domain.errors import Refused
     from fleet.home.authorities import forget_former, former_of, issuers_below
+    from fleet.home.crl_issuing import sign_last_crls
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_forgetting, end_what_is_in_use, still_in_use
 
-    async def work() -> tuple[str, int]:
+    async def work() -> tuple[str, int, bool]:
         async with opened(home) as (place, registry):
             act = act_now()
             former = former_of(place, tenant, sha256)
@@ -178,16 +191,21 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
                         "Wait until all have been renewed, or use --force.",
                     )
             await announce_forgetting(registry, tenant, sha256=sha256, act=act)
-            ended = 0
-            if force and former.subject.public_bytes() in names:
+            ended, is_issuer = 0, former.subject.public_bytes() in names
+            if force and is_issuer:
                 # While it is still trusted: connections that are open depend on the state of their certificate alone.
                 ended = await end_what_is_in_use(registry, names[0], sha256=sha256, act=act)
+            is_listed = not is_issuer or await sign_last_crls(place, registry, former, act.now)
             forget_former(place, tenant, sha256, act.now)
             if not tenant:
                 renew_server_certificate(place, settings_of(place), act.now)  # its chain may have held it
-            return former.subject.rfc4514_string(), ended
+            return former.subject.rfc4514_string(), ended, is_listed
 
     with attempting("forgetting a former CA"):
-        subject, ended = asyncio.run(work())
+        subject, ended, is_listed = asyncio.run(work())
     value = {"subject": subject, "sha256": sha256, "state": "forgotten", "certificates_ended": ended}
     print_value(value, output)
+    if not is_listed:
+        click.echo(
+            "Its key was not here to sign its CRL once more: relying parties learn of no certificate ended.", err=True
+        )

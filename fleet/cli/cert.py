@@ -17,7 +17,7 @@ from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource, password_options
 from fleet.config.durable_files import write_file
 from fleet.config.streams import printable
-from fleet.wire.encodings import (
+from fleet.wire.encodings.bundle import (
     FORM_BY_SUFFIX,
     INPUT_SIZE_MAX,
     Bundle,
@@ -25,13 +25,10 @@ from fleet.wire.encodings import (
     PasswordNeeded,
     WouldLose,
     WrongPassword,
-    has_room_for_key,
-    holds_secret,
-    losses,
-    read,
-    recognize,
-    write,
 )
+from fleet.wire.encodings.reading import read
+from fleet.wire.encodings.recognize import recognize
+from fleet.wire.encodings.writing import has_room_for_key, holds_secret, losses, write
 from fleet.wire.errors import WireError
 
 _STANDARD_STREAM = "-"

@@ -16,13 +16,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire.certificate_fields import CertificateFields, certificate_fields
 from fleet.wire.csr import decode_csr
-from fleet.wire.encodings import Bundle, belongs_to
-from fleet.wire.encodings.bundle import Request, spki
+from fleet.wire.encodings.bundle import Bundle, Request, belongs_to
 from fleet.wire.errors import WireError
 from fleet.wire.keys import key_type_of
 from fleet.wire.names import SUBJECT_ALT_NAME, AltNames, alt_name_values, subject_name
 from fleet.wire.parsing import library_errors
-from fleet.wire.spki import load_spki
+from fleet.wire.spki import load_spki, spki_of
 
 Facts = Mapping[str, object]
 _Extensions = list[x509.Extension[x509.ExtensionType]]
@@ -136,7 +135,7 @@ def describe_key(public_key: PublicKeyTypes) -> str:
 
 
 def _key_facts(public_key: PublicKeyTypes) -> dict[str, object]:
-    return {"key_type": describe_key(public_key), "key_sha256": hashlib.sha256(spki(public_key)).digest()}
+    return {"key_type": describe_key(public_key), "key_sha256": hashlib.sha256(spki_of(public_key)).digest()}
 
 
 def _extensions(holder: x509.CertificateRevocationList, problems: list[str]) -> _Extensions:

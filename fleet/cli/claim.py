@@ -1,5 +1,6 @@
 """`fleet claim`: certificates shared by a batch of devices, valid for a first enrollment only."""
 
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,15 +8,16 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.cli.durations import CERTIFICATE_LIFETIME
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.key_files import KeyFiles, enroll_with_files
 from fleet.cli.options import client_option, out_option
 from fleet.cli.output import Row, output_option, print_value
-from fleet.cli.parameters import CLAIM, MODEL
+from fleet.cli.parameters import CERTIFICATE_LIFETIME, CLAIM, MODEL
 from fleet.cli.passwords import PasswordSource, password_options
-from fleet.cli.records import Records
-from fleet.client.client import Client
+from fleet.cli.records import Records, revocation_options
+from fleet.client.client import Client, path_of
+from fleet.domain.errors import FleetError
+from fleet.domain.model_rules import AdmissionPath
 from fleet.services.claims import QUOTA_MAX
 from fleet.wire.csr import decode_csr
 
@@ -35,7 +37,8 @@ def _shown(claim: Row) -> Row:
 
 
 def _in_short(claim: Row) -> Row:
-    held = [{key: each[key] for key in ("serial", "state", "sha256")} for each in claim["certificates"]]
+    keys = ("serial", "state", "sha256", "revoked_at", "crl_reason")
+    held = [{key: each[key] for key in keys if key in each} for each in claim["certificates"]]
     return {key: claim[key] for key in SHOWN} | {"certificates": held}
 
 
@@ -46,6 +49,7 @@ CLAIMS.act(
     "revoke",
     "Revoke claims permanently. Devices that they enrolled stay; revoke them separately.",
     {"state": "revoked"},
+    options=revocation_options,
 )
 CLAIMS.act("quarantine", "Refuse enrollments with these claims until they are released.", {"state": "quarantined"})
 CLAIMS.act(
@@ -105,10 +109,20 @@ def create(
     secret = password.given_or_asked(f"'{files.pkcs12}'", confirm=True) if p12 else None
     terms = {"name": name, "model": model, "quota": quota, "lifetime_seconds": int(expires.total_seconds())}
     with attempting(f"making claim '{name}'"):
+        _warn_unless_admitted(client, model)
         csr = _request_in(csr_file) if csr_file is not None else None
         made, certificate = enroll_with_files(client, "claim", terms, files, csr=csr, password=secret)
     shown = files.shown(certificate, without="not_after")
     print_value({"name": name, "model": model, "quota": quota, "expires_at": made["expires_at"], **shown}, output)
+
+
+def _warn_unless_admitted(client: Client, model: str) -> None:
+    with suppress(FleetError):  # the POST before has said what is wrong
+        paths = client.get(path_of("/v1/models/{}", model))["admission"]["paths"]
+        if AdmissionPath.CLAIM not in paths:
+            admit = " ".join(f"--admit {each}" for each in (*paths, AdmissionPath.CLAIM))
+            text = f"Warning: model {model} does not admit claims yet. Run: fleet model set {model} {admit}"
+            click.echo(text, err=True)
 
 
 def _request_in(csr_file: Path) -> bytes:

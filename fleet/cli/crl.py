@@ -10,6 +10,7 @@ import click
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.options import FILE, Checked, client_option, limit_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
+from fleet.cli.records import NONE
 from fleet.client.client import Client, path_of
 from fleet.config.durable_files import write_file
 from fleet.domain.distribution import CRL_KIND_PATTERN, FULL
@@ -66,7 +67,7 @@ def crl() -> None:
 def list_(client: Client, limit: int | None, output: str) -> None:
     """List the published CRLs."""
     with attempting("listing the CRLs"):
-        print_rows(COLUMNS, _with_subjects(client, client.items(PATH, limit)), output)
+        print_rows(COLUMNS, _with_subjects(client, client.items(PATH, limit)), output, NONE)
 
 
 @crl.command()

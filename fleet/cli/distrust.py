@@ -2,19 +2,18 @@
 
 import sys
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fleet.cli.bulk import confirm
-from fleet.cli.crl_reasons import crl_reason_option, given_crl_reason
-from fleet.cli.durations import DURATION, duration_text
 from fleet.cli.errors import CliError, attempting
-from fleet.cli.options import LOCATION, client_at, client_option, location_option, reading_answers, reason_option
+from fleet.cli.options import LOCATION, client_at, client_option, location_options, reading_answers, reason_option
 from fleet.cli.output import Row, output_option, print_value
-from fleet.cli.parameters import DISTRUST_ID, MODEL, PAST_TIME
-from fleet.cli.records import Records
+from fleet.cli.parameters import DISTRUST_ID, DURATION, MODEL, PAST_TIME, duration_text
+from fleet.cli.records import Records, body_of, revocation_options
 from fleet.client.client import Client, path_of
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
@@ -27,15 +26,9 @@ _PLACE = tuple(name for name in LOCATION if name != "ca")  # --ca is the CA that
 _ATTEMPTED = "distrusting certificates"
 
 
-def _placed(command: Any) -> Any:
-    for name in reversed(_PLACE):
-        command = location_option(name)(command)
-    return command
-
-
 @click.group(invoke_without_command=True)
 @click.pass_context
-@_placed
+@partial(location_options, names=_PLACE)
 @click.option("--model", type=MODEL, help="Of devices of this model.")
 @click.option(
     "--ca", "authority", metavar="CA", help="Of this issuing CA: its SHA-256 or its beginning, or a tenant's name."
@@ -59,7 +52,7 @@ def _placed(command: Any) -> Any:
 @click.option("--dry-run", "is_dry", is_flag=True, help="Count the devices and change nothing.")
 @reason_option
 @output_option
-def distrust(context: click.Context, **given: Any) -> None:
+def distrust(context: click.Context, /, **given: Any) -> None:
     """Refuse certificates by model, issuing CA, key type or time of issue: those to which all that is given applies,
     issued until now.
 
@@ -172,12 +165,9 @@ DISTRUSTS.act(
 @click.argument("id_", type=DISTRUST_ID, metavar="DISTRUST_ID")
 @click.option("--yes", "is_confirmed", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--count", type=click.IntRange(0), metavar="N", help="Do not ask, but refuse unless N devices match.")
-@reason_option
-@crl_reason_option
+@revocation_options
 @output_option
-def revoke(
-    client: Client, id_: str, is_confirmed: bool, count: int | None, reason: str, crl_reason: str, output: str
-) -> None:
+def revoke(client: Client, id_: str, is_confirmed: bool, count: int | None, output: str, **given: str) -> None:
     """Revoke, permanently, the devices that are still under a distrust: those that have not renewed. Then the
     certificates under it of all others, superseded ones too: those devices go on with what they have got since.
 
@@ -201,7 +191,7 @@ def revoke(
             confirm("revoking", "certificate", ending, f"distrust {id_}", wanted=None, is_confirmed=is_confirmed)
         is_more = True
         while is_more:
-            body = {"reason": reason, "expected": left, **given_crl_reason(crl_reason)}
+            body = {**body_of(**given), "expected": left}
             try:
                 step = client.post(f"{path}/revoke", body)
             except FleetError as error:

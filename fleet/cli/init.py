@@ -13,7 +13,7 @@ import click
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, Checked, at_home_only
 from fleet.cli.output import output_option, print_value
-from fleet.config.addresses import Address, Database, parse_database
+from fleet.config.addresses import Address, Database, is_loopback, parse_database
 from fleet.config.settings import Settings
 from fleet.home.creation import create_home
 
@@ -51,7 +51,8 @@ def database_options(text: str) -> Callable[[Callable[..., object]], Callable[..
     multiple=True,
     metavar="H",
     help="A DNS name or IP address that devices will use; may be repeated. localhost is always included. "
-    "With one, the server listens on all interfaces; without, on loopback.",
+    "With one that is not of this machine alone, as localhost is, the server listens on all interfaces; without, on "
+    "loopback.",
 )
 @database_options(
     "PostgreSQL instead of SQLite: postgresql://USER@HOST[:PORT]/DATABASE, without a password; "
@@ -73,7 +74,8 @@ def init(home: Path, name: str, hosts: tuple[str, ...], database: Database, outp
     """
     if not name.strip():
         raise click.UsageError("--name must not be empty.")
-    listen = "0.0.0.0" if hosts else "127.0.0.1"  # noqa: S104 - an operator who names hosts means to be reached
+    is_public = not all(map(is_loopback, hosts))  # an operator who names hosts means to be reached
+    listen = "0.0.0.0" if is_public else "127.0.0.1"  # noqa: S104
     settings = Settings(
         name=name,
         hosts=tuple(dict.fromkeys((*Settings().hosts, *hosts))),
@@ -97,3 +99,4 @@ def init(home: Path, name: str, hosts: tuple[str, ...], database: Database, outp
     if output == "table":
         home_word = shlex.quote(str(home))
         click.echo(f"\nNext: fleet serve --home {home_word}\nKeep {made.root_key} safe, best offline.", err=True)
+        click.echo(f"A root for other homes: fleet ca crl --home {home_word} root.crl, then fleet ca sign", err=True)

@@ -21,7 +21,8 @@ from fleet.config.durable_files import write_file
 from fleet.domain.ca_role import CaRole
 from fleet.domain.errors import Conflict
 from fleet.wire.csr import build_csr
-from fleet.wire.encodings import Bundle, Form, write
+from fleet.wire.encodings.bundle import Bundle, Form
+from fleet.wire.encodings.writing import write
 
 _COMMON_NAME = "2.5.4.3"
 

@@ -1,48 +1,132 @@
 """The options of `fleet model add` and `set`, declared once for both."""
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from enum import StrEnum
+from typing import Any, get_args, get_origin
 
 import click
 
-from fleet.cli.durations import CERTIFICATE_LIFETIME, DURATION
-from fleet.cli.sizes import size_in_bytes, size_text
-from fleet.client.client import Client
+from fleet.cli.parameters import CERTIFICATE_LIFETIME, DURATION, size_in_bytes, size_text
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
-from fleet.domain.device import KEY_TYPES
-from fleet.domain.model_rules import (
-    EXTENDED_KEY_USAGES,
-    PACKET_SIZE_MIN,
-    RATE_MAX,
-    AdmissionPath,
-    OnDenied,
-    RenewalKey,
-)
+from fleet.domain.device import KEY_TYPES, Model
+from fleet.domain.model_rules import EXTENDED_KEY_USAGES, ModelKind, ModelRules, member_kinds
+from fleet.domain.mqtt_rules import PACKET_SIZE_MIN, QOS_MAX, RATE_MAX, SESSIONS_MAX
 
-# A parameter's name is the path of its value in the API's model, with __ in between.
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _option(flags: str, name: str, help_: str, **more: Any) -> _Decorator:
+    """The option for a member of the API's model: `name` is the path of that, with __ in between. How it is given
+    follows from the type that the member has in the domain, unless `more` says it.
+    """
+    *groups, member = name.split("__")
+    kinds = member_kinds(Model) | member_kinds(ModelRules)
+    for group in groups:
+        kinds = member_kinds(kinds[group])
+    return click.option(flags, name, help=help_, **_given_as(kinds[member]) | more)
+
+
+def _given_as(kind: Any) -> dict[str, Any]:
+    if get_origin(kind) is tuple:
+        return {"multiple": True, **_given_as(get_args(kind)[0])}
+    if kind is timedelta:
+        return {"type": DURATION, "metavar": "DURATION"}
+    if kind is bool:
+        return {"default": None}
+    return {"type": click.Choice([each.value for each in kind])} if issubclass(kind, StrEnum) else {}
+
+
 _KEYS_AND_FILTERS = (
-    click.option(
-        "--key-type",
-        "key_types",
-        multiple=True,
-        type=click.Choice(KEY_TYPES),
-        help="A key type that its devices may use; may be repeated.",
+    _option(
+        "--key-type", "key_types", "A key type that its devices may use; may be repeated.", type=click.Choice(KEY_TYPES)
     ),
-    click.option(
+    _option(
         "--publish",
-        multiple=True,
+        "publish",
+        "A topic filter that its devices may publish to; {id}, {model}, {tenant} and {tag:KEY} stand for their own. "
+        "May be repeated.",
         metavar="FILTER",
-        help="A topic filter that its devices may publish to; {id} and {model} stand for their own. May be repeated.",
     ),
-    click.option(
+    _option(
         "--subscribe",
-        multiple=True,
+        "subscribe",
+        "A topic filter that its devices may subscribe to. May be repeated.",
         metavar="FILTER",
-        help="A topic filter that its devices may subscribe to. May be repeated.",
     ),
 )
+_APPLICATION = click.option(
+    "--application",
+    "kind",
+    flag_value=ModelKind.APPLICATION.value,
+    default=None,
+    help="For back-end applications. Default then: --subscribe 'devices/+/up/#' --publish 'devices/+/down/#' --admit "
+    "token. It stays so.",
+)
+_LIMITS = (
+    _option(
+        "--max-qos",
+        "mqtt__qos_max",
+        "Highest QoS of its messages, and of what it subscribes to. A PUBLISH above it ends an MQTT 5.0 session "
+        "(0x9B), and is treated as --on-denied says in 3.1.1; a subscription is granted that QoS at most.",
+        type=click.IntRange(0, QOS_MAX),
+    ),
+    _option(
+        "--shared-subscriptions/--no-shared-subscriptions",
+        "mqtt__shared_subscriptions",
+        "Whether a device may subscribe to $share/GROUP/FILTER. Default: yes.",
+    ),
+    _option(
+        "--messages-per-second",
+        "mqtt__messages_per_second",
+        "MQTT packets that a device may send on average; 0: no limit.",
+        type=click.IntRange(0, RATE_MAX),
+    ),
+    _option(
+        "--bytes-per-second",
+        "mqtt__bytes_per_second",
+        "Bytes that a device may send on average, as 65536 or 64KiB; 0: no limit.",
+        metavar="BYTES",
+        type=size_in_bytes(RATE_MAX),
+    ),
+    _option(
+        "--max-subscriptions",
+        "mqtt__subscriptions_max",
+        "Topic filters of a device, if fewer than fleet.toml allows (filters_per_device_max); 0: its limit.",
+        type=click.IntRange(0, FILTERS_PER_DEVICE_MAX),
+    ),
+    _option(
+        "--max-packet-size",
+        "mqtt__packet_size_max",
+        f"Bytes of an MQTT packet of a device, as 65536 or 64KiB, at least {size_text(PACKET_SIZE_MIN)}, if fewer "
+        "than fleet.toml allows (packet_size_max); 0: its limit.",
+        metavar="BYTES",
+        type=size_in_bytes(PACKET_SIZE_MAX),
+    ),
+)
+_SESSIONS = (
+    _option(
+        "--on-denied",
+        "mqtt__on_denied",
+        "What an MQTT 3.1.1 device gets for a message on a topic that it may not publish to: an acknowledgement, "
+        "and the message is dropped (default), or a closed connection.",
+    ),
+    _option(
+        "--client-id",
+        "mqtt__client_id",
+        "Client ids of a device: its id alone (exact, the default), also names beneath it, as cam-7/bridge, for "
+        "several sessions at once (prefix), or any.",
+    ),
+    _option(
+        "--max-sessions",
+        "mqtt__sessions_max",
+        "Client ids that a device may have sessions of, where they are not exact. Default: 4.",
+        type=click.IntRange(1, SESSIONS_MAX),
+    ),
+)
+"""Of MQTT, like the limits: an override by a tag may say otherwise."""
 _END_FORMER_TENANTS = click.option(
     "--end-former-tenants",
     "former_tenants",
@@ -52,185 +136,126 @@ _END_FORMER_TENANTS = click.option(
     help="Refuse certificates issued by former tenants at once; else they stay valid until renewed or expired.",
 )
 _RULES = (
-    click.option(
-        "--tenant", metavar="NAME", help="Tenant whose issuing CA signs its certificates; '' for the fleet's own."
+    _option(
+        "--tenant", "tenant", "Tenant whose issuing CA signs its certificates; '' for the fleet's own.", metavar="NAME"
     ),
-    click.option(
+    _option(
         "--admit",
         "admission__paths",
-        multiple=True,
-        type=click.Choice([path.value for path in AdmissionPath]),
-        help="An admission path for its devices; may be repeated. Default: token and station. With approval, an "
-        "unauthenticated device may request a certificate, and waits for an operator: fleet request.",
+        "An admission path for its devices; may be repeated: those given replace all. Default: token and station. With "
+        "approval, an unauthenticated device may request a certificate, and waits for an operator: fleet request.",
     ),
-    click.option(
+    _option(
         "--any-idevid/--listed-idevid",
         "admission__any_idevid",
-        default=None,
-        help="Accept any certificate of the manufacturer, or only devices listed on the manifest (default).",
+        "Accept any certificate of the manufacturer, or only devices listed on the manifest (default).",
     ),
-    click.option(
+    _option(
         "--webhook",
         "admission__webhook",
-        metavar="URL",
-        help="An https URL that authorizes each first certificate: anything but a clear yes refuses it; '' for none. "
+        "An https URL that authorizes each first certificate: anything but a clear yes refuses it; '' for none. "
         "See: fleet webhook --help",
+        metavar="URL",
     ),
-    click.option(
+    _option(
         "--eku",
         "profile__extended_key_usages",
-        multiple=True,
+        "An extended key usage of its certificates; may be repeated. Default: clientAuth, which is required.",
         type=click.Choice(list(EXTENDED_KEY_USAGES)),
-        help="An extended key usage of its certificates; may be repeated. Default: clientAuth, which is required.",
     ),
-    click.option("--organisation", "profile__organisation", metavar="TEXT", help="O of the subject; '' for none."),
-    click.option(
+    _option("--organisation", "profile__organisation", "O of the subject; '' for none.", metavar="TEXT"),
+    _option(
         "--hw-module-name/--no-hw-module-name",
         "profile__hardware_module_name",
-        default=None,
-        help="Whether a known hardware serial is put into the SAN (IEEE 802.1AR). Default: yes.",
+        "Whether a known hardware serial is put into the SAN (IEEE 802.1AR). Default: yes.",
     ),
-    click.option(
-        "--dns-name",
-        "profile__dns_name",
-        metavar="TEMPLATE",
-        help="A DNS name for the SAN: {id}.example.com; '' for none.",
+    _option(
+        "--dns-name", "profile__dns_name", "A DNS name for the SAN: {id}.example.com; '' for none.", metavar="TEMPLATE"
     ),
-    click.option(
-        "--uri",
-        "profile__uris",
-        multiple=True,
-        metavar="TEMPLATE",
-        help="A URI for the SAN: urn:x:{id}. May be repeated.",
+    _option("--uri", "profile__uris", "A URI for the SAN: urn:x:{id}. May be repeated.", metavar="TEMPLATE"),
+    _option(
+        "--email", "profile__email", "A mail address for the SAN: {id}@example.com; '' for none.", metavar="TEMPLATE"
     ),
-    click.option(
-        "--email",
-        "profile__email",
-        metavar="TEMPLATE",
-        help="A mail address for the SAN: {id}@example.com; '' for none.",
-    ),
-    click.option(
+    _option(
         "--upn",
         "profile__upn",
+        "A user principal name for the SAN, as RADIUS servers read it: {id}@corp.example; '' for none.",
         metavar="TEMPLATE",
-        help="A user principal name for the SAN, as RADIUS servers read it: {id}@corp.example; '' for none.",
     ),
-    click.option(
+    _option(
         "--service/--no-service",
         "profile__service",
-        default=None,
-        help="Whether its certificates are good for a server too (serverAuth), under their --dns-name with {id}. An "
+        "Whether its certificates are good for a server too (serverAuth), under their --dns-name with {id}. An "
         "operator approves each: --admit approval alone.",
     ),
-    click.option(
+    _option(
         "--csr-eku/--no-csr-eku",
         "profile__csr_extended_key_usages",
-        default=None,
-        help="Whether a CSR may request a subset of its extended key usages.",
+        "Whether a CSR may request a subset of its extended key usages.",
     ),
-    click.option(
+    _option(
         "--cdp/--no-cdp",
         "profile__cdp",
-        default=None,
-        help="Whether its certificates name their CRL, where [publish] url is set. Default: yes.",
+        "Whether its certificates name their CRL, where [publish] url is set. Default: yes.",
     ),
-    click.option(
+    _option(
         "--aia/--no-aia",
         "profile__aia",
-        default=None,
-        help="Whether its certificates name the OCSP responder and the CA's certificate, likewise. Default: yes.",
+        "Whether its certificates name the OCSP responder and the CA's certificate, likewise. Default: yes.",
     ),
-    click.option(
+    _option(
         "--server-keygen/--no-server-keygen",
         "profile__server_keygen",
-        default=None,
-        help="Whether the server generates keys for its devices on request (serverkeygen).",
+        "Whether the server generates keys for its devices on request (serverkeygen).",
     ),
-    click.option(
+    _option(
         "--binding/--no-binding",
         "profile__binding",
-        default=None,
-        help="Whether requests must be bound to their TLS connection (RFC 7030, 3.5).",
+        "Whether requests must be bound to their TLS connection (RFC 7030, 3.5).",
     ),
-    click.option(
-        "--renewal-key",
-        "renewal__key",
-        type=click.Choice([key.value for key in RenewalKey]),
-        help="Which key a renewal must be for.",
-    ),
-    click.option(
+    _option("--renewal-key", "renewal__key", "Which key a renewal must be for."),
+    _option(
         "--grace",
         "renewal__grace_seconds",
-        type=DURATION,
-        metavar="DURATION",
-        help="How long after expiry a certificate may still be renewed by its own device, and used for nothing else.",
+        "How long after expiry a certificate may still be renewed by its own device, and used for nothing else.",
     ),
-    click.option(
-        "--on-denied",
-        "mqtt__on_denied",
-        type=click.Choice([each.value for each in OnDenied]),
-        help="What an MQTT 3.1.1 device gets for a message on a topic that it may not publish to: an acknowledgement, "
-        "and the message is dropped (default), or a closed connection.",
-    ),
-    click.option(
-        "--messages-per-second",
-        "mqtt__messages_per_second",
-        type=click.IntRange(0, RATE_MAX),
-        help="MQTT packets that a device may send on average; 0: no limit.",
-    ),
-    click.option(
-        "--bytes-per-second",
-        "mqtt__bytes_per_second",
-        type=size_in_bytes(RATE_MAX),
-        metavar="BYTES",
-        help="Bytes that a device may send on average, as 65536 or 64KiB; 0: no limit.",
-    ),
-    click.option(
+    *_LIMITS,
+    _option(
         "--burst",
         "mqtt__burst_seconds",
-        type=DURATION,
-        metavar="DURATION",
-        help="How much a device may send at once after a rest: what the two rates allow in that time.",
+        "How much a device may send at once after a rest: what the two rates allow in that time.",
     ),
-    click.option(
-        "--max-subscriptions",
-        "mqtt__subscriptions_max",
-        type=click.IntRange(0, FILTERS_PER_DEVICE_MAX),
-        help="Topic filters of a device, if fewer than fleet.toml allows (filters_per_device_max); 0: its limit.",
-    ),
-    click.option(
-        "--max-packet-size",
-        "mqtt__packet_size_max",
-        type=size_in_bytes(PACKET_SIZE_MAX),
-        metavar="BYTES",
-        help=f"Bytes of an MQTT packet of a device, as 65536 or 64KiB, at least {size_text(PACKET_SIZE_MIN)}, if fewer "
-        "than fleet.toml allows (packet_size_max); 0: its limit.",
-    ),
-    click.option(
+    *_SESSIONS,
+    _option(
         "--check-response-topic/--no-check-response-topic",
         "mqtt__check_response_topic",
-        default=None,
-        help="Whether a device may ask for a response (MQTT 5.0) only on topics that it may subscribe to.",
+        "Whether a device may ask for a response (MQTT 5.0) only on topics that it may subscribe to.",
     ),
-    click.option(
+    _option(
         "--http-allow",
         "http__allow",
-        multiple=True,
-        metavar="RULE",
-        help="An HTTP request that a proxy may pass on from its devices (forward_auth in fleet.toml): methods and a "
+        "An HTTP request that a proxy may pass on from its devices (forward_auth in fleet.toml): methods and a "
         "path, 'GET,HEAD /v1/devices/{id}/**'. May be repeated; all others are denied then. '* /**': any request.",
+        metavar="RULE",
     ),
 )
 
 
-def model_options(
-    lifetime: str | None, retain: bool | None, *, is_new: bool
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _retain_option(retain: bool | None) -> _Decorator:
+    return click.option(
+        "--retain/--no-retain",
+        default=retain,
+        show_default=True,
+        help="Whether its devices may publish retained messages, which the broker keeps.",
+    )
+
+
+def model_options(lifetime: str | None, retain: bool | None, *, is_new: bool) -> _Decorator:
     """Give a command the options, with these defaults, gathered as `changes`: what was said, as the API takes it.
 
-    A new model has no former tenants to end.
+    A new model has no former tenants to end, and chooses its kind.
     """
-    options = (
+    options: tuple[_Decorator, ...] = (
         click.option(
             "--lifetime",
             "lifetime_seconds",
@@ -240,29 +265,36 @@ def model_options(
             help="Certificate lifetime: 12h, 30d.",
         ),
         *_KEYS_AND_FILTERS,
-        click.option(
-            "--retain/--no-retain",
-            default=retain,
-            show_default=True,
-            help="Whether its devices may publish retained messages, which the broker keeps.",
-        ),
+        _retain_option(retain),
         *_RULES,
-        *(() if is_new else (_END_FORMER_TENANTS,)),
+        _APPLICATION if is_new else _END_FORMER_TENANTS,
     )
+    return _gathered(options)
 
+
+def override_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command those options that an override has, gathered likewise."""
+    _, *filters = _KEYS_AND_FILTERS
+    return _gathered((*filters, _retain_option(None), *_LIMITS, *_SESSIONS))(command)
+
+
+def _gathered(options: Sequence[_Decorator]) -> _Decorator:
     def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(command).parameters
+
         @functools.wraps(command)
-        def gathering(client: Client, name: str, output: str, **given: Any) -> Any:
+        def gathering(**given: Any) -> Any:
             changes: dict[str, Any] = {}
             for parameter, value in given.items():
-                if value is not None and value != ():
+                if parameter not in own and value is not None and value != ():
                     group, _, key = parameter.rpartition("__")
                     said = int(value.total_seconds()) if isinstance(value, timedelta) else value
                     (changes.setdefault(group, {}) if group else changes)[key] = said
-            return command(client=client, name=name, changes=changes, output=output)
+            return command(changes=changes, **{name: value for name, value in given.items() if name in own})
 
+        made: Callable[..., Any] = gathering
         for option in reversed(options):
-            gathering = option(gathering)
-        return gathering
+            made = option(made)
+        return made
 
     return with_options

@@ -6,19 +6,13 @@ from pathlib import Path
 
 import click
 
-from fleet.cli.crl_reasons import crl_reason_option, given_crl_reason
 from fleet.cli.errors import attempting
 from fleet.cli.key_files import KeyFiles, enroll_with_files
-from fleet.cli.options import (
-    client_option,
-    days_option,
-    out_option,
-    reason_option,
-)
+from fleet.cli.options import client_option, days_option, out_option
 from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import MODEL, OPERATOR
 from fleet.cli.passwords import PasswordSource, password_options
-from fleet.cli.records import Records, print_each
+from fleet.cli.records import Records, body_of, ids_of, print_each, revocation_options
 from fleet.client.client import Client
 from fleet.domain import access
 from fleet.domain.access import Role
@@ -48,20 +42,19 @@ OPERATORS.show("Show operators: role, permissions, certificate.", _with_permissi
 
 @operator.command()
 @client_option
-@click.argument("names", type=OPERATOR, nargs=-1, required=True, metavar="OPERATOR...")
-@reason_option
-@crl_reason_option
+@ids_of(OPERATOR, "OPERATOR...")
+@revocation_options
 @click.option("--tokens", is_flag=True, help="Revoke the tokens, too, that they made and that can still be used.")
 @output_option
-def revoke(client: Client, names: tuple[str, ...], reason: str, crl_reason: str, tokens: bool, output: str) -> None:
+def revoke(client: Client, ids: tuple[str, ...], tokens: bool, output: str, **given: str) -> None:
     """Revoke the certificates of operators.
 
     The admin API refuses them from now on, and their event streams are closed. Tokens that they made stay valid
-    without --tokens; `fleet operator show` says how many there are.
+    without --tokens; `fleet operator show` says how many there are, and with --tokens it is said how many were revoked.
     """
 
     def ask(name: str) -> Row:
-        body = {"reason": reason, **given_crl_reason(crl_reason), **({"tokens": True} if tokens else {})}
+        body = {**body_of(**given), **({"tokens": True} if tokens else {})}
         done = client.post(f"{OPERATORS.path(name)}/revoke", body)
         if count := done.get("open_tokens"):
             click.echo(
@@ -69,9 +62,10 @@ def revoke(client: Client, names: tuple[str, ...], reason: str, crl_reason: str,
                 f"fleet operator revoke {name} --tokens",
                 err=True,
             )
-        return {"name": name, "certificate": "revoked"}
+        counted = {"revoked_tokens": done["revoked_tokens"]} if tokens else {}
+        return {"name": name, "certificate": "revoked", **counted}
 
-    print_each(names, "revoking operator '{}'", ask, output)
+    print_each(ids, "revoking operator '{}'", ask, output)
 
 
 @operator.command()

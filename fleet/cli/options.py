@@ -13,7 +13,7 @@ What a command does not need is not imported here: `fleet cert` starts fast, and
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +23,10 @@ from click.core import ParameterSource
 
 from fleet.cli.errors import CliError, explained
 from fleet.client.client import Client, bad_answer
-from fleet.domain.errors import Invalid
+from fleet.domain.errors import FleetError, Invalid
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
+_WARNED = "fleet.warned"
 
 
 class Checked(click.ParamType[Any]):
@@ -85,9 +86,9 @@ class LocationOption(click.Option):
         return value, source
 
 
-def location_options(command: _Command) -> _Command:
-    """Give a command all of `--home`, `--url`, `--cert`, `--key` and `--ca`, each passed by its name."""
-    for name in reversed(LOCATION):
+def location_options(command: _Command, names: Iterable[str] = LOCATION) -> _Command:
+    """Give a command all of `--home`, `--url`, `--cert`, `--key` and `--ca`, or these, each passed by its name."""
+    for name in reversed(tuple(names)):
         command = location_option(name)(command)
     return command
 
@@ -141,7 +142,7 @@ def client_at(
     if home is not None:
         from fleet.client.home import HomeTransport
 
-        return Client(HomeTransport(home), home)
+        return Client(HomeTransport(home, warn_once), home, warn_once)
     if url is None:
         raise click.UsageError("Give --home (or FLEET_HOME), or --url (or FLEET_URL) with --cert.")
     if cert is None:
@@ -149,6 +150,14 @@ def client_at(
     from fleet.client.https import HttpsTransport
 
     return Client(HttpsTransport(url, cert, key, ca))
+
+
+def warn_once(refused: FleetError) -> None:
+    """Say on standard error what a command that only reads goes on despite, once a command."""
+    context = click.get_current_context().find_root()
+    if refused.code not in context.meta.setdefault(_WARNED, set()):
+        context.meta[_WARNED].add(refused.code)
+        click.echo(f"Warning: {explained(refused)}", err=True)
 
 
 def client_option(command: Callable[..., object]) -> Callable[..., object]:

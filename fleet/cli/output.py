@@ -74,10 +74,11 @@ def output_option(command: _Command) -> _Command:
     )(command)
 
 
-def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str) -> None:
+def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str, none: str = "") -> None:
     """Print `rows` as a table of `columns` with a heading, or whole as a JSON array of objects.
 
-    No rows: the heading alone, or an empty array. A table is printed some rows at a time; its columns may grow wider.
+    No rows: the heading alone, and the sentence `none` on standard error, or an empty array. A table is printed some
+    rows at a time; its columns may grow wider.
     """
     if output == "json":
         print_array(_without_revision(row) for row in rows)
@@ -97,6 +98,8 @@ def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str
         if is_first:
             for line in _lines(heading, fitted):
                 click.echo(click.style(line, bold=True))
+        if is_first and not chunk and none:
+            click.echo(none, err=True)
         is_first = False
         for cells in chunk:
             for line in _lines(cells, fitted, _colors(cells)):
@@ -139,15 +142,23 @@ def print_array(rows: Iterable[object]) -> None:
 def print_value(value: Row, output: str, table: Row | None = None) -> None:
     """Print one value as "key: text" lines, or as one JSON object. `table`: what people are shown in its place.
 
-    A sequence in the table takes one line an item; None is left out of the table and is null in JSON.
+    A sequence in the table takes one line an item, one of records a block each; None is left out of the table and is
+    null in JSON.
     """
     if output == "json":
         click.echo(_json(_without_revision(value)))
         return
     value = _without_revision(table or value)
     shown = {printable(key).replace("_", " "): item for key, item in value.items() if item is not None}
-    texts = ((key, list(item) if isinstance(item, list | tuple) else [item]) for key, item in shown.items())
-    _print_lines([(key, [_text(each) for each in items] or ["-"]) for key, items in texts])
+    texts = {key: list(item) if isinstance(item, list | tuple) else [item] for key, item in shown.items()}
+    records = {key: items for key, items in texts.items() if items and all(isinstance(each, Mapping) for each in items)}
+    plain = [(key, [_text(each) for each in items] or ["-"]) for key, items in texts.items() if key not in records]
+    _print_lines(plain)
+    for key, items in records.items():
+        for number, record in enumerate(items, 1):
+            click.echo(f"\n{key} {number} of {len(items)}:")
+            lines = [(f"  {printable(name).replace('_', ' ')}", [_text(each)]) for name, each in record.items()]
+            _print_lines(lines)
 
 
 def _print_lines(texts: Sequence[tuple[str, Sequence[str]]], colors: Sequence[str | None] = ()) -> None:

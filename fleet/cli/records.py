@@ -20,14 +20,36 @@ from fleet.cli.output import Column, Row, output_option, print_array, print_rows
 from fleet.cli.parameters import ListedName
 from fleet.client.client import Client, path_of
 from fleet.config.streams import EXIT_FAILED
+from fleet.domain.crl import GIVEN_REASONS, CrlReason
 
 Given = TypeVar("Given")
 TableOf = Callable[[Row], Row]
 Ask = Callable[[Client, str], Row]
+Option = Callable[[Callable[..., object]], Callable[..., object]]
+
+crl_reason_option = click.option(
+    "--crl-reason",
+    type=click.Choice(list(GIVEN_REASONS)),
+    default=CrlReason.UNSPECIFIED.text,
+    help="The reason that CRLs and OCSP give (RFC 5280, 5.3.1).",
+)
 
 
-def _same(given: Given) -> Given:
+NONE = "There are none."
+
+
+def same(given: Given) -> Given:
     return given
+
+
+def body_of(**given: str) -> dict[str, str]:
+    """What the options say, as a body says it: the reason for CRLs only where there is one."""
+    return {name: text for name, text in given.items() if (name, text) != ("crl_reason", CrlReason.UNSPECIFIED.text)}
+
+
+def revocation_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Give a command `--reason` and `--crl-reason`."""
+    return reason_option(crl_reason_option(command))
 
 
 class Records(Struct, frozen=True):
@@ -38,7 +60,7 @@ class Records(Struct, frozen=True):
     type: ListedName
     columns: Sequence[str | Column]
     """Of the list."""
-    shown: TableOf = _same
+    shown: TableOf = same
     """What commands print of the API's record."""
 
     def list(self, text: str) -> None:
@@ -50,14 +72,14 @@ class Records(Struct, frozen=True):
         @output_option
         def list_(client: Client, limit: int | None, output: str) -> None:
             with attempting(f"listing the {self.group.name}s"):
-                print_rows(self.columns, map(self.shown, client.items(self.type.path, limit)), output)
+                print_rows(self.columns, map(self.shown, client.items(self.type.path, limit)), output, NONE)
 
-    def show(self, text: str, ask: Ask | None = None, table: TableOf = _same) -> None:
+    def show(self, text: str, ask: Ask | None = None, table: TableOf = same) -> None:
         """`show`: what `ask` has of a record, all that the API has unless given; `table` is what people get of it."""
 
         @self.group.command("show", help=text)
         @client_option
-        @self._ids_of(self.type)
+        @ids_of(self.type)
         @output_option
         def show(client: Client, ids: tuple[str, ...], output: str) -> None:
             attempted = f"showing {self.group.name} '{{}}'"
@@ -69,20 +91,20 @@ class Records(Struct, frozen=True):
         text: str,
         done: Row | None = None,
         *,
-        takes_reason: bool = True,
-        offers: ListedName | None = None,
+        options: Option = reason_option,
+        argument: Option | None = None,
     ) -> None:
-        """The command `verb`: it prints what is `done`, or the API's answer. `offers`: ids that complete in the shell,
-        all unless given."""
+        """The command `verb`: it prints what is `done`, or the API's answer. `options`: what the body says; `argument`:
+        the ids, where it is another than that of the other commands."""
 
         @self.group.command(verb, help=text)
         @client_option
-        @self._ids_of(offers or self.type)
-        @(reason_option if takes_reason else _same)
+        @(argument or ids_of(self.type))
+        @options
         @output_option
         def act(client: Client, ids: tuple[str, ...], output: str, **given: str) -> None:
             def ask(each: str) -> Row:
-                answer: Row = client.post(f"{self.path(each)}/{verb}", given or None)
+                answer: Row = client.post(f"{self.path(each)}/{verb}", body_of(**given) or None)
                 return answer if done is None else {self.type.key: each, **done}
 
             print_each(ids, f"{verb.removesuffix('e')}ing {self.group.name} '{{}}'", ask, output)
@@ -97,13 +119,14 @@ class Records(Struct, frozen=True):
     def path(self, each: str) -> str:
         return path_of(f"{self.type.path}/{{}}", each)
 
-    @staticmethod
-    def _ids_of(kind: ListedName) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        return click.argument("ids", type=kind, nargs=-1, required=True, metavar=f"{kind.name}...")
+
+def ids_of(kind: ListedName, metavar: str = "") -> Option:
+    """Give a command one or several of `kind`, passed as `ids`."""
+    return click.argument("ids", type=kind, nargs=-1, required=True, metavar=metavar or f"{kind.name}...")
 
 
 def print_each(
-    names: Sequence[str], attempted: str, ask: Callable[[str], Row], output: str, table: TableOf = _same
+    names: Sequence[str], attempted: str, ask: Callable[[str], Row], output: str, table: TableOf = same
 ) -> None:
     """Ask for each of `names` and print the answer: one value for one name, an array or blocks for several.
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import click
 
-from fleet.cli.durations import DURATION
 from fleet.cli.errors import attempting
 from fleet.cli.options import client_option
 from fleet.cli.output import Row, output_option, print_rows, print_value
-from fleet.cli.parameters import MODEL, PAST_TIME
+from fleet.cli.parameters import DURATION, MODEL, PAST_TIME
 from fleet.client.client import Client, path_of
 
 COLUMNS = ("model", "before", "start", "end", "devices", "renewed")

@@ -10,7 +10,7 @@ from fleet.cli.errors import attempting
 from fleet.cli.options import client_option, limit_option, reason_option
 from fleet.cli.output import Row, Seen, output_option, print_rows, print_value
 from fleet.cli.parameters import DEVICE_ID, MODEL, REQUEST_FILTER, REQUEST_ID, ListedRequest
-from fleet.cli.records import Records, print_each
+from fleet.cli.records import Records, ids_of, print_each
 from fleet.client.client import Client
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.approval import DECIDED_FROM, RequestState
@@ -44,7 +44,7 @@ REQUESTS.act(
       fleet request show 91ab0c2d77de0b12     # compare the fingerprint first
       fleet request approve 91ab0c2d77de0b12 --reason 'read out by Kim on site'
     """,
-    offers=ListedRequest(DECIDED_FROM[RequestState.APPROVED]),
+    argument=ids_of(ListedRequest(DECIDED_FROM[RequestState.APPROVED])),
 )
 
 
@@ -108,7 +108,7 @@ def _list_selected(client: Client, text: str, output: str) -> None:
     state = where.state.value if where.state is not None else None
     found = client.items("/v1/requests", None, state=state, model=where.model, device=where.device_id)
     rows = Seen(row for row in found if selection.takes(row["address"], datetime.fromisoformat(row["expires_at"])))
-    print_rows(COLUMNS, rows, output)
+    print_rows(COLUMNS, rows, output, "There are no such requests.")
     match = "request matches" if rows.count == 1 else "requests match"
     click.echo(f"{rows.count} {match}; nothing was changed.", err=True)
 

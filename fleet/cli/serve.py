@@ -7,7 +7,7 @@ import click
 from msgspec.structs import replace
 
 from fleet.cli import USUAL_GC
-from fleet.cli.errors import attempting
+from fleet.cli.errors import CliError, attempting
 from fleet.cli.options import FILE, Checked, home_option
 from fleet.config.addresses import parse_address, parse_broker
 from fleet.config.logs import configure_logging
@@ -28,7 +28,7 @@ ADDRESS = Checked("A:P", parse_address)
 @click.option(
     "--upstream",
     type=Checked("URL", parse_broker),
-    help="The broker: auto, mosquitto, embedded, mqtt://HOST:PORT or unix:PATH.",
+    help="The broker: auto, mosquitto, embedded, mqtt://HOST:PORT, mqtts://HOST:PORT or unix:PATH.",
 )
 @click.option(
     "--workers",
@@ -40,7 +40,7 @@ ADDRESS = Checked("A:P", parse_address)
     type=FILE,
     help=(
         "Written atomically when all listeners of all workers are up: JSON with est, mqtt, http, ca_file, pid, and "
-        "publish and forward_auth where those listeners are on."
+        "publish, wss, forward_auth and broker_auth where those listeners are on."
     ),
 )
 @click.option(
@@ -54,7 +54,9 @@ def serve(home: Path, ready_file: Path | None, log_level: str, **chosen: object)
     """Serve a fleet: EST enrollment, the MQTT gateway in front of a broker, and the HTTP API, all on mutual TLS.
 
     Behind the gateway it starts mosquitto on a private socket if that is installed, and else an embedded broker (MQTT
-    3.1.1 only). SIGTERM drains connections and ends within 5 seconds; SIGHUP reloads the server certificate.
+    3.1.1 only). SIGTERM ends connections in order and exits within 5 seconds, or that long after `stop_drain_seconds`;
+    SIGHUP takes up what it can of fleet.toml, certificates, CAs and secrets without ending a session; SIGUSR2 replaces
+    the workers one after the other, with several. README "Signals" says what each takes up.
 
     With --workers N, a supervisor starts N processes that share the listeners, the registry and the broker, and
     restarts one that exits. Send signals to the supervisor, whose pid is in the ready file. Limits in fleet.toml
@@ -67,6 +69,9 @@ def serve(home: Path, ready_file: Path | None, log_level: str, **chosen: object)
     """
     with attempting(f"serving '{home}'"):
         place = open_home(home.absolute())
+        if not place.issuing_key.exists():
+            problem = f"the key of the issuing CA is missing ({place.issuing_key})"
+            raise CliError(f"serving '{home}'", problem, "Put it back from a backup")
         settings = replace(settings_of(place), **{name: value for name, value in chosen.items() if value is not None})
         gc.set_threshold(*USUAL_GC)
         configure_logging(log_level.upper(), settings.log_format)

@@ -5,18 +5,12 @@ from pathlib import Path
 
 import click
 
-from fleet.cli.crl_reasons import crl_reason_option, given_crl_reason
 from fleet.cli.errors import attempting
 from fleet.cli.key_files import KeyFiles, enroll_with_files
-from fleet.cli.options import (
-    client_option,
-    days_option,
-    out_option,
-    reason_option,
-)
+from fleet.cli.options import client_option, days_option, out_option
 from fleet.cli.output import Row, output_option, print_value
 from fleet.cli.parameters import MODEL, STATION
-from fleet.cli.records import Records, print_each
+from fleet.cli.records import Records, ids_of, revocation_options
 from fleet.client.client import Client
 from fleet.domain.credential import day_of
 from fleet.services.inventory import STATION_QUOTA_MAX
@@ -38,25 +32,16 @@ def _with_quota(station: Row) -> Row:
 COLUMNS = ("name", "models", "certificate", "not_after", "quota", "used_today", "created_at")
 STATIONS = Records(station, STATION, COLUMNS, _with_quota)
 STATIONS.list("List the stations with the state of their certificates.")
-
-
-@station.command()
-@client_option
-@click.argument("names", type=STATION, nargs=-1, required=True, metavar="STATION...")
-@reason_option
-@crl_reason_option
-@output_option
-def revoke(client: Client, names: tuple[str, ...], reason: str, crl_reason: str, output: str) -> None:
+STATIONS.act(
+    "revoke",
     """Revoke the certificates of stations.
 
     Devices that they provisioned stay; revoke them separately.
-    """
-
-    def ask(name: str) -> Row:
-        client.post(f"{STATIONS.path(name)}/revoke", {"reason": reason, **given_crl_reason(crl_reason)})
-        return {"name": name, "certificate": "revoked"}
-
-    print_each(names, "revoking station '{}'", ask, output)
+    """,
+    {"certificate": "revoked"},
+    options=revocation_options,
+    argument=ids_of(STATION, "STATION..."),
+)
 
 
 _quota = click.option(

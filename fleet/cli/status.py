@@ -33,7 +33,7 @@ def _lines(found: Mapping[str, object]) -> Iterator[Row]:
     """A row for each number: first the server's own, then each part's, with its parts' names in front."""
     for name, value in found.items():
         if not isinstance(value, Mapping):
-            yield {"part": SERVER, "what": name, "value": value}
+            yield {"part": SERVER, "what": name, "value": _rounded(value)}
     for name, value in found.items():
         if isinstance(value, Mapping):
             yield from _within(name, value)
@@ -44,4 +44,8 @@ def _within(part: str, found: Mapping[str, object]) -> Iterator[Row]:
         if isinstance(value, Mapping):
             yield from _within(f"{part} {name}", value)
         else:
-            yield {"part": part, "what": name, "value": value}
+            yield {"part": part, "what": name, "value": _rounded(value)}
+
+
+def _rounded(value: object) -> object:
+    return round(value, 1) if isinstance(value, float) else value

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import click
 
-from fleet.cli.durations import TOKEN_LIFETIME, duration_text
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, client_option
 from fleet.cli.output import Row, output_option, print_value
-from fleet.cli.parameters import DEVICE_ID, MODEL, TOKEN_ID
-from fleet.cli.records import Records
+from fleet.cli.parameters import DEVICE_ID, MODEL, TOKEN_ID, TOKEN_LIFETIME, duration_text
+from fleet.cli.records import Records, same
 from fleet.cli.token_batch import create_for_each
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token
@@ -34,7 +33,7 @@ TOKENS.act(
     valid; revoke their devices.
     """,
     {"state": "revoked"},
-    takes_reason=False,
+    options=same,
 )
 
 

@@ -25,7 +25,7 @@ from fleet.cli.long_work import Progress, noting_interrupts
 from fleet.cli.output import Row, print_value
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token, revoke_if_valid
-from fleet.config.durable_files import MODE_SECRET, write_file
+from fleet.config.durable_files import MODE_SECRET, must_be_ours, write_file
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.device import device_id
 from fleet.domain.errors import FleetError, Invalid, Unauthenticated, Unavailable
@@ -133,6 +133,7 @@ def _open(out: Path) -> tuple[int, bool]:
 
     Raises: Invalid (`bad-output`): a link, no regular file, or one that others can read or own. OSError.
     """
+    must_be_ours(out.parent)
     flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     with contextlib.suppress(FileExistsError):
         return os.open(out, flags | os.O_CREAT | os.O_EXCL, MODE_SECRET), True

@@ -32,7 +32,7 @@ async def audit_reader(client: Client) -> AsyncIterator[AuditReader]:
         return
     from fleet.home.layout import opened
 
-    async with opened(client.home) as (_, registry):  # millions of rows, without JSON between
+    async with opened(client.home, client.warn) as (_, registry):  # millions of rows, without JSON between
         yield registry
 
 

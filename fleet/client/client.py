@@ -7,14 +7,12 @@
 Values are the API's own JSON; their schemas are at GET /v1/openapi.json.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import quote, urlencode
 
-from fleet.client.transport import Answer, Transport
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused, Unauthenticated, Unavailable
 from fleet.wire import strict_json
 from fleet.wire.errors import WireError
@@ -39,15 +37,42 @@ _ERRORS: dict[int, type[FleetError]] = {
 }
 
 
+class Answer(NamedTuple):
+    """One HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By name; look-ups ignore case."""
+    body: bytes
+
+
+class Transport(Protocol):
+    """Sends one request at a time."""
+
+    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        """The answer to `method` on `target`: an absolute path with its query, percent-encoded.
+
+        Raises: FleetError: no answer could be had. Refusals of the API are answers.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release its connection. It cannot be used afterwards."""
+        ...
+
+
 class Client:
     """The API behind a transport. Every call raises FleetError with the code that the API refused with, or Unavailable
     (`cannot-reach`, `bad-answer`).
     """
 
-    def __init__(self, transport: Transport, home: Path | None = None) -> None:
-        """`home`: the home folder behind the transport; None over HTTPS."""
+    def __init__(
+        self, transport: Transport, home: Path | None = None, warn: Callable[[Refused], None] | None = None
+    ) -> None:
+        """`home`: the home folder behind the transport; None over HTTPS. `warn`: see HomeTransport."""
         self._transport = transport
         self.home = home
+        self.warn = warn
         self.is_answered = False
         """Whether there was an answer yet."""
 
@@ -67,7 +92,9 @@ class Client:
         given = {"Accept": "application/json", **(headers or {})}
         content = None
         if body is not None:
-            content, given["Content-Type"] = json.dumps(body, ensure_ascii=False).encode(), "application/json"
+            import msgspec  # commands that call no API load in less time without it
+
+            content, given["Content-Type"] = msgspec.json.encode(body), "application/json"
         answer = self._transport.send(method, path, given, content)
         self.is_answered = True
         value = _json_of(answer, f"{method} {path.partition('?')[0]}")

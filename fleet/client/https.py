@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-from fleet.client.transport import Answer
+from fleet.client.client import Answer
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.errors import Invalid, Unavailable
-from fleet.est_client.transport import Deadline, TimedSocket, connect
+from fleet.est_client.transport import Deadline, TimedSocket, open_connection
 from fleet.wire.ca_file import ca_pem
 from fleet.wire.errors import WireError
 
@@ -82,16 +83,7 @@ class HttpsTransport:
 
     def _connected(self, deadline: Deadline) -> tuple[http.client.HTTPSConnection, TimedSocket]:
         assert self._context is not None  # noqa: S101  `send` has made it
-        raw = connect(self._host, self._port, deadline)
-        try:
-            raw.settimeout(deadline.left())
-            stream = TimedSocket(self._context.wrap_socket(raw, server_hostname=self._host), deadline)
-        except BaseException:
-            raw.close()
-            raise
-        connection = http.client.HTTPSConnection(self._host, self._port, context=self._context)
-        connection.sock = stream
-        return connection, stream
+        return open_connection(self._host, self._port, self._context, deadline)
 
     def _drop(self) -> None:
         if self._kept is not None:
@@ -116,7 +108,7 @@ def host_and_port(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:  # brackets that do not match, a port that is none
+    except ValueError:  # brackets that do not match, an invalid port
         host, port, parts = None, None, urlsplit("")
     strange = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
     if parts.scheme != "https" or not host or strange or not url.isascii() or port == 0:
@@ -129,7 +121,9 @@ def tls_context(cert: Path, key: Path | None, ca: Path | None) -> ssl.SSLContext
     for file in filter(None, (cert, key, ca)):
         file.open("rb").close()  # names a missing file in the error; the library does not
     try:
-        context = ssl.create_default_context(cadata=ca_pem(ca.read_bytes()) if ca is not None else None)
+        context = ssl.create_default_context(
+            cadata=ca_pem(read_small(ca, CERTIFICATES_SIZE_MAX)) if ca is not None else None
+        )
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False  # RFC 9525, 2: names are in the SAN
         beside = cert.with_suffix(".key")

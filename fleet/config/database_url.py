@@ -45,7 +45,7 @@ def parse_database_url(text: str) -> DatabaseUrl:
     try:
         parts = urlsplit(text)
         if "@" in parts.path + parts.query or not re.fullmatch(_HOSTS, parts.netloc.rpartition("@")[2]):
-            # As in u:half/other@host: what stands where a host should is the first half of a password.
+            # As in u:half/other@host: what is in the place of a host is the first half of a password.
             raise ValueError("no host")
         parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:

@@ -27,12 +27,18 @@ def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[Binar
 
     Raises: as `write_file`.
     """
+    if secret:
+        must_be_ours(path.parent)
     if force:
         _must_not_be_special(path)
     else:
         must_be_absent(path)
     fresh = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE_SECRET if secret else MODE_PUBLIC)
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE_SECRET if secret else MODE_PUBLIC)
+    except OSError as error:
+        error.filename = str(path)  # as it was asked for
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -43,6 +49,23 @@ def new_file(path: Path, *, secret: bool, force: bool = False) -> Iterator[Binar
         with contextlib.suppress(FileNotFoundError):
             fresh.unlink()
     sync(path.parent)
+
+
+def must_be_ours(folder: Path) -> None:
+    """Others who may change `folder` could put a file of theirs in the place of a secret.
+
+    Allowed are root's folders, a group that is our own, and a sticky folder such as /tmp.
+
+    Raises: PermissionError. OSError.
+    """
+    if os.name != "posix":
+        return
+    found = folder.stat()
+    others = found.st_mode & (stat.S_IWOTH if found.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP)
+    if found.st_uid not in (0, os.geteuid()) or (others and not found.st_mode & stat.S_ISVTX):
+        raise PermissionError(
+            errno.EPERM, "the folder belongs to another user, or others may write into it", str(folder)
+        )
 
 
 def must_be_absent(path: Path) -> None:

@@ -14,8 +14,9 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from fleet.config.timestamps import rfc3339
 
@@ -104,12 +105,29 @@ def configure_logging(level: int | str, log_format: str, **context: Any) -> None
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    handler = logging.StreamHandler()
-    if log_format == "json":
-        handler.setFormatter(JsonFormatter(**context))
-    else:
-        before = "".join(f"{key}={quoted(value)} ".replace("%", "%%") for key, value in context.items())
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s %(name)s {before}%(message)s"))
     root = logging.getLogger()
-    root.addHandler(handler)
+    root.addHandler(StandardError(context))
     root.setLevel(level)
+    use_log_format(log_format)
+
+
+class StandardError(logging.StreamHandler[TextIO]):
+    """The log of this process; `context` is part of every line."""
+
+    def __init__(self, context: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.context = context
+
+
+def use_log_format(log_format: str) -> None:
+    """From now on the log of `configure_logging` has this one of LOG_FORMATS."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, StandardError):
+            handler.setFormatter(_formatter(log_format, handler.context))
+
+
+def _formatter(log_format: str, context: Mapping[str, Any]) -> logging.Formatter:
+    if log_format == "json":
+        return JsonFormatter(**context)
+    before = "".join(f"{key}={quoted(value)} ".replace("%", "%%") for key, value in context.items())
+    return logging.Formatter(f"%(asctime)s %(levelname)s %(name)s {before}%(message)s")

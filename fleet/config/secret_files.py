@@ -1,9 +1,12 @@
 """Files with a secret, which nobody but their owner may read."""
 
+import codecs
 import errno
 import os
 import shlex
 from pathlib import Path
+
+from fleet.config.small_files import read_small
 
 _OTHERS = 0o077
 
@@ -16,19 +19,23 @@ class ExposedFile(Exception):
         self.advice = f"Run: chmod 600 {shlex.quote(str(file))}"
 
 
-class LargeFile(OSError):
-    """The file is larger than such a file is."""
+def first_line(file: Path, size_max: int) -> bytes:
+    """Of a file with one secret. Raises: as `read_secret`."""
+    return read_secret(file, size_max).partition(b"\n")[0].removesuffix(b"\r")
 
 
 def read_secret(file: Path, size_max: int) -> bytes:
-    """The content of `file`, at most `size_max` bytes; its mode is that of the file that was opened.
+    """The content of `file`, at most `size_max` bytes, without the byte order mark that some editors write; its mode is
+    that of the file that was opened.
 
-    Raises: ExposedFile. LargeFile. OSError.
+    Raises: ExposedFile. LargeFile. OSError: also of UTF-16 text, of which every other byte is 0.
     """
-    with file.open("rb") as opened:
-        if os.fstat(opened.fileno()).st_mode & _OTHERS:
+
+    def check(found: os.stat_result) -> None:
+        if found.st_mode & _OTHERS:
             raise ExposedFile(file)
-        content = opened.read(size_max + 1)
-    if len(content) > size_max:
-        raise LargeFile(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
-    return content
+
+    content = read_small(file, size_max, check)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content:
+        raise OSError(errno.EINVAL, "it is UTF-16 text; save it as UTF-8", str(file))
+    return content.removeprefix(codecs.BOM_UTF8)

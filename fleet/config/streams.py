@@ -69,7 +69,7 @@ def _run(command: click.Command, output: "_Output") -> NoReturn:
         if _is_for_want_of_directory(error):
             click.echo(f"Error: {WITHOUT_DIRECTORY}.", err=True)
         else:
-            error.show()
+            without_hidden(error).show()
             code = error.exit_code
     except click.Abort:
         click.echo("Aborted!", err=True)
@@ -86,6 +86,16 @@ def _run(command: click.Command, output: "_Output") -> NoReturn:
     except OSError as error:
         code = _failed(error)
     sys.exit(EXIT_PIPE_CLOSED if isinstance(output.problem, BrokenPipeError) else code)
+
+
+def without_hidden(error: click.ClickException) -> click.ClickException:
+    """`error`, without the suggestion of options that --help does not list."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities and error.ctx is not None:
+        params = error.ctx.command.get_params(error.ctx)
+        hidden = {name for each in params if getattr(each, "hidden", False) for name in each.opts}
+        shown = [name for name in error.possibilities if name not in hidden]
+        return click.NoSuchOption(error.option_name, error.message, shown, error.ctx)
+    return error
 
 
 def prepare() -> "_Output":

@@ -6,7 +6,8 @@ from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.config.settings import OFF, Settings
 
 TEMPLATE = """\
-# A fleet's home. Every key is shown with its value; change it and restart `fleet serve`.
+# A fleet's home. Every key is shown with its value. After a change send SIGHUP to `fleet serve`: its
+# log says what is in force, and what needs a restart.
 # The server does not start with an unknown key or a value out of range.
 
 [fleet]
@@ -20,6 +21,22 @@ hosts = {hosts}
 est = {est}
 mqtt = {mqtt}
 http = {http}
+
+[wss]
+# HOST:PORT of a listener for MQTT over WebSocket with TLS, at /mqtt; or "off". Certificates, rules and limits are those
+# of MQTT.
+address = {wss}
+# Origins of web pages that may connect, such as ["https://app.example.com"]: a browser would use a client certificate
+# for any page. Other clients are not concerned.
+origins = {wss_origins}
+
+[proxy_protocol]
+# Balancers in front of this server: their connections begin with a PROXY header (version 1 or 2), and the address that
+# it says is what limits, audit and log have. Addresses and networks, such as ["192.0.2.7", "10.0.0.0/24"]; [] for none.
+# One of theirs without a header is refused, and so is a header from any other address.
+trusted = {proxy_trusted}
+# Listeners at which they do so: "est", "mqtt", "http", "wss", "publish".
+listeners = {proxy_listeners}
 
 [publish]
 # HOST:PORT of a listener of plain HTTP for relying parties, which serves CRLs, CA certificates and OCSP; or "off".
@@ -45,10 +62,15 @@ database = {database}
 workers = {workers}
 # The log on standard error: "text", one line an event, or "json", one object a line.
 log_format = {log_format}
+# Seconds over which a worker that is replaced (SIGUSR2) ends its MQTT sessions, one after the other.
+restart_drain_seconds = {restart_drain_seconds}
+# The same for all sessions before a stop (SIGTERM): new ones are refused, and /healthz answers 503 meanwhile, so that a
+# balancer looks elsewhere. The stop then takes so long and up to 5 s more, which the service manager must allow.
+stop_drain_seconds = {stop_drain_seconds}
 
 [gateway]
 # The broker behind the gateway: "auto" (mosquitto when installed, otherwise the embedded one), "mosquitto",
-# "embedded", "mqtt://HOST:PORT" or "unix:PATH".
+# "embedded", "mqtt://HOST:PORT", "mqtts://HOST:PORT" or "unix:PATH".
 upstream = {upstream}
 # Maximum number of live MQTT sessions. Each takes two file descriptors: where the system's limit of open files
 # (ulimit -Hn) allows fewer, fewer are admitted, and the log says so at the start.
@@ -56,6 +78,13 @@ sessions_max = {sessions_max}
 # true: messages are acknowledged to devices once our own mosquitto has written them to disk; it saves ten times a
 # second. false: a broker that is killed loses what it has acknowledged in the last second.
 durable = {durable}
+# Other servers, "HOST:PORT HOST:PORT", as a Server Reference for clients of MQTT 5.0 when this one stops; "": none.
+server_reference = {server_reference}
+# true: connects and disconnects are events of the API: one a second for up to 100 sessions, kept as the others.
+presence_events = {presence_events}
+# Where they are messages at the broker too, for applications: a topic beneath fleet/presence, to which no device may
+# publish, such as "fleet/presence/{{id}}". "off": nowhere.
+presence_topic = {presence_topic}
 
 [mqtt]
 # Limits of MQTT sessions; sizes in bytes. A model may lower two of them: `fleet model set --help`.
@@ -132,6 +161,22 @@ approval_stranger_days = {approval_stranger_days}
 # Retry-After of a waiting request at first; it grows with the age of the request, to 15 minutes.
 approval_ask_again_seconds = {approval_ask_again_seconds}
 
+[upstream]
+# How the gateway proves itself to an external broker (upstream in [gateway]). Files are relative to this directory.
+# The CAs that may have signed the broker's certificate, of mqtts://: a PEM file, or "system".
+ca = {upstream_ca}
+# The gateway's own certificate (a PEM chain) and key (PEM, mode 600), of mqtts://; "": none.
+certificate = {upstream_certificate}
+key = {upstream_key}
+# A file (mode 600) with the password, in its first line, that goes with each device's user name; "": none.
+password_file = {upstream_password_file}
+# true: the CONNECT of MQTT 5.0 says who the device is in user properties: fleet-device, fleet-model and fleet-serial.
+user_properties = {upstream_user_properties}
+# true: each connection begins with a PROXY header of version 2: the device's address, TLS version and id (as CN).
+proxy_v2 = {upstream_proxy_v2}
+# true: no topic, filter, will or device id may have a dot. RabbitMQ, which takes it for a slash, needs that.
+refuse_dots = {upstream_refuse_dots}
+
 [dynamic_security]
 # A mosquitto that devices connect to directly: its dynamic-security plugin is kept equal to the registry's models and
 # devices. "mqtts://HOST:PORT", or "mqtt://127.0.0.1:PORT" on this machine; or "off". See dynamic_security/README.md.
@@ -163,6 +208,27 @@ address = {forward_auth}
 secret_file = {forward_auth_secret_file}
 # The group that may use the Unix socket, as the proxy's; "" for this user alone.
 group = {forward_auth_group}
+
+[broker_auth]
+# Where a RabbitMQ or EMQX of this machine asks about devices whose TLS it ends itself: "off", HOST:PORT of a loopback
+# address, which needs a secret, or "unix:PATH" (relative to this folder) where a proxy is in between.
+address = {broker_auth}
+# A file of mode 600, relative to this folder, with the secret that the broker sends; a second line is accepted too, for
+# a change.
+secret_file = {broker_auth_secret_file}
+# The group that may use the Unix socket; "" for this user alone.
+group = {broker_auth_group}
+# The only virtual host that devices may use in RabbitMQ.
+rabbitmq_vhost = {rabbitmq_vhost}
+
+[broker_sessions]
+# Such a broker's API, where sessions of devices are ended that may not go on: "off", rabbitmq+https://HOST:PORT or
+# emqx+https://HOST:PORT, or either with http of a loopback address.
+broker = {broker_sessions}
+# A file of mode 600, relative to this folder: USER:PASSWORD of an administrator, or of EMQX an API key and its secret.
+password_file = {broker_sessions_password_file}
+# CAs of the API's certificate: "system", or a PEM file, relative to this folder.
+ca = {broker_sessions_ca}
 """
 
 

@@ -34,6 +34,7 @@ class Running:
     """A background program whose standard error is read line by line."""
 
     patience_seconds = PATIENCE_SECONDS
+    stop_seconds = STOP_SECONDS
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
@@ -82,11 +83,11 @@ class Running:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(STOP_SECONDS)
+                self.process.wait(self.stop_seconds)
             except subprocess.TimeoutExpired:
                 self.process.kill()
         code = self.process.wait()
-        self._reader.join(STOP_SECONDS)
+        self._reader.join(self.stop_seconds)
         for stream in (self.process.stdin, self.process.stderr):
             if stream is not None:
                 stream.close()

@@ -185,9 +185,14 @@ def audit(stage: Stage) -> Facts:
         "rows": verified["rows"],
         "sealed": verified["sealed"],
         "proved_row": proved["seq"],
-        "forged_proof": refused.stderr.strip().splitlines()[-1],
-        "flipped_byte": found.stderr.strip().splitlines()[-1],
+        "forged_proof": f"refused: {_sentence(refused.stderr)}",
+        "flipped_byte": f"detected: {_sentence(found.stderr)}",
     }
+
+
+def _sentence(stderr: str) -> str:
+    """What a refused command said last, without what marks it as an error."""
+    return stderr.strip().splitlines()[-1].removeprefix("Error: ").rpartition(" (")[0]
 
 
 Step = Callable[[Stage], Facts]

@@ -64,6 +64,8 @@ class ApprovalRequest(Struct, frozen=True):
     """One higher with each change of state."""
     block: str = ""
     """Whose it is where there is no room for all: the /24 of an IPv4 address, the /48 of an IPv6 one."""
+    region: str = ""
+    """And beyond that, since a provider has many such: the /16 of an IPv4 address, the /32 of an IPv6 one."""
 
     @property
     def fingerprint(self) -> str:

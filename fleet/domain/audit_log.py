@@ -103,7 +103,7 @@ def sound_leaves(rows: Iterable[AuditRow], after: int = 0) -> Iterator[bytes]:
             missing = f"row {after + 1} is" if row.seq == after + 2 else f"rows {after + 1} to {row.seq - 1} are"
             raise Invalid("audit-removed", f"The audit is broken: {missing} missing.")
         if row.seq <= after:
-            raise Invalid("audit-moved", f"The audit is broken: row {row.seq} stands after row {after}.")
+            raise Invalid("audit-moved", f"The audit is broken: row {row.seq} is after row {after}.")
         if leaf_of(row.entry, row.seq) != row.leaf:
             raise _altered(row)
         yield row.leaf

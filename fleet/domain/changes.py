@@ -54,6 +54,9 @@ class EventKind:
     """subject: holder; detail: fingerprint in hex."""
     CREDENTIAL_ENDED = "credential.ended"
     """subject: holder; detail: fingerprint in hex of a superseded or revoked credential, "" for all of the holder's."""
+    CREDENTIAL_SUPERSEDED = "credential.superseded"
+    """subject: holder; detail: fingerprint in hex. The next event ends it, since the holder has used a newer one:
+    sessions of its other client ids may go on for a while."""
     MODEL_CHANGED = "model.changed"
     """subject: model name."""
     REQUEST_PENDING = "request.pending"
@@ -67,6 +70,12 @@ class EventKind:
     ANCHOR_CHANGED = "anchor.changed"
     """subject: name of a manufacturer's CA; detail: "added" or "removed"."""
 
+    SESSIONS_CHANGED = "sessions.changed"
+    """subject: the run that holds them; detail: sessions that began and ended, as JSON (`fleet.domain.presence`). Only
+    with `presence_events`."""
+    SESSION_KICKED = "session.kicked"
+    """subject: device id; detail: which sessions, and whether their wills are published, as JSON
+    (`fleet.domain.registry_events.SessionKicked`)."""
     DISTRUST_CHANGED = "distrust.changed"
     """subject: id of the rule; detail: the rule as JSON (`fleet.domain.distrust`), "" when it was undone."""
 
@@ -87,3 +96,15 @@ class Change(Struct, frozen=True):
     audit: AuditEntry
     writes: tuple[Write, ...] = ()
     events: tuple[Event, ...] = ()
+
+
+class Notice(Struct, frozen=True):
+    """Events that tell of no change of the registry's state, and so have no audit row."""
+
+    events: tuple[Event, ...]
+    writes: tuple[()] = ()
+    audit: None = None
+
+
+Committed = Change | Notice
+"""What goes through the group commit."""

@@ -63,6 +63,9 @@ def usable_before(credentials: Sequence[Credential], fingerprint: bytes) -> list
 
 def must_be_usable(credential: Credential, now: datetime, grace: timedelta = timedelta(0)) -> None:
     """Raises: Refused: `certificate-superseded`, `certificate-revoked`, `certificate-expired`."""
+    if credential.state is CredentialState.REVOKED:
+        advice = "Enroll again with a new key: by a new token, or by another right."
+        raise Refused("certificate-revoked", "The certificate presented is revoked.", advice)
     if credential.state not in USABLE:
         raise Refused(f"certificate-{credential.state}", f"The certificate presented is {credential.state}.")
     if not credential.not_before <= now < credential.not_after + grace:

@@ -1,7 +1,7 @@
 """Certificate revocation lists (RFC 5280, 5) as records: reasons, what is revoked, and the CRLs that were published."""
 
 import enum
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from msgspec import Struct
 
@@ -58,7 +58,7 @@ class PendingRevocation(Struct, frozen=True):
 
     revocation: Revocation
     issuer: bytes | None
-    """Key identifier of the certificate's CA; None: it stands in `der`."""
+    """Key identifier of the certificate's CA; None: it is in `der`."""
     der: bytes | None
     """The certificate; None: it is not in the registry any more."""
 
@@ -72,7 +72,7 @@ class CertificateFacts(Struct, frozen=True):
     der: bytes | None
     """None: it is not in the registry any more."""
     issuer: bytes | None
-    """Key identifier of the CA of one that was revoked; None: it stands in `der`."""
+    """Key identifier of the CA of one that was revoked; None: it is in `der`."""
     revocation: Revocation | None
     """None: CRLs do not list it, or not any more since it has expired."""
     not_after: datetime | None = None
@@ -102,6 +102,16 @@ class Noted(Struct, frozen=True):
     """Of the first CRL that has it."""
 
 
+class Unlisted(Struct, frozen=True):
+    """Revocations of one CA that no CRL has yet."""
+
+    issuer: bytes | None
+    """Key identifier of the CA; None: their entries are still to be made."""
+    since: datetime
+    """When the oldest was revoked."""
+    count: int
+
+
 class CrlHead(Struct, frozen=True):
     """A published CRL without its contents."""
 
@@ -119,6 +129,8 @@ class CrlHead(Struct, frozen=True):
     """Certificates listed."""
     named_until: datetime | None = None
     """Of a shard of an earlier number of shards, when the last certificate that may name it has ended."""
+    made_in: timedelta | None = None
+    """Of a full CRL: what reading its entries and signing it took."""
 
 
 class Crl(Struct, frozen=True):

@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 from typing import NewType
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.domain.errors import Invalid, Refused
-from fleet.domain.model_rules import DEFAULT_RULES, ModelRules
+from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, ModelKind, ModelRules
 from fleet.wire.key_types import OF_MODELS
 
 DeviceId = NewType("DeviceId", str)
@@ -18,7 +19,7 @@ DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
-HARDWARE_SERIAL = re.compile(r"[A-Za-z0-9 '()+,\-./:=?]{1,64}")
+HARDWARE_SERIAL = re.compile(r"(?! +\Z)[A-Za-z0-9 '()+,\-./:=?]{1,64}")
 
 KEY_TYPES = OF_MODELS
 """Every kind of public key that a model may allow."""
@@ -61,7 +62,7 @@ def checked_serial(text: str) -> str:
     Raises: Invalid (`bad-hardware-serial`).
     """
     if text and not HARDWARE_SERIAL.fullmatch(text):
-        message = "A hardware serial has at most 64 letters, digits, spaces and characters of '()+,-./:=?"
+        message = "A hardware serial has at most 64 letters, digits, spaces (not these alone) and '()+,-./:=?"
         raise Invalid("bad-hardware-serial", message, "It is what X.520 allows in a certificate's serialNumber.")
     return text
 
@@ -106,7 +107,8 @@ NEXT: dict[DeviceState, frozenset[DeviceState]] = {
 class Model(Struct, frozen=True):
     """A device model: its certificates' profile and its topic policy.
 
-    `publish` and `subscribe` are MQTT topic filters in which `{id}` and `{model}` are replaced by the device's.
+    `publish` and `subscribe` are MQTT topic filters in which `{id}`, `{model}`, `{tenant}` and `{tag:KEY}` are
+    replaced by the device's (`fleet.domain.topic_policy.filled`).
     """
 
     name: str
@@ -119,6 +121,14 @@ class Model(Struct, frozen=True):
     rules: ModelRules = DEFAULT_RULES
     revision: int = 1
     """Revision number for optimistic concurrency control."""
+
+
+def new_model(name: str, kind: ModelKind = ModelKind.DEVICE) -> Model:
+    """A model of `kind` of which nothing else is said. Applications read what devices send, and write to them."""
+    if kind is ModelKind.DEVICE:
+        return Model(name)
+    rules = replace(DEFAULT_RULES, kind=kind, admission=replace(DEFAULT_RULES.admission, paths=(AdmissionPath.TOKEN,)))
+    return Model(name, publish=("devices/+/down/#",), subscribe=("devices/+/up/#",), rules=rules)
 
 
 Tags = tuple[tuple[str, str], ...]
@@ -160,6 +170,25 @@ def must_be_in_service(device: Device) -> None:
         raise Refused(f"device-{device.state}", f"Device {device.id} is {device.state}.")
 
 
+def must_be_active(device: Device) -> None:
+    """What connecting takes. Raises: Refused: `device-registered`, `device-suspended`, `device-revoked`,
+    `device-retired`."""
+    if device.state is not DeviceState.ACTIVE:
+        raise Refused(f"device-{device.state}", f"Device {device.id} is {device.state}.")
+
+
+def next_step(device: Device) -> str:
+    """What to do with a device that is not active."""
+    otherwise = "It is out of service permanently: register the hardware under a new id."
+    return _NEXT_STEPS.get(device.state, otherwise).format(device.id)
+
+
+_NEXT_STEPS = {
+    DeviceState.REGISTERED: "It has no certificate yet. Enroll it: fleet token create --device {}",
+    DeviceState.SUSPENDED: "fleet device resume {}",
+}
+
+
 class DeviceFilter(Struct, frozen=True):
     """Selects the devices that match every field given."""
 
@@ -169,6 +198,8 @@ class DeviceFilter(Struct, frozen=True):
     group: str | None = None
     expires_before: datetime | None = None
     """Devices whose newest certificate ends before then; those without one are excluded."""
+    kind: ModelKind | None = None
+    """Of the model. Who asks the registry puts the models of that kind in its place, one filter for each."""
 
 
 EVERY_DEVICE = DeviceFilter()

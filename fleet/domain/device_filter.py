@@ -2,9 +2,9 @@
 
     model=cam2 and lot=L7 and state=active and group=pilot and expires<30d
 
-Terms are joined by `and`, and all must match. Keys are `model`, `state`, `group` and `expires`; any other is a tag. A
-value with a space or a quote is written in double quotes, with `\\"` and `\\\\` inside. An empty filter is an error:
-no filter selects every device.
+Terms are joined by `and`, and all must match. Keys are `model`, `state`, `group`, `expires` and `kind`, which is
+`device` or `application`; any other is a tag. A value with a space or a quote is written in double quotes, with `\\"`
+and `\\\\` inside. An empty filter is an error: no filter selects every device.
 """
 
 import re
@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from fleet.domain.device import DeviceFilter, DeviceState, Place, device_id, plain_name
 from fleet.domain.errors import Invalid
+from fleet.domain.model_rules import ModelKind
 from fleet.domain.tags import TAGS_MAX, tag_key, tag_value
 
 State = TypeVar("State", bound=StrEnum)
@@ -35,11 +36,11 @@ def parse_filter(text: str, now: datetime) -> DeviceFilter:
     Raises: Invalid (`bad-filter`): with the position, from 1, and what was expected there.
     """
     given = _DeviceTerms(text, now).read()
-    model, state, group, expires = (given.pop(key, None) for key in _DeviceTerms.KEYS)
+    kind, model, state, group, expires = (given.pop(key, None) for key in _DeviceTerms.KEYS)
     tags = tuple(sorted(given.items()))
     if len(tags) > TAGS_MAX:
         raise Invalid("bad-filter", f"The filter names {len(tags)} tags; no device has more than {TAGS_MAX}.")
-    return DeviceFilter(model, state, tags, group, expires)
+    return DeviceFilter(model, state, tags, group, expires, kind)
 
 
 class FilterReader(ABC):
@@ -120,7 +121,7 @@ class FilterReader(ABC):
             self._fail(self._at, f"a value for {key}, in double quotes if it begins with =")
         self._at = bare.end()
         if self._text[self._at : self._at + 1] in ('"', "'"):
-            self._fail(self._at, "a space; a value with quotes in it stands in double quotes")
+            self._fail(self._at, "a space; a value with quotes in it is put in double quotes")
         return bare[0]
 
     def _known(self) -> str:
@@ -140,12 +141,14 @@ class FilterReader(ABC):
 
 
 class _DeviceTerms(FilterReader):
-    KEYS = ("model", "state", "group", "expires")
+    KEYS = ("kind", "model", "state", "group", "expires")
     OTHERS = "a tag's key"
     EXAMPLE = "model=cam2 and lot=L7 and expires<30d"
 
-    def meaning(self, key: str, value: str) -> str | DeviceState | datetime:
+    def meaning(self, key: str, value: str) -> str | DeviceState | ModelKind | datetime:
         match key:
+            case "kind":
+                return _named(value, ModelKind, "kind")
             case "expires":
                 return self.time(value)
             case "state":
@@ -159,10 +162,14 @@ class _DeviceTerms(FilterReader):
 
 def state_named(value: str, states: type[State]) -> State:
     """Raises: Invalid (`bad-filter`)."""
-    named = [state.value for state in states]
-    if value not in named:
-        raise Invalid("bad-filter", f"{value[:80]!r} is not a state.", f"States are {', '.join(named)}.")
-    return states(value)
+    return _named(value, states, "state")
+
+
+def _named(value: str, values: type[State], what: str) -> State:
+    names = [each.value for each in values]
+    if value not in names:
+        raise Invalid("bad-filter", f"{value[:80]!r} is not a {what}.", f"{what.title()}s are {', '.join(names)}.")
+    return values(value)
 
 
 def parse_time(text: str, now: datetime) -> datetime:

@@ -1,6 +1,6 @@
 """URL paths, beneath `[publish] url`, of what relying parties fetch, and the CRL shard of a serial number.
 
-A CA is named by its subject key identifier in lower-case hex, as it stands in its certificate: a new key is a new name,
+A CA is named by its subject key identifier in lower-case hex, as its certificate has it: a new key is a new name,
 and certificates that link roots share their root's.
 """
 

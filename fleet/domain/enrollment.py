@@ -19,6 +19,7 @@ from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
 from fleet.domain.issuance_context import IssuanceContext
 from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
+from fleet.wire.hardware_serial import comparable
 
 
 class IssuePermit(Struct, frozen=True):
@@ -118,7 +119,7 @@ def hardware_is_as_known(a: IssuanceContext) -> None:
             "Use letters, digits, spaces and '()+,-./:=? (an X.520 PrintableString).",
         )
     known = a.device.hardware_serial if a.device is not None else ""
-    if named and known and named[0] != known:
+    if named and known and comparable(named[0]) != comparable(known):
         raise Refused(
             "not-this-hardware",
             f"Device {a.request.device_id} is registered with another serial number than the request's.",

@@ -29,7 +29,8 @@ bad-place | 400 | The position does not belong to this listing. | Start from the
 bad-request | 400 | A parameter or member is missing, unknown or invalid. | The message names it; see /v1/openapi.json.
 bad-url | 400 | The text is not a valid https URL. | Write https://HOST:PORT, without path, query or user.
 bad-value | 400 | A value cannot be stored in the registry. | Remove NUL and other unsupported characters.
-broker-refused | 503 | The broker's dynamic-security plugin refused a command. | Look at the broker's log.
+broker-unreachable | 503 | The broker cannot be reached, or has not acknowledged a message of the fleet. | Try again.
+broker-refused | 503 | The broker refused a command of its administrator. | Look at the broker's log.
 broker-silent | 503 | The MQTT broker does not answer. | Look at the broker and its log.
 busy | 503 | Concurrent changes of the same object kept colliding; nothing was done. | Retry after Retry-After.
 cannot-reach | 503 | The server cannot be reached, or its certificate does not verify. | Check the address, the server, and --ca.
@@ -37,6 +38,7 @@ changed-meanwhile | 409 412 | The object was changed since it was read. | Read i
 content-encoding | 415 | The body is compressed. | Send it without Content-Encoding.
 count-differs | 409 | The number of matching devices is not the one confirmed; nothing was changed. | Run the dry run again.
 count-needed | 400 | A bulk operation must be confirmed with the number of devices. | Send `expected` from the dry run.
+draining | 503 | The server is about to stop. | Use another node, or retry later.
 feed-gap | 410 503 | Events after this position have been deleted. | Read the state again and follow from the newest event.
 gone | 400 | The client closed the connection before the response. | Retry.
 idempotency-key-reused | 422 | The Idempotency-Key was used for another request. | Use a new key for each request.
@@ -66,7 +68,7 @@ bad-token | 401 | The token is not valid. | Check it, or create a new one: fleet
 binding-missing | 400 | The model requires a channel binding in the CSR (RFC 7030, 3.5). | Add the challengePassword.
 certificate-ended | 403 | The certificate was revoked or superseded during the connection. | Use the newest certificate.
 certificate-expired | 403 | The certificate is not within its validity period. | Renew it in its grace period, or enroll again.
-certificate-revoked | 403 | The certificate is revoked. | Enroll again with a new key, if the device may.
+certificate-revoked | 403 409 | The certificate is revoked. | Nothing can undo it; a device that may enroll again needs a new key.
 certificate-distrusted | 403 | A distrust covers the certificate: its model, CA, key type or time of issue. | Renew it by simplereenroll, unless that is refused too; see fleet distrust list.
 certificate-superseded | 403 | A newer certificate of the device has been used. | Use the newest certificate.
 certificate-unknown | 401 | The certificate is not in the registry. | Enroll first.
@@ -123,11 +125,17 @@ use-reenroll | 403 | A device renews its certificate with simplereenroll. | Use 
 weak-key | 400 | The key is too short, or of an unsafe kind. | Generate a stronger key.
 webhook-denied | 403 | The model's external authorization service denied the device. | Ask its operator.
 webhook-failed | 503 | The model's external authorization service gave no valid response. | Retry; check the webhook.
+will-qos | 403 | The model does not allow the will's QoS. | Change the will or the model.
 will-refused | 403 | The model does not allow the will's topic. | Change the will or the model.
 will-response | 403 | The model does not allow a response on the will's Response Topic. | Change the will or the model.
 will-retain | 403 | The model does not allow a retained will. | Change the will or the model.
+topic-not-allowed | 403 | The model does not allow the device to publish or subscribe to the topic. | Change the client or the model.
+resource-not-allowed | 403 | A device asks its broker for something other than the exchange of MQTT and its own queues. | Connect with MQTT; for another virtual host set rabbitmq_vhost.
+password-login | 403 | The client of a broker that asks us sent a user name and a password. | Let the device connect without them.
+ambiguous-name | 403 | A station, claim or operator has a certificate of the device's name, and the broker says the name alone. | Wait until that certificate has expired, or rename the device.
 ## Objects of the registry
 anchor-exists | 409 | The trust anchor's name or certificate exists already. | Choose another name.
+application-model | 403 | The model is of applications: no station, claim, manufacturer's CA, manifest or factory operator vouches for those. | Make a token, or let an operator approve.
 archive-in-use | 409 | Another retention run is using the archive. | Wait until it has finished.
 bad-anchor | 400 | The certificate cannot be a trust anchor. | The message names the reason.
 bad-distrust | 400 | The distrust names nothing, or its times are not in order. | The message names the reason.
@@ -153,7 +161,9 @@ bad-time | 400 | The text is not a time. | Write 30d, 2026-12-01 or an RFC 3339 
 bad-token-scope | 400 | A token is for exactly one of a device and a model. | Name one of them.
 bad-token-ttl | 400 | The token's lifetime is out of range. | The message names the range.
 bad-token-uses | 400 | The token's number of uses is out of range. | The message names the range.
+bad-topic | 400 | The text is not a topic, or to subscribe not a topic filter, of MQTT. | Correct it.
 bad-topic-filter | 400 | The text is not an MQTT topic filter for a policy. | See MQTT 5.0, 4.7.
+connected-elsewhere | 409 | The device is connected at another node, which has a broker of its own. | Ask the API of that node.
 claim-exists | 409 | The claim exists already. | Choose another name.
 claim-gone | 409 | The claim does not exist, or is revoked. | See fleet claim list.
 claim-not-open | 409 | The claim is revoked or in quarantine. | See fleet claim show.
@@ -169,11 +179,18 @@ held-to-models | 403 | The operator is restricted to models, and the request is 
 key-taken | 409 | The key belongs to another holder, or was revoked. | Generate a new key; of a manifest, correct the row.
 lease-held | 409 | Another node holds the lease. | Wait until it expires.
 model-has-devices | 409 | A model that has devices cannot become one of services. | Add another model.
+model-kind-fixed | 409 | A model of devices cannot become one of applications, nor the other way round. | Add another model.
 model-exists | 409 | The model exists already. | Change it with fleet model set.
 more-than-yours | 403 | The role has permissions that the operator's own lacks. | Ask an admin.
+name-is-device | 400 | The NAME of a message is the id of a device: NAME was left out. | Give NAME behind the ids.
 name-not-in-request | 400 | The CSR's subject is not the name requested. | Set CN to the name.
 name-taken | 409 | The name is used by another kind of object. | Choose another name.
+no-broker | 409 | The API has no broker to publish at. | Ask the API of a fleet that is served.
 no-proof | 400 | The manifest row has neither a hardware serial nor a key hash. | Add one of them.
+agent-refused | 409 | The device's agent has not carried out the command; its answer says why. | Do what it says.
+no-agent | 409 | No agent of the device takes the fleet's commands: it is offline, or not managed. | Ask when it is connected; see fleet device report --last.
+no-answer | 503 | The device's agent has not answered in time. | Try again, or look at its last report.
+no-report | 404 | The device's agent has sent no report yet. | Ask for one: fleet device report.
 no-such-authority | 404 | The CA does not exist, or does not issue. | See fleet ca show.
 no-such-distrust | 404 409 | The distrust does not exist, or was undone. | See fleet distrust list.
 no-such-anchor | 404 | The trust anchor does not exist. | See fleet anchor list.
@@ -183,17 +200,23 @@ no-such-credential | 404 | The certificate is not in the registry. | Check the s
 no-such-device | 404 409 | The device does not exist, or is outside the operator's models. | See fleet device list.
 no-such-model | 400 403 404 409 | The model does not exist, or is outside the operator's models. | See fleet model list.
 no-such-operator | 404 | The operator does not exist. | See fleet operator list.
+no-such-override | 404 | The model has no override for the tag. | See fleet model show.
 no-such-request | 404 | The request does not exist, or has expired. | See fleet request list.
+no-such-session | 404 | No session of the device with this client id is known. | See fleet session show.
 no-such-station | 404 409 | The station does not exist. | See fleet station list.
 no-such-token | 404 | The token does not exist. | See fleet token list.
 nothing-to-tag | 400 | No tag and no group is named. | Name one.
 operator-exists | 409 | The operator exists already. | Choose another name.
 operator-revoked | 409 | The operator has no certificate left to revoke. | See fleet operator list.
 other-request-approved | 409 | Another request for the device id is approved. | Deny it first.
+payload-too-large | 400 | A message of the fleet has more than 65536 bytes. | Send less.
+publish-refused | 503 | A message is refused: of the fleet by the broker, or of a device by its model. | Let its user _publisher write to the topic.
+publisher-busy | 503 | Too many messages of the fleet wait for the broker. | Try again.
 request-approved | 409 | The request is approved already. | See fleet request show.
 request-issued | 409 | The request's certificate has been issued. | Revoke the device instead.
 request-moved | 409 | The request was decided meanwhile. | Read it again.
 request-not-added | 409 | The queue of requests is full, or the request exists. | Retry later.
+reserved-topic | 400 | A model's filter to publish matches topics alone to which the fleet alone publishes. | Choose another, such as devices/{id}/up/#.
 role-not-enough | 403 | The operator's role lacks the permission. | Ask an operator who has it.
 row-differs | 409 | The device was imported with other values. | Correct the row, or change the device.
 serial-taken | 409 | The hardware serial belongs to another device of the model. | Check the manifest.
@@ -224,6 +247,7 @@ audit-head-removed | 400 | A signed tree head was removed. | Investigate; restor
 audit-inserted | 400 | A row was inserted later. | Investigate; restore the registry from a backup.
 audit-kept | 409 | The rows are not all sealed, or not whole blocks, and are kept. | Seal the audit first.
 audit-key-lost | 403 | The key that signs tree heads is missing. | Restore ca/audit.key from a backup.
+operators-ca-lost | 403 | The certificate of the operators' CA is missing; its key is there. | Restore ca/operators.pem from a backup.
 audit-moved | 400 | A row is out of place. | Investigate; restore the registry from a backup.
 audit-node | 400 | A stored inner node was tampered with. | Investigate; restore the registry from a backup.
 audit-removed | 400 | Rows were removed. | Investigate; restore the registry from a backup.
@@ -304,6 +328,7 @@ registry-went-back | 403 | The registry is older than its revocation journal. | 
 retention-elsewhere | 409 | Another node archives for this fleet. | Wait, or take over with --take-over.
 revocation-log-damaged | 400 | The revocation journal is damaged. | Restore it from a copy.
 revocation-log-gone | 503 | The revocation journal was removed while in use. | Restore it from a copy.
+revocation-log-lost | 403 | The revocation journal is lost; the registry may be older. | Put it back; or see fleet db begin-journal.
 revocations-incomplete | 403 | The revocation journal does not cover the time since the backup. | Use a newer backup or journal.
 revocations-of-another | 403 | The revocation journal is of another fleet. | Name the right file.
 root-key-away | 403 | The root CA's key is not here. | Put it in place for this command.

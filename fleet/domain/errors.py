@@ -15,6 +15,10 @@
 contains a token, a key or a request body.
 """
 
+from typing import TypeVar
+
+Found = TypeVar("Found")
+
 
 class FleetError(Exception):
     """Root of the errors raised by the services."""
@@ -40,6 +44,13 @@ class Refused(FleetError):
 
 class NotFound(FleetError):
     """The object named does not exist."""
+
+
+def known(found: Found | None, what: str, name: str) -> Found:
+    """`found`, that of this name. Raises: NotFound (`no-such-WHAT`): it is None."""
+    if found is None:
+        raise no_such(what, name)
+    return found
 
 
 def no_such(what: str, name: str) -> NotFound:

@@ -65,7 +65,7 @@ def http_rule(text: str) -> HttpRule:
         raise Invalid(
             "bad-rule",
             f"{text[:80]!r} is not a rule for HTTP requests.",
-            "Write methods and a path: 'GET,HEAD /v1/devices/{id}/**'; * stands for any method, and for one segment.",
+            "Write methods and a path: 'GET,HEAD /v1/devices/{id}/**'; * means any method, and for one segment.",
         )
     return HttpRule(frozenset() if methods == "*" else frozenset(named), tuple(literal), is_open)
 

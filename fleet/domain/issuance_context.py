@@ -89,10 +89,10 @@ class Grant(Protocol):
     def replaces(self) -> Credential | None:
         """The certificate presented for renewal; None for a first one."""
 
-    def model_for_new_device(self) -> str:
-        """Name of the model of a device that is not registered yet.
+    def model_for_new_device(self, device_id: DeviceId) -> str:
+        """Name of the model of the device `device_id`, which is not registered yet.
 
-        Raises: Refused (`unknown-device`, `model-not-named`): the grant does not cover new devices.
+        Raises: Refused (`not-your-identity`, `unknown-device`, `model-not-named`): the grant does not cover it.
         """
 
     def must_be_valid(self, a: "IssuanceContext") -> None:

@@ -8,6 +8,9 @@ from datetime import datetime
 
 from msgspec import Struct
 
+RETENTION = "retention"
+"""The lease of the node that archives."""
+
 
 class Lease(Struct, frozen=True):
     """`owner` has the exclusive right to `name` until `expires_at`."""

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from fleet.domain.device import Device, DeviceId, Tags
 from fleet.domain.errors import Invalid, Refused
+from fleet.wire.hardware_serial import comparable
 
 KEY_HASH_SIZE = 32
 
@@ -35,7 +36,7 @@ class ManifestEntry(Struct, frozen=True):
     device_id: DeviceId
     model: str
     hardware_serial: str
-    """"" for none; unique among the devices of a model that are not revoked or retired."""
+    """"" for none; unique by `serial_key` among the devices of a model that are not revoked or retired."""
     key_sha256: bytes | None
     """None for none; unique in the registry."""
     row_sha256: bytes
@@ -68,6 +69,11 @@ class ManifestFacts(Struct, frozen=True):
     """Entries with one of the device ids, serials or keys requested."""
     devices: frozenset[str]
     """Requested ids that are registered, by the manifest or otherwise."""
+
+
+def serial_key(model: str, serial: str) -> tuple[str, str]:
+    """What no two devices in service have in common that have a hardware serial."""
+    return model, comparable(serial)
 
 
 def key_hash(text: str) -> bytes | None:

@@ -1,34 +1,42 @@
 """Rules of a model beyond topics and lifetimes: admission paths, certificate profile, renewal, MQTT sessions.
 
 One codec, `rules_json` and `rules_of`, serves the registry, the admin API and the command line: a rule that is added
-here is stored, shown and changed everywhere.
+here is stored, shown and changed everywhere. What a rule is for and its limits, as the API publishes and checks them,
+stand at its field; a text that is "" is none, and durations are whole seconds in JSON.
 """
 
 import enum
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_type_hints
 from urllib.parse import urlsplit
 
-from msgspec import Struct, convert, field, to_builtins
-from msgspec.structs import fields, replace
+from msgspec import Meta, Struct, convert, field, to_builtins
+from msgspec.structs import replace
 
-from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.errors import Invalid
-from fleet.domain.http_policy import RULES_MAX, http_rule
-from fleet.domain.name_templates import check_dns_template, check_uri_template, check_user_template
+from fleet.domain.http_policy import RULE_SIZE_MAX, RULES_MAX, http_rule
+from fleet.domain.members import about, at_most, choice, seconds
+from fleet.domain.mqtt_rules import MqttRules, check_mqtt_rules, must
+from fleet.domain.name_templates import TEMPLATE_SIZE_MAX, check_dns_template, check_uri_template, check_user_template
 
+NO_TIME = timedelta(0)
 GRACE_MAX = timedelta(days=3650)
 SPREAD_MAX = timedelta(days=365)
 WEBHOOK_URL_SIZE_MAX = 512
-RATE_MAX = 2**31 - 1
-BYTES_PER_SECOND_MIN = 1_024  # less, and one read of the transport would take longer than a session is kept waiting
-PACKET_SIZE_MIN = 1_024
-BURST_MIN, BURST_MAX = timedelta(seconds=1), timedelta(hours=1)
 ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
 FORMER_TENANTS_MAX = 16  # each is one more CA that can issue for the model's devices
+
+
+class ModelKind(enum.StrEnum):
+    """What a model's certificates are for. A model keeps its kind."""
+
+    DEVICE = "device"
+    APPLICATION = "application"
+    """Back-end programs, by default with the topics of all devices: never admitted by a path of the factory."""
 
 
 class AdmissionPath(enum.StrEnum):
@@ -56,6 +64,9 @@ class RenewalKey(enum.StrEnum):
     SAME = "same"
 
 
+OF_APPLICATIONS = frozenset({AdmissionPath.TOKEN, AdmissionPath.APPROVAL})
+"""Admission paths by which an operator decides on each certificate; the others decide for batches of devices."""
+
 EXTENDED_KEY_USAGES = {
     "clientAuth": "1.3.6.1.5.5.7.3.2",
     "emailProtection": "1.3.6.1.5.5.7.3.4",
@@ -67,45 +78,50 @@ EXTENDED_KEY_USAGES = {
 
 
 class AdmissionRules(Struct, frozen=True):
-    """Rules for the first certificate."""
+    """How devices earn a first certificate."""
 
     paths: tuple[AdmissionPath, ...] = (AdmissionPath.TOKEN, AdmissionPath.STATION)
-    any_idevid: bool = False
-    """Whether any device of a trust anchor may enroll, on the manifest or not."""
-    webhook: str = ""
-    """An https URL called for external authorization of each first certificate; "" for none."""
+    any_idevid: Annotated[bool, about("Whether any device of a trust anchor may enroll, on the manifest or not.")] = (
+        False
+    )
+    webhook: Annotated[str, at_most(WEBHOOK_URL_SIZE_MAX, "https URL asked before each first certificate.")] = ""
+
+
+_Uri = Annotated[str, at_most(TEMPLATE_SIZE_MAX, "{id} and {model} are filled in.")]
 
 
 class ProfileRules(Struct, frozen=True):
-    """Content of a certificate besides the device id."""
+    """What certificates hold beside the device id."""
 
-    extended_key_usages: tuple[str, ...] = ("clientAuth",)
-    """Names of EXTENDED_KEY_USAGES."""
-    organisation: str = ""
-    """O of the subject; "" for none."""
-    hardware_module_name: bool = True
-    """Whether a known hardware serial is in the SAN as hwModuleName (IEEE 802.1AR, 8.10.4)."""
-    dns_name: str = ""
-    """Template of a DNS name in the SAN, with {id} and {model}; "" for none."""
-    uris: tuple[str, ...] = ()
-    """Templates of URIs in the SAN, likewise."""
-    email: str = ""
-    """Template of a mail address in the SAN (rfc822Name), likewise."""
-    upn: str = ""
-    """Template of a user principal name in the SAN, likewise: USER@REALM, as Windows and RADIUS servers look for."""
-    service: bool = False
-    """Whether it is good for a server too, under its DNS name: a service of a partner, say. An operator approves each.
-    """
-    csr_extended_key_usages: bool = False
-    """Whether a CSR may request a subset of `extended_key_usages`."""
-    server_keygen: bool = False
-    """Whether the server generates keys on request (RFC 7030, 4.4)."""
-    cdp: bool = True
-    """Whether it names its CRL, if its CA publishes any (RFC 5280, 4.2.1.13)."""
-    aia: bool = True
-    """Whether it names the OCSP responder and the CA's certificate, likewise (4.2.2.1)."""
-    binding: bool = False
-    """Whether a request must carry a channel binding (RFC 7030, 3.5)."""
+    extended_key_usages: Annotated[
+        tuple[Annotated[str, choice(EXTENDED_KEY_USAGES)], ...],
+        Meta(min_length=1, description="clientAuth is always among them."),
+    ] = ("clientAuth",)
+    organisation: Annotated[str, at_most(ORGANISATION_SIZE_MAX, "O of the subject.")] = ""
+    hardware_module_name: Annotated[bool, about("Whether the SAN holds a known hardware serial (IEEE 802.1AR).")] = True
+    """As hwModuleName (IEEE 802.1AR, 8.10.4)."""
+    dns_name: Annotated[str, at_most(TEMPLATE_SIZE_MAX, "DNS name in the SAN; {id}, {model} are filled.")] = ""
+    uris: Annotated[tuple[_Uri, ...], at_most(URI_NAMES_MAX, "URIs in the SAN.")] = ()
+    email: Annotated[str, at_most(TEMPLATE_SIZE_MAX, "Mail address in the SAN; {id} and {model} are filled in.")] = ""
+    """As rfc822Name."""
+    upn: Annotated[str, at_most(TEMPLATE_SIZE_MAX, "User principal name in the SAN: USER@REALM; likewise.")] = ""
+    """As Windows and RADIUS servers look for."""
+    service: Annotated[
+        bool, about("Whether certificates are good for a server too, under their DNS name; each needs an approval.")
+    ] = False
+    """A service of a partner, say. An operator approves each."""
+    csr_extended_key_usages: Annotated[bool, about("Whether a CSR may ask for fewer of the extended key usages.")] = (
+        False
+    )
+    server_keygen: Annotated[bool, about("Server-side key generation (RFC 7030, 4.4).")] = False
+    """On request."""
+    cdp: Annotated[bool, about("Whether certificates name their CRL, where the CA publishes one.")] = True
+    """RFC 5280, 4.2.1.13."""
+    aia: Annotated[bool, about("Whether certificates name the OCSP responder and the CA's certificate, likewise.")] = (
+        True
+    )
+    """RFC 5280, 4.2.2.1."""
+    binding: Annotated[bool, about("Whether requests must carry the channel binding (RFC 7030, 3.5).")] = False
 
 
 class Campaign(Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,48 +134,29 @@ class Campaign(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RenewalRules(Struct, frozen=True):
-    """Rules for renewals."""
+    """How devices renew."""
 
-    key: RenewalKey = RenewalKey.ANY
-    grace: timedelta = field(default=timedelta(0), name="grace_seconds")
-    """Grace period after notAfter in which a certificate can still be renewed, and nothing else."""
+    key: Annotated[RenewalKey, about("Which key a renewal must be for.")] = RenewalKey.ANY
+    grace: Annotated[
+        timedelta,
+        seconds(NO_TIME, GRACE_MAX, "How long after notAfter a certificate may still be renewed, and nothing else."),
+    ] = field(default=NO_TIME, name="grace_seconds")
     campaign: Campaign | None = None
 
 
-class OnDenied(enum.StrEnum):
-    """What becomes of an MQTT 3.1.1 session whose PUBLISH is denied: that version has no refusal for a message."""
-
-    ACKNOWLEDGE = "acknowledge"
-    """The message is acknowledged and dropped, as brokers do."""
-    CLOSE = "close"
-    """The connection is closed. Many clients then send the same message again in the next one."""
-
-
-class MqttRules(Struct, frozen=True):
-    """Rules for MQTT sessions."""
-
-    on_denied: OnDenied = OnDenied.ACKNOWLEDGE
-    """For MQTT 3.1.1; with 5.0 the acknowledgement says that the message was refused."""
-    messages_per_second: int = 10_000
-    """Packets that a device may send on average, of any type; 0 for no limit."""
-    bytes_per_second: int = 4_194_304
-    """Bytes, likewise."""
-    burst: timedelta = field(default=timedelta(seconds=10), name="burst_seconds")
-    """How much may be sent at once after a rest: what the rates allow in that time."""
-    check_response_topic: bool = True
-    """Whether a message or will of MQTT 5.0 may ask for a response only on a topic that the device may subscribe to."""
-    subscriptions_max: int = 0
-    """Topic filters of a device; 0, or more than fleet.toml allows: what that allows."""
-    packet_size_max: int = 0
-    """Bytes of an MQTT packet of a device, likewise."""
+_HttpRule = Annotated[
+    str, at_most(RULE_SIZE_MAX, "Methods and a path: `GET,HEAD /v1/devices/{id}/**`; * is any method, or one segment.")
+]
 
 
 class HttpRules(Struct, frozen=True):
-    """Rules for HTTP requests through a reverse proxy that asks us."""
+    """Which HTTP requests a reverse proxy that asks us may pass on."""
 
-    allow: tuple[str, ...] = ()
-    """Methods and paths, as `fleet.domain.http_policy` has them; none: every request. With one, all others are denied.
-    """
+    allow: Annotated[
+        tuple[_HttpRule, ...],
+        at_most(RULES_MAX, "With none, devices may request everything, and applications nothing."),
+    ] = ()
+    """As `fleet.domain.http_policy` has them. With one, all others are denied."""
 
 
 class ModelRules(Struct, frozen=True):
@@ -172,6 +169,7 @@ class ModelRules(Struct, frozen=True):
     renewal: RenewalRules = field(default=RenewalRules())
     mqtt: MqttRules = field(default=MqttRules())
     http: HttpRules = field(default=HttpRules())
+    kind: ModelKind = ModelKind.DEVICE
 
     @property
     def signers(self) -> tuple[str, ...]:
@@ -185,8 +183,6 @@ _GROUPS = (AdmissionRules, ProfileRules, RenewalRules, MqttRules, HttpRules)
 _Rules = TypeVar("_Rules", bound=Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
-
-
 _TYPED = (datetime, timedelta)  # msgspec leaves them to `_json` and `_typed`
 
 
@@ -200,8 +196,8 @@ def _json(value: Any) -> Any:
     match value:
         case dict():
             return {name: _json(each) for name, each in value.items()}
-        case tuple():
-            return list(value)
+        case list() | tuple():
+            return [_json(each) for each in value]
         case datetime():
             return value.astimezone(UTC).isoformat()
         case timedelta():
@@ -226,11 +222,11 @@ def rules_of(given: Mapping[str, Any], old: ModelRules = DEFAULT_RULES) -> Model
 
 
 def _updated(old: _Rules, given: Mapping[str, Any], group: str = "") -> _Rules:
-    members = {member.encode_name: member for member in fields(old)}
+    members = dict(zip(old.__struct_encode_fields__, old.__struct_fields__, strict=True))
     changed: dict[str, Any] = {}
     for key, value in given.items():
         name, member = f"{group}{key[:80]}", members.get(key)
-        before = getattr(old, member.name) if member is not None else None
+        before = getattr(old, member) if member is not None else None
         if isinstance(before, _GROUPS) and isinstance(value, Mapping):
             changed[key] = _updated(before, value, f"{key}.")
         elif member is None or isinstance(before, _GROUPS):
@@ -240,8 +236,15 @@ def _updated(old: _Rules, given: Mapping[str, Any], group: str = "") -> _Rules:
                 f"Choose from {', '.join(flat_rules(DEFAULT_RULES))}.",
             )
         else:
-            changed[member.name] = _value(name, member.type, value)
+            changed[member] = _value(name, member_kinds(type(old))[key], value)
     return replace(old, **changed)
+
+
+@cache
+def member_kinds(rules: type[Struct]) -> dict[str, Any]:
+    """The type of each member by its name in JSON, without its limits: `checked_rules` has sentences for those."""
+    kinds = get_type_hints(rules)
+    return {key: kinds[name] for key, name in zip(rules.__struct_encode_fields__, rules.__struct_fields__, strict=True)}
 
 
 def _value(name: str, kind: Any, value: Any) -> Any:
@@ -257,6 +260,8 @@ def _typed(name: str, value: Any) -> Any:
         case Mapping():
             return {key: _typed(key, each) for key, each in value.items()}
         case list() | tuple():
+            if any(isinstance(each, Mapping) for each in value):
+                return tuple(_typed(name, each) for each in value)
             return tuple(dict.fromkeys(value))
         case int() if name.endswith("_seconds") and not isinstance(value, bool):
             return timedelta(seconds=value)
@@ -279,41 +284,27 @@ def moved(rules: ModelRules, before: str) -> ModelRules:
 def checked_rules(rules: ModelRules) -> ModelRules:
     """`rules`, validated for use by devices. Raises: Invalid (`bad-rule`, `bad-name`)."""
     for name in rules.signers:
-        if name and not _NAME.fullmatch(name):
-            raise Invalid("bad-rule", f"{name[:80]!r} is not a name for a tenant.")
-    if len(rules.former_tenants) > FORMER_TENANTS_MAX:
-        raise Invalid("bad-rule", f"A model has at most {FORMER_TENANTS_MAX} former tenants.", "End them first.")
+        must(not name or bool(_NAME.fullmatch(name)), f"{name[:80]!r} is not a name for a tenant.")
+    former = f"A model has at most {FORMER_TENANTS_MAX} former tenants."
+    must(len(rules.former_tenants) <= FORMER_TENANTS_MAX, former, "End them first.")
     _check_admission(rules.admission)
+    if rules.kind is ModelKind.APPLICATION:
+        admitted = "Applications are admitted by a token or an operator's approval."
+        must(
+            OF_APPLICATIONS.issuperset(rules.admission.paths),
+            admitted,
+            "Give --admit token, or --admit approval.",
+        )
     _check_profile(rules.profile)
     _check_service(rules)
-    if not timedelta(0) <= rules.renewal.grace <= GRACE_MAX:
-        raise Invalid("bad-rule", "A grace lasts from nothing to 3650 days.")
-    campaign = rules.renewal.campaign
-    if campaign is not None and not timedelta(0) <= campaign.spread <= SPREAD_MAX:
-        raise Invalid("bad-rule", "A campaign is spread over nothing to 365 days.")
-    _check_mqtt(rules.mqtt)
-    if len(rules.http.allow) > RULES_MAX:
-        raise Invalid("bad-rule", f"A model has at most {RULES_MAX} rules for HTTP requests.")
+    must(NO_TIME <= rules.renewal.grace <= GRACE_MAX, "A grace lasts from nothing to 3650 days.")
+    spread = rules.renewal.campaign.spread if rules.renewal.campaign is not None else NO_TIME
+    must(NO_TIME <= spread <= SPREAD_MAX, "A campaign is spread over nothing to 365 days.")
+    check_mqtt_rules(rules.mqtt)
+    must(len(rules.http.allow) <= RULES_MAX, f"A model has at most {RULES_MAX} rules for HTTP requests.")
     for rule in rules.http.allow:
         http_rule(rule)
     return rules
-
-
-def _check_mqtt(rules: MqttRules) -> None:
-    if not 0 <= rules.messages_per_second <= RATE_MAX:
-        raise Invalid("bad-rule", f"Messages per second are 0, for no limit, to {RATE_MAX}.")
-    if rules.bytes_per_second and not BYTES_PER_SECOND_MIN <= rules.bytes_per_second <= RATE_MAX:
-        raise Invalid("bad-rule", f"Bytes per second are 0, for no limit, or {BYTES_PER_SECOND_MIN} to {RATE_MAX}.")
-    if not BURST_MIN <= rules.burst <= BURST_MAX:
-        raise Invalid("bad-rule", "A burst lasts from one second to an hour.")
-    if not 0 <= rules.subscriptions_max <= FILTERS_PER_DEVICE_MAX:
-        raise Invalid(
-            "bad-rule",
-            f"The subscriptions must be 0, for the limit of fleet.toml, or 1 to {FILTERS_PER_DEVICE_MAX}.",
-        )
-    if rules.packet_size_max and not PACKET_SIZE_MIN <= rules.packet_size_max <= PACKET_SIZE_MAX:
-        what = "The packet size must be 0, for the limit of fleet.toml, or"
-        raise Invalid("bad-rule", f"{what} {PACKET_SIZE_MIN} to {PACKET_SIZE_MAX} bytes.")
 
 
 def _check_admission(rules: AdmissionRules) -> None:
@@ -343,8 +334,7 @@ def _check_profile(rules: ProfileRules) -> None:
         raise Invalid("bad-rule", f"An organisation has 1 to {ORGANISATION_SIZE_MAX} printable characters.")
     if rules.dns_name:
         check_dns_template(rules.dns_name)
-    if len(rules.uris) > URI_NAMES_MAX:
-        raise Invalid("bad-rule", f"A certificate takes at most {URI_NAMES_MAX} URIs.")
+    must(len(rules.uris) <= URI_NAMES_MAX, f"A certificate takes at most {URI_NAMES_MAX} URIs.")
     for uri in rules.uris:
         check_uri_template(uri)
     for template in filter(None, (rules.email, rules.upn)):
@@ -354,11 +344,7 @@ def _check_profile(rules: ProfileRules) -> None:
 def _check_service(rules: ModelRules) -> None:
     if not rules.profile.service:
         return
-    if rules.admission.paths != (AdmissionPath.APPROVAL,):
-        raise Invalid(
-            "bad-rule",
-            "A service's certificate needs an operator's approval.",
-            "Admit by approval alone: --admit approval",
-        )
-    if "{id}" not in rules.profile.dns_name:
-        raise Invalid("bad-rule", "A service's certificate needs a DNS name of its own.", "Give one with {id}.")
+    is_approved, has_name = rules.admission.paths == (AdmissionPath.APPROVAL,), "{id}" in rules.profile.dns_name
+    approval = "A service's certificate needs an operator's approval."
+    must(is_approved, approval, "Admit by approval alone: --admit approval")
+    must(has_name, "A service's certificate needs a DNS name of its own.", "Give one with {id}.")

@@ -1,6 +1,6 @@
 """Ports: interfaces that the services consume, implemented by `storage`, `ca`, `home`, `servers.est` and test fakes."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,34 +9,22 @@ from msgspec import Struct
 from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
 from fleet.domain.audit_log import AuditNode, Sealed, TreeHead
-from fleet.domain.changes import AuditRow, Change, Event
+from fleet.domain.changes import AuditRow, Change, Event, Notice
 from fleet.domain.claim import Claim
-from fleet.domain.credential import Credential, KeyUse, Station, Token
-from fleet.domain.crl import CertificateFacts, Crl, CrlEntry, CrlForm, CrlHead, Noted, PendingRevocation, Revocation
-from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place, StateChange
+from fleet.domain.credential import Credential, CredentialState, KeyUse, Station, Token
+from fleet.domain.crl_store import CrlStore
+from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceState, Model, Place, StateChange
+from fleet.domain.device_report import ReportStore
 from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
+from fleet.domain.presence import PresenceStore
 from fleet.domain.revoked_cache import RevokedCache
 
 if TYPE_CHECKING:
     from fleet.domain.enrollment import IssuePermit
-
-
-class EnrollmentFacts(Struct, frozen=True):
-    """All records needed for a first enrollment, from one consistent read in one round trip."""
-
-    device: Device | None
-    model: Model | None
-    """The device's model; for an unknown device the token's model, if any."""
-    credentials: tuple[Credential, ...]
-    """The device's credentials, oldest first: the newest few of each state but SUPERSEDED, which never occurs alone,
-    and those that were asked for."""
-    token: Token | None
-    key_uses: tuple[KeyUse, ...] = ()
-    """Every holder of a certificate for the key."""
 
 
 class HolderFacts(Struct, frozen=True):
@@ -57,10 +45,39 @@ class HolderFacts(Struct, frozen=True):
     """The rules in force, by id, for a device's certificate."""
 
     @property
+    def only_model(self) -> str | None:
+        """The model of all devices that the station or the claim may register; None for another holder."""
+        if self.claim is not None:
+            return self.claim.model
+        return self.station.models[0] if self.station is not None and len(self.station.models) == 1 else None
+
+    @property
     def distrusted(self) -> bool:
         """Whether a rule refuses the device's certificate."""
         device = self.device
         return device is not None and refusing(self.distrusts, device.model, self.credential) is not None
+
+    @property
+    def may_connect(self) -> bool:
+        """Whether its device is active, and the certificate neither revoked nor distrusted; it may have expired."""
+        is_active = self.device is not None and self.device.state is DeviceState.ACTIVE
+        return is_active and self.credential.state is not CredentialState.REVOKED and not self.distrusted
+
+
+class EnrollmentFacts(Struct, frozen=True):
+    """All records needed for a first enrollment, from one consistent read in one round trip."""
+
+    device: Device | None
+    model: Model | None
+    """The device's model; for an unknown device that of its token, or the only one of its station or claim."""
+    credentials: tuple[Credential, ...]
+    """The device's credentials, oldest first: the newest few of each state but SUPERSEDED, which never occurs alone,
+    and those that were asked for."""
+    token: Token | None
+    key_uses: tuple[KeyUse, ...] = ()
+    """Every holder of a certificate for the key."""
+    holder: HolderFacts | None = None
+    """Of the certificate asked for; None when it was never issued here."""
 
 
 class AuditReader(Protocol):
@@ -84,82 +101,7 @@ class AuditReader(Protocol):
         """
 
 
-class CrlStore(Protocol):
-    """Revoked certificates, and the CRLs made of them. One node at a time writes here: the holder of a lease."""
-
-    async def revocation(self, serial: str) -> Revocation | None:
-        """By serial number, lower-case hex: the certificate is revoked or on hold, or was on hold."""
-
-    async def certificate_facts(self, serial: str) -> CertificateFacts | None:
-        """By serial number, lower-case hex, in one look-up; None: no certificate of this number is known."""
-
-    async def pending_revocations(self, limit: int) -> list[PendingRevocation]:
-        """Revocations whose CRL entry is still to be made, at most `limit`."""
-
-    async def unpublished(self) -> list[tuple[bytes, int]]:
-        """Issuer and bucket of every entry that is in no CRL yet."""
-
-    async def crl_entries(self, issuer: bytes, buckets: range, since: datetime) -> list[bytes]:
-        """Entries of certificates of the CA `issuer`, in these buckets, that expire at `since` or later."""
-
-    async def changed_entries(self, issuer: bytes, base: int) -> list[bytes]:
-        """Entries of the CA `issuer` that no CRL up to the number `base` has, removals included."""
-
-    async def buckets_after(self, issuer: bytes, number: int) -> list[tuple[int, int]]:
-        """Buckets with entries that CRLs of the CA `issuer` after the number `number` brought, each with the newest of
-        these numbers.
-        """
-
-    async def last_crl_number(self, issuer: bytes) -> int:
-        """The number of the CRL that brought the newest entry of the CA `issuer`; 0: it has none."""
-
-    async def latest_end(self) -> datetime:
-        """notAfter of the certificate that ends last."""
-
-    async def crl_heads(self) -> list[CrlHead]:
-        """Of every published CRL, by path."""
-
-    async def crl_head(self, path: str) -> CrlHead | None: ...
-
-    async def crl(self, path: str) -> Crl | None:
-        """The CRL published at this URL path."""
-
-    async def store_entries(self, entries: Sequence[CrlEntry], lease: Lease, now: datetime) -> None:
-        """Store entries; one whose revocation has changed since it was read stays pending.
-
-        Raises: Conflict (`lease-held`): another node publishes; nothing was written. Unavailable.
-        """
-
-    async def publish_crls(self, crls: Sequence[Crl], whole: Sequence[bytes], lease: Lease, now: datetime) -> None:
-        """Store `crls`, of one number, in place of those of their paths. Every unpublished entry of the CAs `whole` is
-        in one of them.
-
-        Raises: Conflict (`lease-held`): another node publishes; nothing was written. Unavailable.
-        """
-
-    async def drop_crls(self, paths: Sequence[str], lease: Lease, now: datetime) -> None:
-        """Delete the CRLs at these URL paths. Raises: Conflict (`lease-held`). Unavailable."""
-
-    async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
-        """List certificates of the CAs with these key identifiers. What is listed already gets a reason where it has
-        none or is on hold, KEY_COMPROMISE always, and the earlier time. A hold is of certificates alone that are not
-        in the registry: of those that are, the state of their device says it.
-        """
-
-    async def listed_after(self, issuer: bytes, number: int, serial: str, limit: int) -> list[Noted]:
-        """What CRLs of the CA `issuer` after the number `number` brought, and that one itself after `serial`; in that
-        order, at most `limit`.
-        """
-
-    async def drop_revoked(self, expired: datetime, issuer: bytes, released: int, lease: Lease, now: datetime) -> None:
-        """Delete the entries of the CA `issuer` that expired before `expired`, and removals that CRLs up to the number
-        `released` have.
-
-        Raises: Conflict (`lease-held`). Unavailable.
-        """
-
-
-class Registry(AuditReader, CrlStore, Protocol):
+class Registry(AuditReader, CrlStore, PresenceStore, ReportStore, Protocol):
     """The authoritative state of the fleet. Reads see every commit that has returned."""
 
     @property
@@ -186,6 +128,13 @@ class Registry(AuditReader, CrlStore, Protocol):
 
     async def credentials(self, holder: str) -> list[Credential]:
         """Oldest first."""
+
+    async def usable_until(
+        self, device_ids: Sequence[str], rules: Iterable[Distrust], now: datetime
+    ) -> dict[str, datetime]:
+        """When the last certificate of each device ends that is issued or active, not expired, and refused by none of
+        `rules`: one query. A device without one is left out.
+        """
 
     async def credential(self, serial: str) -> Credential | None:
         """By serial number, lower-case hex."""
@@ -274,9 +223,11 @@ class Registry(AuditReader, CrlStore, Protocol):
         *,
         presented: bytes | None = None,
         earned_by: str | None = None,
+        certificate: bytes | None = None,
     ) -> EnrollmentFacts:
         """Whatever was issued later, `credentials` hold the certificate whose fingerprint is `presented`, the newest
-        unused one for the key, and the newest few unused ones that were issued under the grant `earned_by`.
+        unused one for the key, and the newest few unused ones that were issued under the grant `earned_by`. `holder` is
+        that of the certificate whose fingerprint is `certificate`, of anybody's.
         """
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
@@ -294,6 +245,9 @@ class Registry(AuditReader, CrlStore, Protocol):
         Raises: Conflict: the condition of a write failed, and nothing was written. Unavailable: the disk or the
         database failed, and nothing was written, except with code `registry-unsettled`: the outcome is unknown.
         """
+
+    async def tell(self, notice: Notice) -> None:
+        """Put its events into the feed, among those of commits. Raises: Unavailable, as `commit`."""
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> list[Event]:
         """Events in order, those with a sequence greater than `after`."""
@@ -318,13 +272,6 @@ class Issuer(Protocol):
         """
 
 
-class CrlSigner(Protocol):
-    """Signs the CRLs of one CA."""
-
-    def sign(self, form: CrlForm, entries: Sequence[bytes]) -> bytes:
-        """The CRL with these entries, DER."""
-
-
 class KeyGenerator(Protocol):
     """Generates a device's key on the server (RFC 7030, 4.4), kept for that response only."""
 
@@ -345,6 +292,9 @@ class Tenants(Protocol):
         """Root first, then the issuing CA, then former ones still in use; for "" the fleet's own. None: no such
         tenant.
         """
+
+    def trust_update(self, tenant: str) -> bytes:
+        """The signed statement of which former roots are retired (`fleet.wire.trust_update`); b"" if none is."""
 
 
 class HeadSigner(Protocol):

@@ -35,19 +35,23 @@ class Buckets:
     __slots__ = ("_burst_s", "_full_at", "_interval_s")
 
     def __init__(self, per_second: float, keys_max: int = KEYS_MAX) -> None:
+        self.set_rate(per_second)
+        self._full_at: Recent[Hashable, float] = Recent(keys_max)
+
+    def set_rate(self, per_second: float) -> None:
+        """From now on; what a key has taken stays taken."""
         self._interval_s = 1 / per_second if per_second else 0.0
         self._burst_s = max(BURST_SECONDS, self._interval_s)
-        self._full_at: Recent[Hashable, float] = Recent(keys_max)
 
     def take(self, key: Hashable, now: float) -> float:
         """0.0 if one was taken; otherwise the seconds until one is available."""
         if not self._interval_s:
             return 0.0
-        full_at = max(self._full_at.get(key, now), now) + self._interval_s
-        too_early = full_at - now - self._burst_s
+        full_at = max(self._full_at.get(key, now), now)
+        too_early = full_at - now - (self._burst_s - self._interval_s)  # exact for a key's first, whatever `now` is
         if too_early > 0:
             return too_early
-        self._full_at.put(key, full_at)
+        self._full_at.put(key, full_at + self._interval_s)
         return 0.0
 
 
@@ -57,8 +61,12 @@ class Backoff:
     __slots__ = ("_failed", "_failures_max", "_seconds_max")
 
     def __init__(self, failures_max: int, seconds_max: float, keys_max: int = KEYS_MAX) -> None:
-        self._failures_max, self._seconds_max = failures_max, seconds_max
+        self.set_limits(failures_max, seconds_max)
         self._failed: Recent[Hashable, tuple[int, float]] = Recent(keys_max)
+
+    def set_limits(self, failures_max: int, seconds_max: float) -> None:
+        """For the failures to come."""
+        self._failures_max, self._seconds_max = failures_max, seconds_max
 
     def wait_s(self, key: Hashable, now: float) -> float:
         """Seconds that `key` must still wait; 0.0 for none."""
@@ -85,6 +93,12 @@ class Rates:
         self._addresses = Buckets(limits.address_per_second)
         self._credentials = Buckets(limits.credential_per_second)
         self._backoff = Backoff(limits.failures_max, limits.backoff_seconds_max)
+
+    def set_limits(self, limits: RateLimits) -> None:
+        """From now on; nobody's debts are forgotten."""
+        self._addresses.set_rate(limits.address_per_second)
+        self._credentials.set_rate(limits.credential_per_second)
+        self._backoff.set_limits(limits.failures_max, limits.backoff_seconds_max)
 
     def wait_s(self, source: str, credential: Hashable | None, now: float) -> float:
         """0.0 if a request is allowed; otherwise the seconds for Retry-After.

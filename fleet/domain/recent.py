@@ -58,17 +58,22 @@ class HolderCounts:
 
     def set(self, holder: str, count: int) -> None:
         """`holder` now has `count`."""
-        before = self._counts.pop(holder, 0)
-        if count:
-            self._counts[holder] = count
+        before = self._counts.get(holder, 0)
         if count == before:
             return
+        if count:
+            self._counts[holder] = count
+        else:
+            del self._counts[holder]
         if count:  # before it is removed: its old rank is the next to its new one
-            rank = self._ranks.setdefault(count, OrderedDict())
+            rank = self._ranks.get(count)
+            if rank is None:
+                rank = self._ranks[count] = OrderedDict()
             rank[holder] = None
             if before > count:
                 rank.move_to_end(holder, last=False)
-            self.most = max(self.most, count)
+            if count > self.most:
+                self.most = count
         if before:
             rank = self._ranks[before]
             del rank[holder]

@@ -1,4 +1,7 @@
-"""Events that end or change a right to connect, decoded."""
+"""Events that end sessions, or change a right to connect, decoded."""
+
+import json
+from typing import Self
 
 from msgspec import Struct
 
@@ -28,8 +31,20 @@ class CredentialEnded(Struct, frozen=True):
     """None: all of the holder's."""
 
 
+class CredentialSuperseded(Struct, frozen=True):
+    """It ends next, since its holder has used a newer one."""
+
+    fingerprint: bytes
+
+
 class ModelChanged(Struct, frozen=True):
     name: str
+
+
+class DeviceTagged(Struct, frozen=True):
+    """Its tags or groups have changed."""
+
+    device_id: str
 
 
 class DistrustChanged(Struct, frozen=True):
@@ -39,7 +54,33 @@ class DistrustChanged(Struct, frozen=True):
     """The rule (`fleet.domain.distrust.rule_of`); "": it was undone."""
 
 
-RightChanged = DeviceStateChanged | CredentialEnded | ModelChanged | DistrustChanged
+class SessionKicked(Struct, frozen=True):
+    """Sessions of a device are closed; it may connect again."""
+
+    device_id: str
+    client_id: str | None = None
+    """None: all of the device's."""
+    publishes_will: bool = False
+
+    def event(self) -> Event:
+        detail = {"client_id": self.client_id, "will": self.publishes_will}
+        return Event(EventKind.SESSION_KICKED, self.device_id, json.dumps(detail))
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        detail = json.loads(event.detail)
+        return cls(event.subject, detail["client_id"], detail["will"])
+
+
+RightChanged = (
+    DeviceStateChanged
+    | CredentialEnded
+    | CredentialSuperseded
+    | ModelChanged
+    | DeviceTagged
+    | DistrustChanged
+    | SessionKicked
+)
 
 
 def decode_event(event: Event) -> RightChanged | None:
@@ -49,8 +90,14 @@ def decode_event(event: Event) -> RightChanged | None:
             return DeviceStateChanged(event.subject, event.detail)
         case EventKind.CREDENTIAL_ENDED:
             return CredentialEnded(event.subject, bytes.fromhex(event.detail) if event.detail else None)
+        case EventKind.CREDENTIAL_SUPERSEDED:
+            return CredentialSuperseded(bytes.fromhex(event.detail))
         case EventKind.MODEL_CHANGED:
             return ModelChanged(event.subject)
+        case EventKind.DEVICE_TAGGED:
+            return DeviceTagged(event.subject)
         case EventKind.DISTRUST_CHANGED:
             return DistrustChanged(event.subject, event.detail)
+        case EventKind.SESSION_KICKED:
+            return SessionKicked.of(event)
     return None

@@ -15,7 +15,9 @@ TAGS_MAX = 32  # of a device: labels for selection, not a data store
 GROUPS_MAX = 16
 TAG_VALUE_MAX = 128  # characters
 
-RESERVED_KEYS = frozenset({"id", "model", "state", "group", "groups", "expires", "tag", "tags", "and", "or", "not"})
+RESERVED_KEYS = frozenset(
+    {"id", "kind", "model", "state", "group", "groups", "expires", "tag", "tags", "and", "or", "not"}
+)
 """Words reserved by device filters."""
 
 TAG_KEY = r"[A-Za-z][A-Za-z0-9._-]{0,31}"

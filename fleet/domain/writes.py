@@ -23,6 +23,10 @@ from fleet.domain.manifest import ListedDevice
 Inserted = Model | Device | Token | Claim | Station | Anchor | Distrust | Operator | Answer
 
 
+class PlainWrite(Struct, frozen=True):
+    """A write whose statements take its fields as they are, in their order."""
+
+
 class Insert(Struct, frozen=True):
     """Add `value`. Conflict when its id or name is taken: of an anchor also its certificate, of a device its hardware
     serial; of an answer, when its actor has used the idempotency key already.
@@ -63,19 +67,22 @@ class TagDevice(Struct, frozen=True):
     revision: int
 
 
-DeviceWrite = SetModel | MoveDevice | TagDevice
-
-
 class AddCredential(Struct, frozen=True):
     """Conflict when the fingerprint or the serial is taken, or when its key is another holder's or was revoked."""
 
     credential: Credential
 
 
-class MarkUsed(Struct, frozen=True):
+class MarkUsed(PlainWrite, frozen=True):
     """Move the credential from ISSUED to ACTIVE; every usable credential that its holder was issued before becomes
     SUPERSEDED. Conflict when it is neither ISSUED nor ACTIVE any more.
     """
+
+    fingerprint: bytes
+
+
+class FirstUse(PlainWrite, frozen=True):
+    """The credential was not used yet: in front of its MarkUsed. Conflict (`used-already`) when it is ACTIVE."""
 
     fingerprint: bytes
 
@@ -112,6 +119,15 @@ class RevokeSome(Struct, frozen=True):
     reason: CrlReason = CrlReason.UNSPECIFIED
 
 
+class NewestForKeyIs(PlainWrite, frozen=True):
+    """Of the holder's certificates for the key, `newest`, a fingerprint, is the newest. Conflict when it is not."""
+
+    holder: str
+    kind: str
+    key_sha256: bytes
+    newest: bytes
+
+
 class RevokeCredentials(Struct, frozen=True):
     """Every credential of the holder becomes REVOKED, and is listed in CRLs until it expires; one that is listed keeps
     its reason, unless that was a hold or this is KEY_COMPROMISE. `kind` tells a station from a device of the same name.
@@ -132,47 +148,33 @@ class HoldCredentials(Struct, frozen=True):
     at: datetime
 
 
-class ReleaseCredentials(Struct, frozen=True):
+class ReleaseCredentials(PlainWrite, frozen=True):
     """Every credential of the holder that is on hold leaves the CRLs."""
 
     kind: str
     holder: str
 
 
-class SpendToken(Struct, frozen=True):
+class SpendToken(PlainWrite, frozen=True):
     """Count one use. Conflict when the token is revoked or has no use left: a race that only the registry settles."""
 
     token_id: str
 
 
-class RevokeToken(Struct, frozen=True):
+class RevokeToken(PlainWrite, frozen=True):
     """Conflict when it does not exist or is revoked already."""
 
     token_id: str
     at: datetime
 
 
-CredentialWrite = (
-    AddCredential
-    | MarkUsed
-    | EndUnused
-    | EndCredentials
-    | RevokeSome
-    | RevokeCredentials
-    | HoldCredentials
-    | ReleaseCredentials
-    | SpendToken
-    | RevokeToken
-)
-
-
-class SpendClaim(Struct, frozen=True):
+class SpendClaim(PlainWrite, frozen=True):
     """Count one use. Conflict when the claim is revoked or in quarantine, or has no use left."""
 
     name: str
 
 
-class CountTakeover(Struct, frozen=True):
+class CountTakeover(PlainWrite, frozen=True):
     """Count a request of the claim for an identity that another device holds, as number `count`. Conflict when that is
     not the next one, or when the claim is in quarantine or revoked.
     """
@@ -181,7 +183,7 @@ class CountTakeover(Struct, frozen=True):
     count: int
 
 
-class QuarantineClaim(Struct, frozen=True):
+class QuarantineClaim(PlainWrite, frozen=True):
     """Conflict when it is in quarantine already, or revoked."""
 
     name: str
@@ -189,43 +191,40 @@ class QuarantineClaim(Struct, frozen=True):
     reason: str
 
 
-class ReleaseClaim(Struct, frozen=True):
+class ReleaseClaim(PlainWrite, frozen=True):
     """End its quarantine and reset its takeovers. Conflict when it is not in quarantine, or revoked."""
 
     name: str
 
 
-class RevokeClaim(Struct, frozen=True):
+class RevokeClaim(PlainWrite, frozen=True):
     """Conflict when it does not exist or is revoked already."""
 
     name: str
     at: datetime
 
 
-ClaimWrite = SpendClaim | CountTakeover | QuarantineClaim | ReleaseClaim | RevokeClaim
-
-
-class SetStation(Struct, frozen=True):
+class SetStation(PlainWrite, frozen=True):
     """Set the station's daily quota. Conflict when there is no such station."""
 
     name: str
     quota: int
 
 
-class SpendStation(Struct, frozen=True):
+class SpendStation(PlainWrite, frozen=True):
     """Count one certificate on `day`. Conflict when the station's quota for that day has been reached."""
 
     name: str
     day: int
 
 
-class DropAnchor(Struct, frozen=True):
+class DropAnchor(PlainWrite, frozen=True):
     """Conflict when there is none of this name. Devices enrolled by it stay enrolled, and bound."""
 
     name: str
 
 
-class DropDistrust(Struct, frozen=True):
+class DropDistrust(PlainWrite, frozen=True):
     """Conflict when there is none of this id."""
 
     id: str
@@ -237,9 +236,6 @@ class BindIdevid(Struct, frozen=True):
     """
 
     binding: IdevidBinding
-
-
-AdmissionWrite = ClaimWrite | SetStation | SpendStation | DropAnchor | BindIdevid | DropDistrust
 
 
 class ImportDevices(Struct, frozen=True):
@@ -255,8 +251,9 @@ class AddRequest(Struct, frozen=True):
     already, or when as many as `limits` allow are pending, unless it `is_announced`.
 
     With `makes_room`, where all or the model's are as many, the one of them that was not seen for longest gives way: of
-    the address block that has most, and in that of the network that has most. A block that would have as many as that
-    one makes no room for itself, unless that one was not seen for UNSEEN.
+    the region that has most, in that of the block that has most, and in that of the network that has most. Who would
+    have as many as that one makes no room, unless that one was not seen for UNSEEN; of one region, the blocks are
+    compared, and of one block, the networks.
     """
 
     request: ApprovalRequest
@@ -293,22 +290,22 @@ class DecideRequest(Struct, frozen=True):
     revision: int | None = None
 
 
-class CollectRequest(Struct, frozen=True):
+class CollectRequest(PlainWrite, frozen=True):
     """From APPROVED to ISSUED. Conflict when it is not approved any more: a race that only the registry settles."""
 
     request_id: str
 
 
-class DropRequests(Struct, frozen=True):
+class DropRequests(PlainWrite, frozen=True):
     """Delete every request that has expired at `now`."""
 
     now: datetime
 
 
-RequestWrite = AddRequest | TouchRequest | DecideRequest | CollectRequest | DropRequests
+RequestWrite = AddRequest | TouchRequest | DecideRequest
 
 
-class DropAnswers(Struct, frozen=True):
+class DropAnswers(PlainWrite, frozen=True):
     """Delete every answer given before `before`."""
 
     before: datetime
@@ -320,9 +317,6 @@ class TakeLease(Struct, frozen=True):
     lease: Lease
     now: datetime
     by_force: bool = False
-
-
-AdminWrite = DropAnswers | TakeLease
 
 
 class DropCredentials(Struct, frozen=True):
@@ -342,14 +336,15 @@ class DropAudit(Struct, frozen=True):
     upto: int
 
 
-class DropEvents(Struct, frozen=True):
+class DropEvents(PlainWrite, frozen=True):
     """Delete events up to `upto`; the newest one always stays."""
 
     upto: int
 
 
-RetentionWrite = DropCredentials | DropAudit | DropEvents
-
-SteppedWrite = Insert | DeviceWrite | CredentialWrite | AdmissionWrite | RequestWrite | AdminWrite | RetentionWrite
+CredentialWrite = AddCredential | EndUnused | EndCredentials | RevokeSome | RevokeCredentials | HoldCredentials
+DeviceWrite = SetModel | MoveDevice | TagDevice | BindIdevid
+RetentionWrite = DropCredentials | DropAudit | TakeLease
+SteppedWrite = PlainWrite | Insert | DeviceWrite | CredentialWrite | RequestWrite | RetentionWrite
 """Those whose statements are the same on each engine."""
 Write = ImportDevices | SteppedWrite

@@ -1,1 +1,1 @@
-"""Devices as clients and roles of a mosquitto of somebody else's, by its dynamic-security plugin."""
+"""Devices as clients and roles of an external mosquitto, by its dynamic-security plugin."""

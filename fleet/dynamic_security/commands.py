@@ -4,9 +4,9 @@
 
 A client for each device, its user name the device id, which mosquitto takes from the certificate
 (`use_identity_as_username`); a role for each model with the filters that all of its devices share; for filters with
-{id}, which the plugin cannot fill in, a role of the device's own; and behind them the role DENY_REST, since by default
-the plugin delivers messages of subscriptions that were made before. Clients and roles that others have made are not
-changed: ours carry OURS as their text name.
+{id}, which the plugin cannot fill in, a role of the device's own; before these RESERVED_ROLE, and behind them
+DENY_REST, since by default the plugin delivers messages of subscriptions that were made before. Clients and roles that
+others have made are not changed: ours carry OURS as their text name.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from fleet.domain.device import DEVICE_ID, IN_SERVICE, Device, DeviceState, Model
-from fleet.domain.topic_policy import policy_of
+from fleet.domain.topic_policy import RESERVED, filled_for_model, is_per_device, policy_of
 
 OURS = "fleet"
 COMMANDS_MAX = 100
@@ -24,8 +24,13 @@ COMMANDS_MAX = 100
 
 DENY_REST = "fleet-deny-rest"
 """The role that every client of ours has last: what no other role allows is denied, whatever the plugin's default."""
+RESERVED_ROLE = "fleet-reserved"
+"""The role that every client of ours has first: it publishes nothing where the fleet alone does, whatever its model."""
+_PRIORITIES = {DENY_REST: -1, RESERVED_ROLE: 1}  # 0 for the others
 _DENIED = ("publishClientSend", "publishClientReceive", "subscribePattern")
-_EVERY_TOPIC = ("#", "$SYS/#", "$CONTROL/#")  # [MQTT-4.7.2-1] # matches no topic that starts with $
+_EVERY_TOPIC = ("#", "$SYS/#", "$CONTROL/#", "$share/#")  # [MQTT-4.7.2-1] # matches no topic that starts with $
+
+_ANY_GROUP = "$share/+/"
 
 Command = Mapping[str, Any]
 Acl = tuple[str, str, bool]
@@ -62,28 +67,38 @@ def role_of_device(device_id: str) -> str:
 
 
 def no_holdings() -> Holdings:
-    """What is wanted without a model: DENY_REST alone."""
-    return Holdings({DENY_REST: frozenset((kind, topic, False) for kind in _DENIED for topic in _EVERY_TOPIC)}, {})
+    """What is wanted without a model: DENY_REST and RESERVED_ROLE alone."""
+    rest = frozenset((kind, topic, False) for kind in _DENIED for topic in _EVERY_TOPIC)
+    return Holdings({DENY_REST: rest, RESERVED_ROLE: frozenset((_DENIED[0], each, False) for each in RESERVED)}, {})
 
 
 def add_model(holdings: Holdings, model: Model) -> None:
-    """The role with the filters that all devices of `model` share."""
-    shared = (tuple(each for each in kind if "{id}" not in each) for kind in (model.publish, model.subscribe))
-    holdings.roles[role_of_model(model.name)] = _acls(
-        *(tuple(each.replace("{model}", model.name) for each in kind) for kind in shared)
-    )
+    """The role with the filters that all devices of `model` share, also for `$share/GROUP/FILTER` where it allows that:
+    the plugin looks for the whole of it in its patterns.
+    """
+    shared = ([each for each in kind if not is_per_device(each)] for kind in (model.publish, model.subscribe))
+    filled = ([filled_for_model(each, model) for each in kind] for kind in shared)
+    publish, subscribe = ([each for each in kind if each is not None] for kind in filled)
+    groups = [f"{_ANY_GROUP}{each}" for each in subscribe if model.rules.mqtt.shared_subscriptions]
+    acls = _acls(publish, subscribe) | {("subscribePattern", each, True) for each in groups}
+    holdings.roles[role_of_model(model.name)] = acls
 
 
-def add_device(holdings: Holdings, device: Device, model: Model) -> None:
-    """The client of `device` with its roles; a retired device has none."""
+def add_device(holdings: Holdings, device: Device, model: Model, *, is_distrusted: bool = False) -> None:
+    """The client of `device` with its roles; a retired device has none. It `is_distrusted` when its newest certificate
+    is: the plugin does not know which one a client has.
+    """
     if device.state is DeviceState.RETIRED:
         return
-    if device.state not in IN_SERVICE:
+    if device.state not in IN_SERVICE or is_distrusted:
         holdings.clients[device.id] = Client((DENY_REST,), is_enabled=False)
         return
     policy, shared = policy_of(device, model), holdings.roles[role_of_model(model.name)]
-    own = _acls(policy.publish, policy.subscribe) - shared
-    roles = [DENY_REST, role_of_model(model.name)]
+    own, roles = _acls(policy.publish, policy.subscribe), [RESERVED_ROLE, DENY_REST]
+    in_groups = {acl for acl in shared if acl[1].startswith(_ANY_GROUP) and policy.shared}
+    if shared <= own | in_groups:  # an override by a tag may grant less than the model
+        own -= shared
+        roles.append(role_of_model(model.name))
     if own:
         holdings.roles[role_of_device(device.id)] = own
         roles.append(role_of_device(device.id))
@@ -176,7 +191,7 @@ def commands_between(present: Holdings, wanted: Holdings) -> Iterator[Command]:
         found = present.clients.get(name)
         if found is None or found.roles != client.roles:
             command = "createClient" if found is None else "modifyClient"
-            roles = [{"rolename": role, "priority": -1 if role == DENY_REST else 0} for role in client.roles]
+            roles = [{"rolename": role, "priority": _PRIORITIES.get(role, 0)} for role in client.roles]
             yield {"command": command, "username": name, "textname": OURS, "roles": roles}
         if found is None and not client.is_enabled:
             yield {"command": "disableClient", "username": name}

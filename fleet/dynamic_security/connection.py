@@ -17,8 +17,9 @@ import msgspec
 from msgspec import Struct
 
 from fleet.config.addresses import Address
-from fleet.config.secret_files import ExposedFile, read_secret
-from fleet.domain.errors import Invalid, Unavailable
+from fleet.config.secret_files import first_line
+from fleet.domain.errors import Unavailable
+from fleet.domain.password_files import password_file
 from fleet.dynamic_security.commands import Answer, Answers, Command
 from fleet.mqtt_client.client import MqttClient
 from fleet.wire.mqtt.codes import V5
@@ -68,18 +69,10 @@ def _unreachable(problem: str) -> Unavailable:
     return Unavailable("cannot-reach", f"The broker cannot be administered: {problem}.")
 
 
-def password_in(file: Path) -> str:
+def password_in(file: Path) -> bytes:
     """The first line of a file that nobody else can read. Raises: Invalid (`bad-password-file`)."""
-    try:
-        text = read_secret(file, PASSWORD_FILE_SIZE_MAX).decode()
-    except FileNotFoundError as error:
-        why = f"There is no password file {file}."
-        raise Invalid("bad-password-file", why, "See: [dynamic_security] password_file in fleet.toml") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid("bad-password-file", f"The password file {file} cannot be read.") from error
-    except ExposedFile as error:
-        raise Invalid("bad-password-file", f"The password file {error}", error.advice) from error
-    return text.partition("\n")[0].removesuffix("\r")
+    with password_file("dynamic_security.password_file", file):
+        return first_line(file, PASSWORD_FILE_SIZE_MAX)
 
 
 @asynccontextmanager
@@ -87,7 +80,7 @@ async def connected(broker: ControlledBroker) -> AsyncIterator[Control]:
     """A connection; the block ends when it is lost. Raises: Unavailable (`cannot-reach`). Invalid
     (`bad-password-file`).
     """
-    password = password_in(broker.password_file).encode()
+    password = password_in(broker.password_file)
     client = MqttClient(Connect(V5, "", username=broker.user, password=password), PACKET_SIZE_DEFAULT)
     try:
         await _open(client, broker)

@@ -12,6 +12,7 @@ MQTT_PORT_DEFAULT = 8883
 
 # The registry's rule: no + # / $, space or NUL can reach a topic or a file name.
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
 _HOST_PORT = re.compile(r"(?:mqtts://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
 
 
@@ -32,6 +33,13 @@ def check_printable(text: str, what: str) -> str:
     """
     if not text.isprintable():
         raise BadConfig(f"{what} {text[:80]!r} has a character that cannot be printed.")
+    return text
+
+
+def check_host(text: str) -> str:
+    """`text` itself, if it is a name or an IP address, IPv6 without brackets. Raises: BadConfig."""
+    if not _HOST.fullmatch(text):
+        raise BadConfig(f"{text[:80]!r} is not the name or address of a server.")
     return text
 
 

@@ -51,7 +51,8 @@ def chain_ends_at_anchor(issued: Issued) -> None:
     if not issued.anchored:
         raise EstBadAnswer(
             "The certificate does not chain to this device's CA file.",
-            "Check that the CA file belongs to the fleet of this EST server.",
+            "Check that the CA file belongs to the fleet of this EST server; for a tenant with its own root, "
+            "it holds that root too: fleet ca export --tenant NAME",
         )
 
 
@@ -115,6 +116,16 @@ def check_certificate(
     except ValueError as error:  # an extension or name in the certificate cannot be decoded
         raise EstBadAnswer("The certificate has a field that cannot be decoded.") from error
     return chain
+
+
+def check_has_begun(certificate: x509.Certificate, by: datetime) -> None:
+    """Not among CHECKS: it takes a clock that is known to be set. Raises: EstBadAnswer if it begins later."""
+    begin = certificate.not_valid_before_utc
+    if begin > by:
+        raise EstBadAnswer(
+            f"The certificate begins in the future, at {begin:%Y-%m-%d %H:%M:%S} UTC.",
+            "Check the clocks of this device and of the server.",
+        )
 
 
 def find_chain(

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import http.client
 import json
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -22,10 +23,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from fleet.est_client import transport
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstRefused, EstUnreachable, EstUntrusted
+from fleet.est_client.server_checks import ServerTime, also_check, is_about_dates
 from fleet.est_client.tls import client_context, is_refusal
 from fleet.est_client.transport import Answer, Request
 from fleet.est_client.url import parse_est_url
-from fleet.wire import est
+from fleet.wire import device_report, est
 from fleet.wire.csrattrs import CsrAttributes, decode_csrattrs
 from fleet.wire.errors import WireError
 
@@ -38,6 +40,14 @@ RETRY_AFTER_MAX_SECONDS = 86400.0  # no answer postpones a retry without end
 
 BoundCsr = Callable[[str | None], bytes]
 """Builds the DER of a CSR with this challenge password in it, with the same key each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A body that is sent as it is."""
+
+    content_type: str
+    data: bytes
 
 
 def _silent(_: str) -> None:
@@ -54,6 +64,10 @@ class Policy:
     """For all the waiting that 202, 429 and 503 ask for."""
     check_time: bool = True
     """False ignores the dates (only) of the server's certificate: for a clock that is not set yet."""
+    at: datetime | None = None
+    """Judges the dates of the server's chain instead of the system's clock, which `check_time` leaves out then."""
+    pins: tuple[str, ...] = ()
+    """Of server or trust anchor, one of which must match (`server_checks.parse_pin`); () for any."""
     report: Callable[[str], None] = _silent
     """Called before each of those waits, with a sentence: how long, and why."""
 
@@ -87,6 +101,8 @@ class EstClient:
         self._basic = basic
         self._policy = policy
         self._pause = pause
+        self.server_time: ServerTime | None = None
+        """What the server said last, over a chain that verified."""
         self._context()  # a bad file is an error here, not in the middle of an enrollment
 
     def cacerts(self, label: str | None = None) -> list[x509.Certificate]:
@@ -108,6 +124,13 @@ class EstClient:
         except WireError as error:
             raise EstBadAnswer(f"The server's CSR attributes cannot be read: {error}") from error
 
+    def trust_update(self) -> bytes | None:
+        """The fleet's statement that former roots are retired, not judged (`fleet.wire.trust_update`); None if there is
+        none. Not in RFC 7030. Raises: EstError.
+        """
+        answer = self._ask("GET", "trust-update", None, None, (200, 204, 400, 403, 404, 405, 501))
+        return answer.body if answer.status == 200 else None
+
     def renewal_info(self, fingerprint: str) -> tuple[tuple[datetime, datetime] | None, float]:
         """Start and end of the window in which the server suggests to renew this certificate (None if it suggests
         nothing), and the seconds until the next poll. Not in RFC 7030: what RFC 9773, 4.2 is to ACME.
@@ -125,6 +148,10 @@ class EstClient:
         if not start <= end:
             raise EstBadAnswer("The server suggests a window that ends before it begins.")
         return (start, end), _retry_after_seconds(answer)
+
+    def device_report(self, report: bytes) -> None:
+        """Send a signed report (`fleet.wire.device_report`). Not in RFC 7030. Raises: EstError."""
+        self._ask("POST", "device-report", Document(device_report.CONTENT_TYPE, report), None, (204,))
 
     def simpleenroll(self, csr: bytes | BoundCsr, label: str | None = None) -> x509.Certificate:
         """The certificate issued for this CSR. RFC 7030, 4.2.1; `label` is the path segment of 3.2.2.
@@ -157,7 +184,7 @@ class EstClient:
         self,
         method: str,
         operation: str,
-        csr: bytes | BoundCsr | None,
+        csr: bytes | BoundCsr | Document | None,
         label: str | None,
         wanted: tuple[int, ...] = (200,),
     ) -> Answer:
@@ -185,14 +212,18 @@ class EstClient:
             self._policy.report(f"Waiting for {_spoken(wait_seconds)}, as the EST server asks{why}")
             self._pause(wait_seconds)
 
-    def _ask_once(self, method: str, path: str, csr: bytes | BoundCsr | None) -> Answer:
+    def _ask_once(self, method: str, path: str, csr: bytes | BoundCsr | Document | None) -> Answer:
         headers = {"Accept": "*/*", "Connection": "close", "User-Agent": USER_AGENT}
-        if csr is not None:
+        if isinstance(csr, Document):
+            headers["Content-Type"] = csr.content_type
+        elif csr is not None:
             headers |= {"Content-Type": est.PKCS10, "Content-Transfer-Encoding": "base64"}
         if self._basic is not None and not path.endswith("/cacerts"):
             headers["Authorization"] = _basic_credentials(*self._basic)
 
         def body(stream: ssl.SSLSocket) -> bytes | None:
+            if isinstance(csr, Document):
+                return csr.data
             data = csr(_binding(stream)) if callable(csr) else csr
             return None if data is None else est.encode_body(data)
 
@@ -200,7 +231,7 @@ class EstClient:
         context = self._context(bound=callable(csr))
         request = Request(method, path, headers, body)
         try:
-            return transport.exchange(self._host, self._port, context, request, self._policy.timeout_seconds)
+            answer = transport.exchange(self._host, self._port, context, request, self._policy.timeout_seconds)
         except transport.AnswerTooLarge:
             raise EstBadAnswer(f"The server's answer is larger than {est.BODY_SIZE_MAX} bytes.") from None
         except transport.AnswerCutOff:
@@ -215,12 +246,16 @@ class EstClient:
             message = f"The EST server at {self._host}:{self._port} cannot be reached: {why}."
             raise EstUnreachable(message, "Check the network and the URL.") from error
 
+        self.server_time = ServerTime.of(answer.date, answer.certificate)
+        return answer
+
     def _tls_failure(self, error: ssl.SSLError) -> EstUntrusted | EstRefused | EstUnreachable:
         server = f"{self._host}:{self._port}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return EstUntrusted(
                 f"The certificate of the EST server at {server} did not verify: {error.verify_message}.",
                 "Check the URL's host name, the CA file and this device's clock.",
+                is_about_dates=is_about_dates(error),
             )
         if is_refusal(error) and self._certificate is None:
             return EstRefused(
@@ -237,7 +272,12 @@ class EstClient:
     def _context(self, *, bound: bool = False) -> ssl.SSLContext:
         # The ssl module cannot export TLS 1.3's channel binding (RFC 9266); it can for TLS 1.2.
         newest = ssl.TLSVersion.TLSv1_2 if bound else ssl.TLSVersion.MAXIMUM_SUPPORTED
-        return client_context(self._ca_file, self._certificate, check_time=self._policy.check_time, newest=newest)
+        policy = self._policy
+        check_time = policy.check_time and policy.at is None
+        context = client_context(self._ca_file, self._certificate, check_time=check_time, newest=newest)
+        if policy.pins or policy.at is not None:
+            also_check(context, pins=policy.pins, at=policy.at)
+        return context
 
 
 def _binding(stream: ssl.SSLSocket) -> str:
@@ -286,6 +326,9 @@ _ADVICE = {
 }
 
 
+_CODE = re.compile(rb"\(([a-z][a-z-]{0,63})\)\s*\Z")  # of the fleet's EST server, after its sentence: never cut with it
+
+
 def _reason(answer: Answer) -> str:
     """The server's own sentence, "" if it sent none; no control characters, so that it cannot draw on a terminal."""
     if answer.content_type.partition(";")[0].strip().lower() != "text/plain":
@@ -302,4 +345,6 @@ def _refusal(answer: Answer, operation: str) -> EstRefused | EstUnreachable | Es
     if answer.status < 400:
         return EstBadAnswer(message, "Check the EST URL: RFC 7030 defines no such answer.")
     # A server that gives its reason gives its advice too.
-    return EstRefused(message, "" if reason else _ADVICE.get(answer.status, ""), answer.status)
+    code = _CODE.search(answer.body) if reason else None
+    advice = "" if reason else _ADVICE.get(answer.status, "")
+    return EstRefused(message, advice, answer.status, code[1].decode() if code else "")

@@ -49,15 +49,23 @@ class EstUntrusted(EstError):
 
     code = "est-untrusted"
 
+    def __init__(self, message: str, advice: str = "", *, is_about_dates: bool = False) -> None:
+        super().__init__(message, advice)
+        self.is_about_dates = is_about_dates
+        """By our clock, a certificate of its chain is not valid yet, or no longer."""
+
 
 class EstRefused(EstError):
     """The server refused (4xx): a retry with the same credentials fails again."""
 
     code = "est-refused"
 
-    def __init__(self, message: str, advice: str = "", status: int = 0) -> None:
+    def __init__(self, message: str, advice: str = "", status: int = 0, reason_code: str = "") -> None:
         super().__init__(message, advice)
         self.status = status
+        """0: in the handshake."""
+        self.reason_code = reason_code
+        """The fleet's code for why, as certificate-revoked; "" if the server gives none."""
 
 
 class EstBusy(EstError):

@@ -32,7 +32,7 @@ def client_context(
     if not check_time:
         context.verify_flags |= _NO_CHECK_TIME
     try:
-        context.load_verify_locations(cadata=_pem(ca_file.read_bytes()))
+        context.load_verify_locations(cadata=_pem(_read(ca_file)))
     except OSError as error:
         raise BadConfig(f"The CA file {ca_file} cannot be used: {_reason(error)}.") from error
     except ValueError as error:
@@ -41,6 +41,8 @@ def client_context(
         chain_file, key_file = certificate
         try:
             # An empty password: without one, an encrypted key would prompt on the terminal.
+            for file in certificate:
+                _read(file)  # OpenSSL would read one without an end, or wait for a pipe
             context.load_cert_chain(str(chain_file), str(key_file), password="")
         except (OSError, ssl.SSLError) as error:
             raise BadCredentials(
@@ -67,6 +69,12 @@ _REASONS = {
     "NO_CERTIFICATE_OR_CRL_FOUND": "it holds no PEM certificate",
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
 }
+
+
+def _read(file: Path) -> bytes:
+    from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small  # as in _pem
+
+    return read_small(file, CERTIFICATES_SIZE_MAX)
 
 
 def _pem(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""One HTTPS exchange within one deadline: name lookup aside, it covers connect, handshake, request and answer.
+"""One HTTPS exchange within one deadline: it covers name lookup, connect, handshake, request and answer.
 
 http.client alone restarts its timeout at each byte received: a server that sends one byte every 29 s would hold a
 client for hours.
@@ -9,10 +9,12 @@ import http.client
 import io
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -43,6 +45,9 @@ class Answer:
     content_type: str
     retry_after: str
     body: bytes
+    date: str = ""
+    certificate: bytes = field(default=b"", compare=False, repr=False)
+    """The server's, DER."""
 
 
 def exchange(host: str, port: int, context: ssl.SSLContext, request: Request, timeout_seconds: float) -> Answer:
@@ -51,16 +56,25 @@ def exchange(host: str, port: int, context: ssl.SSLContext, request: Request, ti
     Raises: AnswerTooLarge, AnswerCutOff, ssl.SSLError, http.client.HTTPException, OSError (TimeoutError after
     `timeout_seconds`).
     """
-    deadline = Deadline(timeout_seconds)
+    connection, timed = open_connection(host, port, context, Deadline(timeout_seconds))
+    with timed.stream as stream:
+        certificate = stream.getpeercert(True) or b""
+        body = request.body(stream)
+        connection.request(request.method, request.path, body=body, headers=dict(request.headers))
+        with connection.getresponse() as response:
+            return replace(_read(response), certificate=certificate)
+
+
+def open_connection(
+    host: str, port: int, context: ssl.SSLContext, deadline: "Deadline"
+) -> "tuple[http.client.HTTPSConnection, TimedSocket]":
+    """A connection after its handshake, and the socket beneath, which the caller closes. Raises: OSError."""
     with connect(host, port, deadline) as raw:
         raw.settimeout(deadline.left())
-        with context.wrap_socket(raw, server_hostname=host) as stream:
-            connection = http.client.HTTPSConnection(host, port, context=context)  # never connects: it has its socket
-            connection.sock = TimedSocket(stream, deadline)
-            body = request.body(stream)
-            connection.request(request.method, request.path, body=body, headers=dict(request.headers))
-            with connection.getresponse() as response:
-                return _read(response)
+        timed = TimedSocket(context.wrap_socket(raw, server_hostname=host), deadline)  # `raw` is empty from now on
+    connection = http.client.HTTPSConnection(host, port, context=context)  # never connects: it has its socket
+    connection.sock = timed
+    return connection, timed
 
 
 def channel_binding(stream: ssl.SSLSocket) -> str | None:
@@ -83,9 +97,29 @@ class Deadline:
         return seconds
 
 
+def _addresses(host: str, port: int, deadline: Deadline) -> list[Any]:
+    """`getaddrinfo`, which takes no timeout: in a thread that is left to itself when the time is over."""
+    found: SimpleQueue[list[Any] | Exception] = SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:  # told to the caller
+            found.put(error)
+
+    threading.Thread(target=look_up, name="name-lookup", daemon=True).start()
+    try:
+        result = found.get(timeout=deadline.left())
+    except Empty:
+        raise TimeoutError("timed out") from None
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
 def connect(host: str, port: int, deadline: Deadline) -> socket.socket:
     """A TCP connection to the first address of `host` that accepts one; each gets its share of the time left."""
-    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = _addresses(host, port, deadline)
     failure: OSError = OSError("the name has no address")
     for index, (family, kind, protocol, _, address) in enumerate(addresses):
         connection = socket.socket(family, kind, protocol)
@@ -151,4 +185,5 @@ def _read(response: http.client.HTTPResponse) -> Answer:
         response.headers.get("Content-Type", ""),
         response.headers.get("Retry-After", ""),
         b"".join(parts),
+        response.headers.get("Date", ""),
     )

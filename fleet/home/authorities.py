@@ -8,17 +8,18 @@ ca/tenants/NAME/    as described in fleet/home/ca_store.py
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Struct
+from msgspec.structs import replace
 
-from fleet.ca.authority import create_issuing, create_root, cross_certify, link_roots, succeed_root
+from fleet.ca.authority import Certified, create_issuing, create_root, cross_certify, link_roots, succeed_root
 from fleet.ca.chain import has_signed
 from fleet.ca.keys import load_key, write_key
 from fleet.config.durable_files import sync, write_file
@@ -30,6 +31,7 @@ from fleet.home.ca_store import (
     KEY,
     ROOT,
     ROOT_KEY,
+    TRUST_UPDATE,
     Authority,
     cross_file,
     fingerprint,
@@ -41,12 +43,14 @@ from fleet.home.ca_store import (
     roll_over,
 )
 from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of, sync_tree
+from fleet.home.publication import publication_of_root
+from fleet.wire.errors import WireError
+from fleet.wire.trust_update import RETIRED_MAX, decode_trust_update, key_name, sign_trust_update
 
 TENANTS_MAX = 200  # every CertificateRequest names each tenant's CA: 60 bytes of a handshake each
 
 
-@dataclass(frozen=True, slots=True)
-class Authorities:
+class Authorities(Struct, frozen=True):
     """Every current issuing CA of a home."""
 
     own: Authority
@@ -91,48 +95,70 @@ def _is_name(text: str) -> bool:
         return False
 
 
-@contextmanager
-def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Iterator[Authority]:
-    """An issuing CA for the new tenant `name`, signed by the fleet's root or, with `own_root`, by a root of its own.
-
-    It is durable when the block begins, and takes effect when the block ends without an exception.
-
-    Raises: Invalid: `bad-name`, `too-many-tenants`, `bad-key`. Conflict: `tenant-exists`, `name-taken`. Refused
-    (`root-key-away`). OSError.
-    """
+def must_be_new_tenant(home: Home, name: str) -> None:
+    """Raises: Invalid (`bad-name`). Conflict (`tenant-exists`)."""
     must_be_a_label(plain_name(name, "tenant"), "tenant")
-    fleet = settings_of(home).name
+    if name in tenant_names(home):
+        raise Conflict("tenant-exists", f"There is a tenant {name} already; nothing was changed.")
+
+
+@contextmanager
+def tenant_folder(home: Home, name: str) -> Iterator[tuple[Path, Authorities]]:
+    """A folder, 0700, in which the new tenant `name` is made, and the CAs that are there. The tenant takes effect when
+    the block ends without an exception.
+
+    Raises: Invalid: `bad-name`, `too-many-tenants`. Conflict (`tenant-exists`). OSError.
+    """
     read_authorities(home)  # completes an interrupted rollover, which needs the lock
     with locked(home.ca):
         home.tenants.mkdir(mode=0o700, exist_ok=True)
         for left in home.tenants.glob(".*"):
             shutil.rmtree(left)  # left by an interrupted creation
         known = read_authorities(home, wait=False)
-        if name in tenant_names(home):
-            raise Conflict("tenant-exists", f"There is a tenant {name} already; nothing was changed.")
+        must_be_new_tenant(home, name)
         if len(known.tenants) >= TENANTS_MAX:
             raise Invalid("too-many-tenants", f"A fleet has at most {TENANTS_MAX} tenants.", "Make a fleet of its own.")
-        place = home.tenants / name
         building = home.tenants / f".{name}.{secrets.token_hex(6)}"
         building.mkdir(mode=0o700)
         try:
-            root, root_key = known.own.root, None
-            if own_root:
-                root, root_key = create_root(f"{fleet} {name}", now)
-                (building / ROOT).write_bytes(root.public_bytes(Encoding.PEM))
-                write_key(building / ROOT_KEY, root_key)
-            issuing, key = create_issuing(f"{fleet} {name}", root, root_key or key_of_root(home.root_key), now)
-            require_unique_ca_name(issuing, known)
-            (building / CERTIFICATE).write_bytes(issuing.public_bytes(Encoding.PEM))
-            write_key(building / KEY, key)
-            sync_tree(building)
-            yield Authority(name, root, issuing, (), place / KEY)
-            building.rename(place)
+            yield building, known
+            building.rename(home.tenants / name)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
         sync(home.tenants)
         sync(home.ca)
+
+
+@contextmanager
+def new_tenant(home: Home, name: str, *, own_root: bool, now: datetime) -> Iterator[Authority]:
+    """An issuing CA for the new tenant `name`, signed by the fleet's root or, with `own_root`, by a root of its own.
+
+    It is durable when the block begins, and takes effect when the block ends without an exception.
+
+    Raises: as `tenant_folder`. Invalid (`bad-key`). Conflict (`name-taken`). Refused (`root-key-away`). OSError.
+    """
+    settings = settings_of(home)
+    fleet, publication = settings.name, publication_of_root(settings, name if own_root else "")
+    with tenant_folder(home, name) as (building, known):
+        root, root_key = known.own.root, None
+        if own_root:
+            root, root_key = create_root(f"{fleet} {name}", now)
+            (building / ROOT).write_bytes(root.public_bytes(Encoding.PEM))
+            write_key(building / ROOT_KEY, root_key)
+        root_key = root_key or key_of_root(home.root_key)
+        certified = create_issuing(f"{fleet} {name}", root, root_key, now, publication=publication)
+        require_unique_ca_name(certified[0], known)
+        write_issuing(building, certified)
+        yield Authority(name, root, certified[0], (), home.tenants / name / KEY)
+
+
+def write_issuing(building: Path, certified: Certified, above: Sequence[x509.Certificate] = ()) -> None:
+    """Write an issuing CA with the CAs `above` it, its key, and all that is in `building`, durably."""
+    chain = (certified[0], *above)
+    (building / CERTIFICATE).write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+    write_key(building / KEY, certified[1])
+    sync_tree(building)
 
 
 def require_unique_ca_name(issuing: x509.Certificate, known: Authorities) -> None:
@@ -163,7 +189,8 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
     old = authority_of(home, tenant)
     folder = old.folder
     root_key = key_of_root(old.root_key_file if old.has_own_root else home.root_key)
-    name = f"{settings_of(home).name} {tenant}".rstrip()
+    settings = settings_of(home)
+    name, publication = f"{settings.name} {tenant}".rstrip(), publication_of_root(settings, tenant * old.has_own_root)
     if root_too and not old.has_own_root:
         text = f"Tenant {tenant} has no root of its own: its issuing CA is signed by the fleet's."
         raise Invalid("not-its-root", text, "Roll over the fleet's: fleet ca rollover --root")
@@ -171,7 +198,8 @@ def new_issuing_key(home: Home, tenant: str, now: datetime, *, root_too: bool = 
         old = read_authority(folder, tenant, read_authorities(home, wait=False).own, home.ca, wait=False)
         new_root = succeed_root(old.root, root_key, now) if root_too else None
         root, key = new_root.certified if new_root is not None else (old.root, root_key)
-        issuing = create_issuing(name, root, key, now, generation=next_generation(old))
+        generation = next_generation(old)
+        issuing = create_issuing(name, root, key, now, generation=generation, publication=publication)
         crosses = signed_by_former(issuing[0], old, now)
         if new_root is not None:
             crosses[next_number(old.former_roots)] = cross_certify(issuing[0], old.root, root_key, now)
@@ -216,9 +244,23 @@ def forget_former(home: Home, tenant: str, sha256: str, now: datetime) -> x509.C
     with locked(home.ca):
         gone = former_of(home, tenant, sha256)
         _link_around(folder, authority, gone, now)
+        _retire(folder, authority, gone, now)
         forget(folder, gone)
     touch_watched_folders(home)
     return gone
+
+
+def _retire(folder: Path, authority: Authority, gone: x509.Certificate, now: datetime) -> None:
+    """Sign for devices that they shall no longer trust `gone`, if it is a root and the issuing CA's key is here."""
+    if not any(gone == root.certificate for root in authority.former_roots) or not authority.key_file.exists():
+        return
+    before: tuple[str, ...] = ()
+    with suppress(WireError):  # none yet, or a file that was damaged: devices that have seen it keep to it
+        before = decode_trust_update(authority.trust_update).retired
+    retired = tuple(dict.fromkeys((*before, key_name(gone))))[-RETIRED_MAX:]
+    chain = (authority.issuing, *authority.above)
+    signed = sign_trust_update(retired, chain, load_key(authority.key_file), now)
+    write_file(folder / TRUST_UPDATE, signed, secret=False, force=True)
 
 
 def _link_around(folder: Path, authority: Authority, gone: x509.Certificate, now: datetime) -> None:

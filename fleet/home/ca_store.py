@@ -6,6 +6,7 @@
     FOLDER/roots/N-root.pem, .key        the Nth root before its rollover; beside it N-new-with-old.pem and
                                          N-old-with-new.pem, which link the two (RFC 7030, 4.1.3)
     FOLDER/roots/N-issuing.pem           the current issuing CA, signed by the Nth root
+    FOLDER/trust-update.json             former roots that were removed, signed by the issuing CA, for devices
     FOLDER/issuing.next/                 a committed rollover; the next reader completes it
 
 A rollover is committed by one rename. Each step after it is idempotent: if the process is killed, the next reader
@@ -18,27 +19,30 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.ca.authority import Certified, ImportedRoot, NewRoot
 from fleet.ca.keys import write_key
 from fleet.config.durable_files import sync, write_file
+from fleet.config.small_files import read_small
 from fleet.domain.errors import Invalid, Unavailable
 from fleet.home.layout import certificate_in, certificates_in, sync_tree
+from fleet.wire.trust_update import UPDATE_SIZE_MAX
 
 NEXT, FORMER, ROOTS = "issuing.next", "former", "roots"
 OLD, NEW_WITH_OLD, OLD_WITH_NEW, ISSUING = "root", "new-with-old", "old-with-new", "issuing"
+TRUST_UPDATE = "trust-update.json"
 CERTIFICATE, KEY, ROOT, ROOT_KEY = "issuing.pem", "issuing.key", "root.pem", "root.key"
 FORMER_MAX = 8  # each is one more trust anchor of every listener
 
 
-@dataclass(frozen=True, slots=True)
-class FormerRoot:
+class FormerRoot(Struct, frozen=True):
     """A root before its rollover, with the certificates that link it to its successor and to the issuing CA."""
 
     number: int
@@ -58,8 +62,7 @@ class FormerRoot:
         return tuple(each for each in (self.issuing, self.new_with_old, self.old_with_new) if each is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Authority:
+class Authority(Struct, frozen=True):
     """One tenant's current CAs; `tenant` is "" for the fleet's own."""
 
     tenant: str
@@ -74,6 +77,8 @@ class Authority:
     """The CAs between the issuing CA and its root, the root's own last."""
     above_former: tuple[x509.Certificate, ...] = ()
     """Likewise of the former issuing CAs, in no order."""
+    trust_update: bytes = b""
+    """The signed statement of which former roots are retired; b"" if none is."""
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
@@ -181,7 +186,9 @@ def root_in(folder: Path) -> Authority:
         for number in sorted(numbers, reverse=True)
     )
     root = certificate_in(folder / ROOT)
-    return Authority("", root, root, (), folder / KEY, former)
+    update = folder / TRUST_UPDATE
+    signed = read_small(update, UPDATE_SIZE_MAX) if update.exists() else b""
+    return Authority("", root, root, (), folder / KEY, former, trust_update=signed)
 
 
 def roll_over(

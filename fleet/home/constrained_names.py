@@ -16,11 +16,8 @@ from fleet.tls.verification import why_unverified
 
 def is_constrained(authority: Authority) -> bool:
     """Whether a CA of its chain has name constraints."""
-    return any(map(_has_constraints, (authority.issuing, *authority.above, authority.root)))
-
-
-def _has_constraints(ca: x509.Certificate) -> bool:
-    return any(each.oid == x509.NameConstraints.oid for each in ca.extensions)
+    chain = (authority.issuing, *authority.above, authority.root)
+    return any(each.oid == x509.NameConstraints.oid for ca in chain for each in ca.extensions)
 
 
 def demand_names(authority: Authority, leaf: x509.Certificate, what: str) -> None:

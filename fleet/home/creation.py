@@ -8,7 +8,7 @@ from fleet.config.template import render
 from fleet.domain.access import Act
 from fleet.domain.device import Model
 from fleet.domain.errors import Conflict
-from fleet.home.layout import Home, new_home, place_for, sync_tree
+from fleet.home.layout import Home, new_home, place_for, revocation_journal, sync_tree
 from fleet.home.pki import write_authorities
 from fleet.home.unix_user import unix_user
 from fleet.services.inventory import add_model
@@ -26,6 +26,7 @@ async def create_home(path: Path, settings: Settings, now: datetime) -> Home:
         building.settings_file.chmod(0o600)  # whatever the umask: open_home refuses a home that others can write to
         building.run.mkdir(mode=0o700)
         await _make_registry(place_for(building, settings.database), now)
+        revocation_journal(building).mark(newest=0)  # a home that lacks one has lost it
         sync_tree(building.path)
     return Home(path)
 

@@ -1,14 +1,18 @@
 """An issuing CA that a corporate or offline root has signed: its request, and the import of the chain that came back.
 
-FOLDER/request.key    the key of the request, until the chain is imported
+FOLDER/request.key          the key of the request, until the chain is imported
+tenants/NAME.request.key    likewise, for a tenant that is new
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Struct
 
 from fleet.ca.authority import (
     Certified,
@@ -28,19 +32,24 @@ from fleet.domain.errors import Invalid, NotFound, Refused
 from fleet.domain.model_rules import ProfileRules
 from fleet.home.authorities import (
     authority_of,
+    must_be_new_tenant,
     next_generation,
     read_authorities,
     require_unique_ca_name,
     signed_by_former,
+    tenant_folder,
+    tenant_names,
     touch_watched_folders,
+    write_issuing,
 )
-from fleet.home.ca_store import Authority, locked, next_number, roll_over
+from fleet.home.ca_store import KEY, ROOT, Authority, locked, next_number, roll_over
 from fleet.home.layout import Home, keep_fleet_fingerprint, settings_of
 from fleet.tls.verification import why_unverified
 from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
 
 REQUEST_KEY = "request.key"
+ANY_MODEL = "any"  # of a new tenant, which has none yet
 FILE_SIZE_MAX = 256 * 1024
 
 
@@ -48,8 +57,7 @@ SignedCrl = tuple[x509.Certificate, x509.CertificateRevocationList]
 """A CA and its CRL."""
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
+class Imported(Struct, frozen=True):
     """What an import changes, before it is done."""
 
     chain: tuple[x509.Certificate, ...]
@@ -66,14 +74,45 @@ def request_issuing(home: Home, tenant: str, *, name: str = "", new_key: bool = 
 
     Raises: NotFound (`no-such-tenant`). Invalid (`bad-name`, `bad-key`). OSError.
     """
-    authority = authority_of(home, tenant)
+    try:
+        authority = authority_of(home, tenant)
+    except NotFound as error:
+        error.advice = f"For a new one: fleet ca csr --tenant {tenant} --new-tenant"
+        raise
     file = authority.key_file.with_name(REQUEST_KEY)
-    fleet = f"{settings_of(home).name} {tenant}".rstrip()
-    subject = issuing_name(fleet, next_generation(authority), name)
+    subject = issuing_name(_fleet_name(home, tenant), next_generation(authority), name)
     with locked(home.ca):
         if new_key or (file.exists() and _is_answered(authority, load_key(file))):
             file.unlink(missing_ok=True)
         return authority_request(subject, load_or_make_key(file))
+
+
+def request_tenant(home: Home, tenant: str, *, name: str = "", new_key: bool = False) -> bytes:
+    """Likewise, for the issuing CA of a `tenant` that is made when the chain is imported.
+
+    Raises: Conflict (`tenant-exists`). Invalid: `bad-name`, `bad-key`. OSError.
+    """
+    must_be_new_tenant(home, tenant)
+    subject = issuing_name(_fleet_name(home, tenant), 1, name)
+    with locked(home.ca):
+        home.tenants.mkdir(mode=0o700, exist_ok=True)
+        file = _key_of_new(home, tenant)
+        if new_key:
+            file.unlink(missing_ok=True)
+        return authority_request(subject, load_or_make_key(file))
+
+
+def is_requested(home: Home, tenant: str) -> bool:
+    """Whether a chain for `tenant` makes a new one."""
+    return bool(tenant) and tenant not in tenant_names(home) and _key_of_new(home, tenant).exists()
+
+
+def _key_of_new(home: Home, tenant: str) -> Path:
+    return home.tenants / f"{tenant}.{REQUEST_KEY}"
+
+
+def _fleet_name(home: Home, tenant: str) -> str:
+    return f"{settings_of(home).name} {tenant}".rstrip()
 
 
 def _is_answered(authority: Authority, key: ec.EllipticCurvePrivateKey) -> bool:
@@ -88,7 +127,7 @@ def read_import(home: Home, tenant: str, data: bytes, profiles: Mapping[str, Pro
     """
     known = read_authorities(home)
     authority = authority_of(home, tenant)
-    key = _request_key(authority)
+    key = _request_key(home, authority)
     given, crls = _given(data)
     chain = checked_chain(given, key.public_key(), [authority.root, known.own.root], now)
     require_unique_ca_name(chain[0], known)
@@ -97,9 +136,48 @@ def read_import(home: Home, tenant: str, data: bytes, profiles: Mapping[str, Pro
     for model, profile in profiles.items():
         _devices_must_verify(trial_leaf((chain[0], key), model, profile, now), model, chain, now)
     root = chain[-1]
+    return Imported(
+        chain, None if root == authority.root else _links(authority, root, given, now), _of_chain(crls, chain)
+    )
+
+
+def read_new_tenant(home: Home, tenant: str, data: bytes, now: datetime) -> Imported:
+    """The chain in `data` for the request of the new `tenant`. Its root may be another than the fleet's.
+
+    Raises: Invalid (`bad-chain`). Conflict (`name-taken`). OSError.
+    """
+    known = read_authorities(home)
+    given, crls = _given(data)
+    key = load_key(_key_of_new(home, tenant))
+    chain = checked_chain(given, key.public_key(), [known.own.root], now)
+    require_unique_ca_name(chain[0], known)
+    _devices_must_verify(trial_leaf((chain[0], key), ANY_MODEL, ProfileRules(), now), ANY_MODEL, chain, now)
+    root = None if chain[-1] == known.own.root else ImportedRoot(chain[-1], None, None)
+    return Imported(chain, root, _of_chain(crls, chain))
+
+
+@contextmanager
+def imported_tenant(home: Home, tenant: str, made: Imported) -> Iterator[Authority]:
+    """The new `tenant` with its CA. It is durable when the block begins, and takes effect when the block ends without
+    an exception.
+
+    Raises: as `tenant_folder`. OSError.
+    """
+    file = _key_of_new(home, tenant)
+    issuing, *above = made.chain[:-1]
+    with tenant_folder(home, tenant) as (building, _):
+        if made.root is not None:
+            (building / ROOT).write_bytes(made.root.certificate.public_bytes(Encoding.PEM))
+        write_issuing(building, (issuing, load_key(file)), above)
+        yield Authority(tenant, made.chain[-1], issuing, (), home.tenants / tenant / KEY, above=tuple(above))
+    file.unlink()
+
+
+def _of_chain(
+    crls: Sequence[x509.CertificateRevocationList], chain: Sequence[x509.Certificate]
+) -> tuple[SignedCrl, ...]:
     names = {each.subject for each in chain[1:]}
-    signed = tuple(_signed(crl, chain[1:]) for crl in crls if crl.issuer in names)
-    return Imported(chain, None if root == authority.root else _links(authority, root, given, now), signed)
+    return tuple(_signed(crl, chain[1:]) for crl in crls if crl.issuer in names)
 
 
 def read_crls(home: Home, tenant: str, data: bytes) -> list[SignedCrl]:
@@ -125,12 +203,21 @@ def _signed(crl: x509.CertificateRevocationList, above: Sequence[x509.Certificat
     return ca, crl
 
 
-def _request_key(authority: Authority) -> ec.EllipticCurvePrivateKey:
+def _request_key(home: Home, authority: Authority) -> ec.EllipticCurvePrivateKey:
     file = authority.key_file.with_name(REQUEST_KEY)
     key = load_key(file) if file.exists() else None
     if key is None or _is_answered(authority, key):
-        raise NotFound("no-ca-request", "There is no request that this could answer.", "Make one with: fleet ca csr")
+        asking = [f"--tenant {name}" for name in _asking(home)]
+        advice = f"Say whose: {' or '.join(asking)}" if asking else "Make one with: fleet ca csr"
+        raise NotFound("no-ca-request", "There is no request that this could answer.", advice)
     return key
+
+
+def _asking(home: Home) -> list[str]:
+    """Tenants with an open request, new ones among them."""
+    new = (file.name.removesuffix(f".{REQUEST_KEY}") for file in home.tenants.glob(f"*.{REQUEST_KEY}"))
+    old = (name for name in tenant_names(home) if (home.tenants / name / REQUEST_KEY).exists())
+    return sorted({*new, *old})
 
 
 def _given(data: bytes) -> tuple[tuple[x509.Certificate, ...], tuple[x509.CertificateRevocationList, ...]]:
@@ -197,7 +284,7 @@ def import_chain(home: Home, tenant: str, made: Imported, now: datetime, *, forc
             "Put the key back for this command; or use --force, if they have the new root already.",
         )
     with locked(home.ca):
-        key = _request_key(before)
+        key = _request_key(home, before)
         crosses = signed_by_former(made.chain[0], before, now)
         if made.root is not None and before.has_own_root:
             crosses |= _cross_of_present(before, made, now)

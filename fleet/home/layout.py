@@ -26,7 +26,7 @@ import os
 import shlex
 import shutil
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -38,9 +38,12 @@ from fleet.config.addresses import Database, parse_database
 from fleet.config.database_url import SCHEMES, DatabaseUrl, parse_database_url
 from fleet.config.durable_files import sync, write_file
 from fleet.config.secret_files import ExposedFile, read_secret
-from fleet.config.settings import Settings, SettingsError, read_settings
+from fleet.config.settings import Settings
+from fleet.config.settings_file import SettingsError, parse_settings, settings_text
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.home.node_name import node_name
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine, RegistryLocation, open_engine
 from fleet.storage.journals.revocations import RevocationJournal
@@ -49,8 +52,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 DATABASE_VARIABLE = "FLEET_DATABASE"
-URL_FILE_SIZE_MAX = 4096
 """Environment variable that takes precedence over fleet.toml."""
+URL_FILE_SIZE_MAX = 4096
 URL_STARTS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
@@ -120,11 +123,18 @@ def _must_be_ours(home: Home) -> None:
 
 
 def settings_of(home: Home) -> Settings:
-    """Raises: Invalid (`bad-settings`): with the line."""
+    """Raises: as `settings_and_text`."""
+    return settings_and_text(home)[0]
+
+
+def settings_and_text(home: Home) -> tuple[Settings, str]:
+    """Those of `home`, and fleet.toml as it is. Raises: Invalid (`bad-settings`): with the line."""
     try:
-        return read_settings(home.settings_file)
+        text = settings_text(home.settings_file)
+        return parse_settings(text, home.settings_file), text
     except SettingsError as error:
-        raise Invalid("bad-settings", str(error), "Correct that line.") from error
+        advice = "Correct that line." if error.line else "Check who owns it and who you are."
+        raise Invalid("bad-settings", str(error), advice) from error
 
 
 def waiting_limits(settings: Settings) -> WaitingLimits:
@@ -141,7 +151,9 @@ def waiting_limits(settings: Settings) -> WaitingLimits:
 
 def revocation_journal(home: Home) -> RevocationJournal:
     """The journal of revocations in the registry of `home`."""
-    return RevocationJournal(home.revocations, fleet_fingerprint(home))
+    return RevocationJournal(
+        home.revocations, fleet_fingerprint(home), registry=home.registry, node=node_name(home.path)
+    )
 
 
 def fleet_fingerprint(home: Home) -> str:
@@ -204,16 +216,26 @@ async def open_registry(home: Home) -> Engine:
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[tuple[Home, Engine]]:
+async def opened(path: Path, lost: Callable[[Refused], None] | None = None) -> AsyncIterator[tuple[Home, Engine]]:
     """The home at `path` and its registry, open. Revocations are written to the journal at both ends.
 
-    Raises: NotFound: no home there. Unavailable: the registry cannot be opened. Refused (`registry-went-back`).
+    `lost` is for those that only read: it gets the refusal of a lost journal, an error otherwise; nothing is written.
+
+    Raises: NotFound: no home there. Unavailable: the registry cannot be opened. Refused: `registry-went-back`,
+    `revocation-log-lost`.
     """
     home = open_home(path)
     registry = await open_registry(home)
     try:
         journal = revocation_journal(home)
-        await catch_up(registry, journal)
+        try:
+            await catch_up(registry, journal)
+        except Refused as refused:
+            if lost is None or refused.code != "revocation-log-lost":
+                raise
+            lost(refused)
+            yield home, registry
+            return
         yield home, registry
         await catch_up(registry, journal)
     finally:
@@ -264,7 +286,7 @@ def certificates_in(file: Path) -> "list[x509.Certificate]":
     from cryptography import x509  # not every command needs it, and it takes a tenth of a second
 
     try:
-        return x509.load_pem_x509_certificates(file.read_bytes())
+        return x509.load_pem_x509_certificates(read_small(file, CERTIFICATES_SIZE_MAX))
     except ValueError:
         raise _no_certificate(file) from None
 

@@ -1,10 +1,10 @@
 """Which of our issuing CAs signed a certificate that another program's TLS has accepted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from msgspec import Struct
 
 from fleet.ca.chain import has_signed
 from fleet.domain.recent import Recent
@@ -31,8 +31,7 @@ class LeafIssuers:
         return known.tenants[der]
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(Struct, frozen=True):
     """Issuing CAs, and the tenants of certificates that were verified by them."""
 
     issuers: Sequence[tuple[x509.Certificate, str]]

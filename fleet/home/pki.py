@@ -4,6 +4,7 @@ import hmac
 import ipaddress
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,13 +22,14 @@ from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.issuer import OPERATORS, LocalIssuer
 from fleet.ca.key_identifiers import identifier_of, issuer_identifier_of
 from fleet.ca.keys import load_key, load_or_make_key, write_key
-from fleet.config.durable_files import write_file
+from fleet.config.durable_files import sync, write_file
 from fleet.config.settings import Settings
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.errors import Invalid, Refused
 from fleet.home.authorities import authority_of
 from fleet.home.ca_store import Authority, locked
 from fleet.home.layout import Home, certificate_in, certificates_in, settings_of
-from fleet.home.publication import publication_of, publication_of_operators
+from fleet.home.publication import publication_of, publication_of_operators, publication_of_root
 from fleet.home.served_chain import served_chain
 from fleet.tls.contexts import ServerIdentity
 from fleet.webhook.signing import Signer
@@ -57,7 +59,7 @@ def audit_signer(home: Home) -> LocalHeadSigner:
     if not home.audit_public_key.exists():
         with suppress(FileExistsError):  # another process has written it meanwhile
             write_file(home.audit_public_key, pem, secret=False)
-    if home.audit_public_key.read_bytes() != pem:
+    if read_small(home.audit_public_key, CERTIFICATES_SIZE_MAX) != pem:
         message = f"{home.audit_public_key} is not the public half of audit.key beside it."
         raise Invalid("bad-key", message, "Find out who put which of them there.")
     return signer
@@ -67,17 +69,17 @@ def cursor_key(home: Home) -> bytes:
     """The key that authenticates the API's cursors: the same in each process and node with this home's keys."""
     if not home.webhook_key.exists():
         load_or_make_key(home.webhook_key)
-    return hmac.digest(home.webhook_key.read_bytes(), b"cursors of the admin API", "sha256")
+    return hmac.digest(read_small(home.webhook_key, CERTIFICATES_SIZE_MAX), b"cursors of the admin API", "sha256")
 
 
 def operators_authority(home: Home, now: datetime) -> x509.Certificate:
     """The operators' CA of `home`, created for a home without one.
 
-    Raises: Invalid (`bad-settings`): the fleet's name is unknown, so it cannot be created. OSError.
+    Raises: Refused (`operators-ca-lost`): its certificate is gone, and its key is there. Invalid (`bad-settings`): the
+    fleet's name is unknown, so it cannot be created. OSError.
     """
     with locked(home.ca):  # two concurrent commands must not create two
-        if not home.operators_certificate.exists():
-            home.operators_key.unlink(missing_ok=True)  # left by an interrupted creation
+        if not home.operators_certificate.exists() and not _is_creation_finished(home):
             _write_operators_authority(home, settings_of(home).name, now)
     return certificate_in(home.operators_certificate)
 
@@ -88,11 +90,39 @@ def load_operators_issuer(home: Home, now: datetime) -> LocalIssuer:
     return LocalIssuer(operators_authority(home, now), load_key(home.operators_key), OPERATORS, publication)
 
 
+def _is_creation_finished(home: Home) -> bool:
+    """Finish a creation that was interrupted after its key was written. False: there was none.
+
+    Raises: Refused (`operators-ca-lost`): the key is of another creation, and may have signed.
+    """
+    if not home.operators_key.exists():
+        return False
+    draft = _draft(home)
+    if not draft.exists() or certificate_in(draft).public_key() != load_key(home.operators_key).public_key():
+        raise Refused(
+            "operators-ca-lost",
+            f"{home.operators_certificate} is gone, and {home.operators_key} is there.",
+            "Put the certificate back, from a backup or another node. If it is lost, move operators.key out of the "
+            "home: the next command or start makes a new CA, by which every operator needs a new certificate.",
+        )
+    draft.replace(home.operators_certificate)
+    sync(home.ca)
+    return True
+
+
 def _write_operators_authority(home: Home, name: str, now: datetime) -> None:
-    """Write the key first, then the certificate atomically: a certificate always has its key."""
+    """Write a draft of the certificate, the key, and then the certificate: it always has its key, and a key without it
+    has its draft.
+    """
     certificate, key = create_operators(name, now)
+    write_file(_draft(home), certificate.public_bytes(Encoding.PEM), secret=False, force=True)
     write_key(home.operators_key, key)
-    write_file(home.operators_certificate, certificate.public_bytes(Encoding.PEM), secret=False, force=True)
+    _draft(home).replace(home.operators_certificate)
+    sync(home.ca)
+
+
+def _draft(home: Home) -> Path:
+    return home.operators_certificate.with_suffix(".draft")
 
 
 def server_identity(home: Home) -> ServerIdentity:
@@ -155,7 +185,8 @@ def write_authorities(home: Home, settings: Settings, now: datetime) -> None:
     for folder in (home.root_certificate.parent, home.server_chain.parent):
         folder.mkdir(mode=0o700)
     root, root_key = create_root(settings.name, now)
-    issuing, issuing_key = create_issuing(settings.name, root, root_key, now)
+    publication = publication_of_root(settings, "")
+    issuing, issuing_key = create_issuing(settings.name, root, root_key, now, publication=publication)
     server, server_key = issue_server_certificate(issuing, issuing_key, settings.hosts, now)
     home.root_certificate.write_bytes(root.public_bytes(Encoding.PEM))
     home.issuing_certificate.write_bytes(issuing.public_bytes(Encoding.PEM))

@@ -14,8 +14,13 @@ def publication_of_operators(settings: Settings) -> Publication | None:
     return _publication(settings, OPERATORS_CA, 1)
 
 
-def _publication(settings: Settings, name: str, shards: int) -> Publication | None:
+def publication_of_root(settings: Settings, tenant: str) -> Publication | None:
+    """Of the root of `tenant`, "" for the fleet's, in the CAs below it: the OCSP responder answers for none of them."""
+    return _publication(settings, f"{TENANT_CA}{tenant}" if tenant else OWN_CA, 1, ocsp=False)
+
+
+def _publication(settings: Settings, name: str, shards: int, *, ocsp: bool = True) -> Publication | None:
     if not settings.publish_url:
         return None
     cdp, aia = ({EVERY_CA, name} & set(chosen) != set() for chosen in (settings.publish_cdp, settings.publish_aia))
-    return Publication(settings.publish_url, shards, cdp=cdp, aia=aia)
+    return Publication(settings.publish_url, shards, cdp=cdp, aia=aia, ocsp=ocsp)

@@ -1,9 +1,6 @@
 """What certificates of a home name, fetched and verified as a relying party does: CRLs, OCSP answers, CAs."""
 
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from cryptography import x509
@@ -13,49 +10,52 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.ca.chain import has_signed, has_signed_crl
 from fleet.ca.distribution import DistributionPoints, Publication
 from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.ocsp import issuer_ids
 from fleet.domain.ca_role import CaRole
-from fleet.domain.distribution import serial_in
+from fleet.domain.distribution import ca_name, delta_crl_path, full_crl_path, serial_in
 from fleet.home.authorities import Authorities
 from fleet.home.home_cas import home_cas
+from fleet.home.http_fetch import TooLarge
 from fleet.home.layout import Home, certificates_in, settings_of
 from fleet.home.publication import publication_of, publication_of_operators
 from fleet.wire.ocsp import SHA1
 
-FETCH_SECONDS_MAX = 10.0
-FILE_SIZE_MAX = 64 * 1024 * 1024  # a CRL of a million certificates has 40 MB
 SERIAL_UNKNOWN = 0x40 << 152  # of no certificate of ours: its time is 1970
 
 Fetch = Callable[[str, bytes | None], bytes]
 """What a URL answers, to a POST of an OCSP request where one is given. Raises: OSError."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedUrl:
+class PublishedUrl(Struct, frozen=True):
     """A URL that certificates name, and the CA that must have signed what is there."""
 
     kind: str
-    """"crl", "ocsp", "ca"."""
+    """"crl", "delta", "ocsp", "ca"."""
     url: str
     issuer: x509.Certificate
     serial: int
     """Of a certificate that names it; SERIAL_UNKNOWN for one that might."""
+    base: str = ""
+    """Of a delta CRL, where the full one is."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(Struct, frozen=True):
     """What is there."""
 
     published: PublishedUrl
     state: str
-    """"ok", "stale", "wrong", "unreachable"."""
+    """"ok", "stale", "late", "wrong", "unreachable"."""
     until: datetime | None = None
     """nextUpdate."""
     reason: str = ""
+    is_large: bool = False
+    """It is larger than what was fetched of it; of a CRL, it may be right all the same."""
 
 
 class _Rejected(Exception):
@@ -69,12 +69,12 @@ class _Expired(Exception):
         self.until = until
 
 
-def urls_of(home: Home, authorities: Authorities) -> list[PublishedUrl]:
-    """Everything that the server's certificate and the CAs above it name, and what a certificate of each CA would name
-    if it were issued now: every shard of its CRL.
+def urls_of(home: Home, authorities: Authorities, issued: Iterable[PublishedUrl] = ()) -> list[PublishedUrl]:
+    """Everything that the server's certificate and the CAs above it name, what a certificate of each CA would name if
+    it were issued now, every shard of its CRL, delta CRLs, and `issued`, which certificates in use name.
     """
     found: dict[tuple[str, str, bytes], PublishedUrl] = {}
-    for published in (*_of_chains(home, authorities), *_of_settings(home, authorities)):
+    for published in (*_of_chains(home, authorities), *_of_settings(home, authorities), *issued):
         found.setdefault((published.kind, published.url, identifier_of(published.issuer)), published)
     return list(found.values())
 
@@ -85,7 +85,7 @@ def _of_chains(home: Home, authorities: Authorities) -> Iterator[PublishedUrl]:
     for certificate in dict.fromkeys((*served, *(ca for a in authorities.all for ca in (a.issuing, *a.above)))):
         issuer = next((ca for ca in (*pool, *served) if ca != certificate and has_signed(ca, certificate)), None)
         if issuer is not None:
-            yield from _named(certificate.extensions, issuer, certificate.serial_number)
+            yield from named_in(certificate.extensions, issuer, certificate.serial_number)
 
 
 def _of_settings(home: Home, authorities: Authorities) -> Iterator[PublishedUrl]:
@@ -95,18 +95,23 @@ def _of_settings(home: Home, authorities: Authorities) -> Iterator[PublishedUrl]
         publication = publication_of_operators(settings) if is_operators else publication_of(settings, ca.tenant)
         if publication is not None:
             yield from _of_publication(ca.certificate, publication)
+            if settings.crl_delta:
+                name = ca_name(identifier_of(ca.certificate))
+                delta, full = publication.url + delta_crl_path(name), publication.url + full_crl_path(name)
+                yield PublishedUrl("delta", delta, ca.certificate, SERIAL_UNKNOWN, full)
 
 
 def _of_publication(issuer: x509.Certificate, publication: Publication) -> Iterator[PublishedUrl]:
     points = DistributionPoints(identifier_of(issuer), publication)
     for shard in range(publication.shards):
         named = points.extensions(serial_in(shard, publication.shards))
-        yield from _named((x509.Extension(each.oid, False, each) for each in named), issuer, SERIAL_UNKNOWN)
+        yield from named_in((x509.Extension(each.oid, False, each) for each in named), issuer, SERIAL_UNKNOWN)
 
 
-def _named(
+def named_in(
     extensions: Iterable[x509.Extension[x509.ExtensionType]], issuer: x509.Certificate, serial: int
 ) -> Iterator[PublishedUrl]:
+    """What a certificate with these extensions names."""
     for extension in extensions:
         if isinstance(extension.value, x509.CRLDistributionPoints):
             for point in extension.value:
@@ -140,20 +145,56 @@ def check_url(published: PublishedUrl, fetch: Fetch, now: datetime) -> CheckResu
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         text = getattr(reason, "strerror", None) or reason  # without the number of the error
-        return CheckResult(published, "unreachable", reason=str(text))
+        is_large = isinstance(error, TooLarge) and published.kind in ("crl", "delta")
+        return CheckResult(published, "unreachable", reason=str(text), is_large=is_large)
     return CheckResult(published, "ok", until)
 
 
+def lacks_revocations(found: CheckResult, lacking: Mapping[bytes, int]) -> CheckResult:
+    """`found`, which is late if it is a CRL of one of the CAs that are `lacking`: their key identifiers, and how many
+    revocations wait for longer than they may.
+    """
+    count = lacking.get(identifier_of(found.published.issuer), 0)
+    if not count or found.published.kind not in ("crl", "delta") or found.state != "ok":
+        return found
+    reason = f"{count} revocation{' has' if count == 1 else 's have'} waited for it longer than crl.max_delay allows"
+    return replace(found, state="late", reason=reason)
+
+
 def _check_crl(published: PublishedUrl, fetch: Fetch, now: datetime) -> datetime | None:
-    crl = x509.load_der_x509_crl(fetch(published.url, None))
-    if not has_signed_crl(published.issuer, crl):
-        raise _Rejected("it is not signed by the CA")
-    for extension in crl.extensions:
-        if isinstance(extension.value, x509.IssuingDistributionPoint):
-            names = [name.value for name in extension.value.full_name or ()]
-            if names and published.url not in names:
-                raise _Rejected("its issuing distribution point names another URL")
+    crl = _signed_crl(published.url, published.issuer, fetch)
+    names = _scope_of(crl)
+    if names and published.url not in names:
+        raise _Rejected("its issuing distribution point names another URL")
     return _must_be_fresh(crl.last_update_utc, crl.next_update_utc, now)
+
+
+def _check_delta(published: PublishedUrl, fetch: Fetch, now: datetime) -> datetime | None:
+    """RFC 5280, 5.2.4 and 6.3.3 (c)."""
+    delta = _signed_crl(published.url, published.issuer, fetch)
+    base = _signed_crl(published.base, published.issuer, fetch)
+    since = [each.value.crl_number for each in delta.extensions if isinstance(each.value, x509.DeltaCRLIndicator)]
+    numbers = [each.value.crl_number for each in base.extensions if isinstance(each.value, x509.CRLNumber)]
+    if not since:
+        raise _Rejected("it is no delta CRL")
+    if not numbers or numbers[0] < since[0]:
+        raise _Rejected(f"its base is CRL number {since[0]}, and the full CRL is older")
+    if _scope_of(delta) != _scope_of(base):
+        raise _Rejected("its issuing distribution point is another than that of the full CRL")
+    return _must_be_fresh(delta.last_update_utc, delta.next_update_utc, now)
+
+
+def _signed_crl(url: str, issuer: x509.Certificate, fetch: Fetch) -> x509.CertificateRevocationList:
+    crl = x509.load_der_x509_crl(fetch(url, None))
+    if not has_signed_crl(issuer, crl):
+        raise _Rejected("it is not signed by the CA")
+    return crl
+
+
+def _scope_of(crl: x509.CertificateRevocationList) -> list[str]:
+    """URLs in its issuing distribution point; none: it has no such."""
+    scopes = (each.value for each in crl.extensions if isinstance(each.value, x509.IssuingDistributionPoint))
+    return [str(name.value) for scope in scopes for name in scope.full_name or ()]
 
 
 def _must_be_fresh(since: datetime, until: datetime | None, now: datetime) -> datetime | None:
@@ -221,20 +262,7 @@ def _has_signed_response(signer: x509.Certificate, response: ocsp.OCSPResponse) 
 
 _CHECKS: dict[str, Callable[[PublishedUrl, Fetch, datetime], datetime | None]] = {
     "crl": _check_crl,
+    "delta": _check_delta,
     "ocsp": _check_ocsp,
     "ca": _check_ca,
 }
-
-
-def fetch_over_http(url: str, body: bytes | None) -> bytes:
-    """As a Fetch. At most FETCH_SECONDS_MAX for a step, and FILE_SIZE_MAX bytes."""
-    headers = {"Content-Type": "application/ocsp-request"} if body is not None else {}
-    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310  http and https alone get here
-    try:
-        with urllib.request.urlopen(request, timeout=FETCH_SECONDS_MAX) as answer:  # noqa: S310
-            data: bytes = answer.read(FILE_SIZE_MAX + 1)
-    except urllib.error.HTTPError as error:
-        raise OSError(None, f"HTTP {error.code}") from error
-    if len(data) > FILE_SIZE_MAX:
-        raise OSError(None, f"it is larger than {FILE_SIZE_MAX} bytes")
-    return data

@@ -17,11 +17,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.issuer import FLEET, LocalIssuer, own_key
-from fleet.ca.issuers import TENANTS, TenantIssuers
 from fleet.ca.keys import load_key
 from fleet.config.logs import FailureLog, log_event
 from fleet.config.settings import Settings
-from fleet.domain.credential import Credential
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
+from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import FleetError, Refused, Unavailable
 from fleet.domain.name_templates import dns_name
@@ -36,6 +36,9 @@ log = logging.getLogger("fleet")
 
 FRESH_NS = 100_000_000
 """A folder changed this recently may change again within the same tick of the file system's clock."""
+
+TENANTS = frozenset({CredentialKind.DEVICE})
+"""Kinds of holder that a tenant's CA certifies: devices. Stations and the server are the fleet's own."""
 
 LOOK_EVERY_NS = 20_000_000
 """Connections and enrollments of the same 20 ms share one look at the disk: in a storm each would cost six calls."""
@@ -66,7 +69,6 @@ class LiveAuthorities:
 
     def __init__(self, home: Home) -> None:
         self._home, self._settings = home, settings_of(home)
-        self._issuers = TenantIssuers(self._issuer_of)
         self.changed: Callable[[], None] = lambda: None
         """Called when the CAs or the server certificate have changed."""
         self._failures = FailureLog(log, "ca.read")
@@ -119,7 +121,7 @@ class LiveAuthorities:
             raise own_key()
         if permit.profile.service:
             self._must_not_be_ours(permit)
-        made = self._issuers.issue(permit, now)
+        made = self._issuer_of(permit.tenant).issue(permit, now)
         constrained = self._constrained.get(permit.tenant)
         if constrained is not None:
             demand_names(constrained, x509.load_der_x509_certificate(made.der), f"{permit.kind} {permit.holder}")
@@ -143,12 +145,22 @@ class LiveAuthorities:
             chain.append(self._current.own.root)  # so that a client can verify the server
         return tuple(each.public_bytes(Encoding.DER) for each in chain)
 
-    def _issuer_of(self, tenant: str) -> LocalIssuer | None:
+    def trust_update(self, tenant: str) -> bytes:
+        return (self.current.of(tenant) or self.current.own).trust_update
+
+    def _issuer_of(self, tenant: str) -> LocalIssuer:
+        """Raises: Refused (`no-such-tenant`). Unavailable: `tenant-damaged`, `ca-cannot-sign`."""
         if tenant in self._current.broken:
             raise Unavailable("tenant-damaged", f"The CA of tenant {tenant} cannot be read here.", "See the log.")
         found = self._signers.get(tenant)
         if isinstance(found, Exception):
             raise Unavailable("ca-cannot-sign", f"The CA of tenant {tenant} cannot sign here.", "See the log.")
+        if found is None:
+            raise Refused(
+                "no-such-tenant",
+                f"There is no issuing CA for tenant {tenant} here.",
+                f"Make it, in the fleet's home: fleet tenant add {tenant}",
+            )
         return found
 
     def _read(self, stamp: _Stamp) -> None:
@@ -196,7 +208,7 @@ def _own_keys(home: Home, authorities: Authorities) -> frozenset[bytes]:
     certificates = [c for a in authorities.all for c in (*a.chain, *a.issuers)]
     for file in (home.server_chain, home.operators_certificate):
         with suppress(OSError, ValueError):  # away, or damaged: others report it
-            certificates += x509.load_pem_x509_certificates(file.read_bytes())
+            certificates += x509.load_pem_x509_certificates(read_small(file, CERTIFICATES_SIZE_MAX))
     keys = set()
     for certificate in certificates:
         with suppress(ValueError, UnsupportedAlgorithm):  # an odd key of a corporate CA

@@ -12,7 +12,8 @@ from fleet.ca.authority_request import read_authority_request
 from fleet.ca.chain import has_signed
 from fleet.domain.errors import Invalid
 from fleet.home.authorities import key_of_root, read_authorities, require_unique_ca_name
-from fleet.home.layout import Home
+from fleet.home.layout import Home, settings_of
+from fleet.home.publication import publication_of_root
 from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
 
@@ -27,7 +28,8 @@ def sign_authority(home: Home, request: bytes, days: int, now: datetime) -> tupl
     name, key = read_authority_request(request)
     known = read_authorities(home)
     root = _root(home)
-    made = certify_issuing(name, key, root, timedelta(days=days), now)
+    publication = publication_of_root(settings_of(home), "")
+    made = certify_issuing(name, key, root, timedelta(days=days), now, publication)
     require_unique_ca_name(made, known)
     former = known.own.former_roots
     links = [link for each in former for link in (each.new_with_old, each.old_with_new) if link is not None]

@@ -24,7 +24,7 @@ def served_chain(authority: Authority, now: datetime) -> tuple[x509.Certificate,
     known = [each for each in authority.former_roots if each.certificate.not_valid_after_utc - MARGIN > now]
     if any(each.old_with_new is None for each in known):
         # The present root, or one after a former one, is not ours, and has signed none of ours.
-        return (authority.issuing, *authority.above, *_down(known))
+        return (authority.issuing, *authority.above, *_down(authority, known))
     former = [each for each in _linked(authority) if each in known]
     if not former:
         return (authority.issuing, *authority.above)
@@ -33,13 +33,21 @@ def served_chain(authority: Authority, now: datetime) -> tuple[x509.Certificate,
         return (oldest.issuing, *(each.old_with_new for each in oldest_first if each.old_with_new))
     # The oldest root's key was away, or a newer root has path length 1: what OpenSSL and Go can verify with any root
     # that has signed the issuing CA, and the others with the current one.
-    return (authority.issuing, *authority.above, *_down(former))
+    return (authority.issuing, *authority.above, *_down(authority, former))
 
 
-def _down(former: list[FormerRoot]) -> Iterator[x509.Certificate]:
-    """From the present root to each before it (NewWithOld); then the issuing CA as each former root has signed it."""
+def _down(authority: Authority, former: list[FormerRoot]) -> Iterator[x509.Certificate]:
+    """From the present root to each before it (NewWithOld); then the issuing CA as those former roots have signed it to
+    which that does not lead. GnuTLS would follow such a one to a root that it may not have.
+    """
     yield from (each.new_with_old for each in former if each.new_with_old)
-    yield from (each.issuing for each in former if each.issuing)
+    below, is_led_to = 1 + len(authority.above), True
+    for each in former:
+        link = each.new_with_old
+        is_led_to = is_led_to and link is not None and _path_length(link) >= below
+        is_led_to, below = is_led_to and _path_length(each.certificate) > below, below + 1
+        if each.issuing is not None and not is_led_to:
+            yield each.issuing
 
 
 def _linked(authority: Authority) -> Iterator[FormerRoot]:

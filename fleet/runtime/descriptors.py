@@ -45,7 +45,7 @@ def raise_limit() -> int:
 
 def connections_max(limit: int, settings: Settings) -> int:
     """Descriptors for the connections of one worker's listeners."""
-    local = 0 if settings.forward_auth is None else LOCAL_CONNECTIONS_MAX
+    local = sum(each is not None for each in (settings.forward_auth, settings.broker_auth)) * LOCAL_CONNECTIONS_MAX
     return limit - RESERVED - settings.webhook_at_once_max - local
 
 

@@ -12,33 +12,41 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from fleet.config.addresses import Address
 from fleet.config.clock import Clock
+from fleet.config.listeners import LISTENERS, LOCAL_NAMES
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.home.ca_listing import root_keys_here
+from fleet.home.home_cas import root_keys_here
 from fleet.home.layout import Home, open_registry, revocation_journal
+from fleet.home.node_name import node_name
 from fleet.runtime.background import background
 from fleet.runtime.jobs.audit_sealing import sealing_audit
+from fleet.runtime.jobs.broker_sessions import broker_api, end_refused_sessions
 from fleet.runtime.jobs.crls import publish_crls
 from fleet.runtime.jobs.dynamic_security import controlled_broker, mirror_devices
 from fleet.runtime.jobs.retention import retain_daily
 from fleet.runtime.jobs.revocation_journal import journaling_revocations
 from fleet.runtime.jobs.server_certificate import renew_if_due
+from fleet.runtime.live_settings import LiveSettings
 from fleet.runtime.local_listener import bound
 from fleet.runtime.mqtt_limits import mqtt_limits
-from fleet.runtime.stop_deadline import StopDeadline
+from fleet.runtime.signals import StopDeadline
+from fleet.runtime.upstream_access import upstream_access
+from fleet.runtime.upstream_in_force import recorded
 from fleet.servers.gateway.broker.process import OwnBroker
 from fleet.servers.gateway.broker.restart import restart_when_hung
 from fleet.servers.gateway.broker.start import start_upstream
 from fleet.servers.gateway.broker.upstream import Upstream
+from fleet.servers.websocket import MQTT_PATH
 
 log = logging.getLogger("fleet")
 
@@ -57,21 +65,21 @@ class Endpoints:
     ca_file: str
     pid: int
     publish: str = ""
+    wss: str = ""
     forward_auth: str = ""
-    """unix:PATH or a URL. Of both, "": off."""
+    """unix:PATH or a URL, as the next."""
+    broker_auth: str = ""
+    """Of these four, "": off."""
 
     @classmethod
-    def of(cls, home: Home, settings: Settings, forward_auth: socket.socket | None) -> "Endpoints":
-        """Those of this process; `settings` hold the bound ports, but for that of the bound `forward_auth`."""
-        return cls(
-            est=_url("https", settings, settings.est),
-            mqtt=_url("mqtts", settings, settings.mqtt),
-            http=_url("https", settings, settings.http),
-            ca_file=str(home.root_certificate),
-            pid=os.getpid(),
-            publish=_url("http", settings, settings.publish) if settings.publish is not None else "",
-            forward_auth=_local_url(forward_auth) if forward_auth is not None else "",
-        )
+    def of(cls, home: Home, settings: Settings, local: Mapping[str, socket.socket]) -> "Endpoints":
+        """Those of this process; `settings` hold the bound ports, but for those of the bound `local`."""
+        urls = {name: _local_url(taken) for name, taken in local.items()}
+        for each in LISTENERS:
+            if not each.is_local and (address := getattr(settings, each.name)) is not None:
+                path = MQTT_PATH if each.scheme == "wss" else ""
+                urls[each.name] = _url(each.scheme, settings, address) + path
+        return cls(ca_file=str(home.root_certificate), pid=os.getpid(), **urls)
 
     def shown(self) -> dict[str, str | int]:
         """Without what is off."""
@@ -94,17 +102,17 @@ class Host:
     """Everything that is up before a worker listens."""
 
     home: Home
-    settings: Settings
+    live: LiveSettings
     registry: Registry
     jobs: tuple[asyncio.Task[None], ...]
-    """Audit sealing, the revocation journal, retention, CRLs, dynamic security: none may end before shutdown."""
+    """Audit sealing, revocation journal, retention, CRLs, dynamic security, broker sessions: until shutdown."""
     upstream: Upstream
     workers_lock: int
     """A descriptor that worker processes inherit: while one of them lives, no other server of this home starts."""
     deadline: StopDeadline
     """Of workers and broker."""
-    forward_auth: socket.socket | None = None
-    """Bound; None: that listener is off."""
+    local: Mapping[str, socket.socket]
+    """Bound, by name: the listeners without TLS that are on."""
 
 
 @asynccontextmanager
@@ -115,35 +123,58 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
     """
     async with AsyncExitStack() as parts:
         workers_lock = parts.enter_context(_sole_server(home))
+        live = LiveSettings(home, settings)
         renew_if_due(home, settings, clock)
         for key in root_keys_here(home):
             log_event(log, logging.WARNING, "root-key", outcome="here", file=key, reason="serving needs none")
-        local = bound("forward_auth", settings.forward_auth, home.path, settings.forward_auth_group)
-        forward_auth = parts.enter_context(local)
-        if forward_auth is not None:
-            log_event(log, logging.INFO, "forward-auth", address=settings.forward_auth)
+        local = _bound_local(home, settings, parts)
         registry = await open_registry(home)
         parts.push_async_callback(registry.close)
+        await registry.end_runs(node_name(home.path))  # of workers that were killed, with all of their sessions
         jobs: tuple[asyncio.Task[None], ...] = (
             await parts.enter_async_context(sealing_audit(home, registry, clock=clock)),
             await parts.enter_async_context(journaling_revocations(registry, revocation_journal(home), clock=clock)),
-            await parts.enter_async_context(background(retain_daily(home, registry, settings, clock), "retention")),
+            await parts.enter_async_context(
+                background(retain_daily(home, registry, lambda: live.current, clock), "retention")
+            ),
             await parts.enter_async_context(background(publish_crls(home, registry, settings, clock), "the CRLs")),
         )
-        if settings.dynsec_broker is not None:
-            mirroring = mirror_devices(registry, controlled_broker(home, settings, settings.dynsec_broker))
-            jobs = (*jobs, await parts.enter_async_context(background(mirroring, "dynamic security")))
+        for name, work in _of_other_brokers(home, settings, registry, clock):
+            jobs = (*jobs, await parts.enter_async_context(background(work, name)))
         models = await registry.models()
+        limits, access = mqtt_limits(settings), upstream_access(home, settings)
         upstream = await start_upstream(
-            settings.upstream, home.run, models, mqtt_limits(settings), durable=settings.durable
+            settings.upstream, home.run, models, limits, durable=settings.durable, access=access
         )
         deadline = StopDeadline()
         parts.push_async_callback(_stop_broker, upstream, deadline)
         if isinstance(upstream, OwnBroker):
             restarting = restart_when_hung(upstream, upstream.process)
             await parts.enter_async_context(background(restarting, "the broker's restarts"))
+        parts.enter_context(recorded(home, upstream))
         log_event(log, logging.INFO, "broker", broker=upstream.describe())
-        yield Host(home, settings, registry, jobs, upstream, workers_lock, deadline, forward_auth)
+        yield Host(home, live, registry, jobs, upstream, workers_lock, deadline, local)
+
+
+def _of_other_brokers(
+    home: Home, settings: Settings, registry: Registry, clock: Clock
+) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+    """Jobs that keep external brokers up to date, by name. Raises: Invalid: a setting or file cannot be used."""
+    if (controlled := settings.dynsec_broker) is not None:
+        yield "dynamic security", mirror_devices(registry, controlled_broker(home, settings, controlled))
+    if (api := settings.broker_sessions) is not None:
+        yield "broker sessions", end_refused_sessions(registry, broker_api(home, settings, api), clock)
+
+
+def _bound_local(home: Home, settings: Settings, parts: AsyncExitStack) -> dict[str, socket.socket]:
+    """Listeners for programs of this machine that are on. Raises: Unavailable (`cannot-listen`). Invalid."""
+    taken = {}
+    for name in LOCAL_NAMES:
+        address, group = getattr(settings, name), getattr(settings, f"{name}_group")
+        if (one := parts.enter_context(bound(name, address, home.path, group))) is not None:
+            taken[name] = one
+            log_event(log, logging.INFO, name.replace("_", "-"), address=address)
+    return taken
 
 
 async def _stop_broker(upstream: Upstream, deadline: StopDeadline) -> None:

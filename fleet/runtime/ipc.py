@@ -3,7 +3,9 @@
     supervisor                                worker
         config ────────────────────────────────►
         ◄─────────────────── ready, or failed: code
-        reload ────────────────────────────────►
+        reload: settings ──────────────────────►        those in force, as in fleet.toml
+        drain: seconds, restarts ──────────────►        end the sessions, spread over so long: all will be stopped; or,
+                                                        if it restarts, a successor listens: accept nothing more, exit
         stop ──────────────────────────────────►        all are stopped, and then the broker; SIGTERM: this worker alone
         ◄──────────────────────────── models: number    load the current models into the broker
         models-set: number, problem ───────────►
@@ -23,8 +25,8 @@ When one side dies the other reads end of file: a worker never outlives its supe
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 LINE_SIZE_MAX = 1_048_576  # config carries fleet.toml, of at most a quarter of it
@@ -44,8 +46,10 @@ class WorkerConfig:
     broker_socket: str
     """Of the broker that we run; "" for an external one, named in `settings`."""
     broker_speaks_v5: bool
-    forward_auth: int = -1
-    """Descriptor of the bound socket; -1: that listener is off."""
+    local: Mapping[str, int] = field(default_factory=dict)
+    """Descriptors of the bound sockets of listeners without TLS that are on, by name."""
+    sockets: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Descriptors of its own bound sockets, by listener; it binds those of others itself."""
 
     @classmethod
     def of(cls, message: Message) -> "WorkerConfig":

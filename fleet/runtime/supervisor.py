@@ -1,48 +1,52 @@
-"""Supervisor of several worker processes: starts them, restarts those that die, forwards reload and stop.
+"""Supervisor of several worker processes: starts them, restarts those that die, replaces them at request,
+forwards reload and stop.
 
 It owns what exists once (host.py): the lock, the ports, the broker. At a worker's request it loads the models into the
 broker, and it purges the broker's sessions of revoked devices. A worker that dies is restarted: at once the first time,
 with growing delays when its successors die soon after their start. One that no longer answers is killed first
-(heartbeat.py): the kernel would go on giving it its share of the new connections.
+(heartbeat.py): the kernel would go on giving it its share of the new connections. One that is replaced leaves when its
+successor accepts on the same sockets (slot.py), so that no connection is refused.
 """
 
 import asyncio
 import logging
-import os
 import signal
-import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
 
 from fleet.config.clock import utc_now
+from fleet.config.listeners import MQTT_NAMES
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.config.template import render
 from fleet.config.timestamps import rfc3339
 from fleet.domain.changes import Event
-from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.errors import FleetError
 from fleet.domain.registry_events import decode_event
+from fleet.home.node_name import node_name
 from fleet.runtime.heartbeat import PING_SECONDS, counted, silent_worker
 from fleet.runtime.host import Endpoints, Host
-from fleet.runtime.ipc import Channel, Message, WorkerConfig
-from fleet.runtime.listeners import reserved
-from fleet.runtime.signals import Signals
-from fleet.runtime.stop_deadline import KILL_SECONDS_MIN
+from fleet.runtime.ipc import Message, WorkerConfig
+from fleet.runtime.listeners import addresses, reserved, with_addresses
+from fleet.runtime.live_settings import BY_WORKERS, IN_PLACE
+from fleet.runtime.reloading import renew_access
+from fleet.runtime.signals import KILL_SECONDS_MIN, Signals
+from fleet.runtime.slot import Slot
+from fleet.runtime.worker_process import WorkerProcess, cause_of
 from fleet.servers.gateway.broker.start import not_saved, shared_socket
 from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.events.session_purge import OTHERS_SECONDS, SessionPurger
-from fleet.servers.gateway.limits.limits import Limits
+from fleet.servers.gateway.limits.kept_filters import KEPT_FILTERS, KeptFilters
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.services.event_follower import EventFollower
 
 log = logging.getLogger("fleet")
 
-PROGRAM = "fleet.runtime.worker_main"
-START_SECONDS_MAX = 30.0  # an interpreter with its imports, on a busy machine
 STEADY_SECONDS = 1.0  # of listening: a later death is not a failed start
 EARLY_DEATHS_FREE = 3  # in a row, before the next start waits
+PRESENCE_SECONDS_MAX = 10.0  # a minute later such sessions are `unknown` by themselves
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 0.1, 10.0
 
 
@@ -62,175 +66,30 @@ def died_early(code: int, listened_seconds: float | None) -> bool:
     return not killed and listened_seconds < STEADY_SECONDS
 
 
-SetModels = Callable[[], Awaitable[None]]
-Forward = Callable[[int, Message], None]
-"""A worker's number, and what it sends to others."""
-
-
-class WorkerProcess:
-    """One worker process, from start to exit. Made by `WorkerProcess.start`."""
-
-    def __init__(
-        self,
-        number: int,
-        process: asyncio.subprocess.Process,
-        channel: Channel,
-        set_models: SetModels,
-        forward: Forward,
-    ) -> None:
-        self.number = number
-        self.unanswered = 0
-        """Pings in a row without an answer."""
-        self._process = process
-        self._channel = channel
-        self._set_models = set_models
-        self._forward = forward
-        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._requests: set[asyncio.Task[None]] = set()
-        self._listening = asyncio.create_task(self._listen())
-
-    @classmethod
-    async def start(
-        cls, config: WorkerConfig, inherited: Sequence[int], set_models: SetModels, forward: Forward
-    ) -> "WorkerProcess":
-        """Start it and send it `config`; it inherits these descriptors. Raises: OSError."""
-        ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", PROGRAM, str(theirs.fileno())),
-                # Our own module search path, without the working directory (-P).
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), *inherited),
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        channel = await Channel.on(ours)
-        channel.send("config", **asdict(config))
-        return cls(config.worker, process, channel, set_models, forward)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def listens(self) -> bool:
-        """Whether it is ready, and has not exited."""
-        return self._ready.done() and self._ready.exception() is None and self.runs
-
-    @property
-    def runs(self) -> bool:
-        """Whether it has not exited: it may accept connections before we know that it is ready."""
-        return self._process.returncode is None
-
-    def ping(self, workers: Mapping[str, object], not_saved: str) -> None:
-        self.unanswered += 1
-        self._channel.send("ping", workers=workers, not_saved=not_saved)
-
-    def send(self, message_type: str, **fields: object) -> None:
-        self._channel.send(message_type, **fields)
-
-    async def ready(self) -> None:
-        """Returns when it listens. Raises: Unavailable: it failed, died first, or took too long."""
-        try:
-            async with asyncio.timeout(START_SECONDS_MAX):
-                await asyncio.shield(self._ready)
-        except TimeoutError:
-            self.signal(signal.SIGKILL)
-            message = f"Worker {self.number} did not listen within {START_SECONDS_MAX:.0f} s."
-            raise Unavailable("worker-not-ready", message, "Check the load of the machine.") from None
-
-    async def ended(self) -> int:
-        """Its exit code, once it has exited: minus the number of the signal that killed it."""
-        code = await self._process.wait()
-        await asyncio.shield(self._listening)  # its last message may give the cause; cancelling us must not cancel it
-        self._channel.close()
-        return code
-
-    def reload(self) -> None:
-        self._channel.send("reload")
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is running."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
-
-    async def stop(self, seconds_max: float) -> None:
-        """It drains, since all are stopped; SIGKILL when it has not exited after `seconds_max`. Safe to call twice."""
-        if self.listens:
-            self._channel.send("stop")  # no signal: it might be seen first, and tells nothing of the broker
-        else:
-            self.signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(seconds_max):
-                await self._process.wait()
-        except TimeoutError:
-            known = {"worker": self.number, "pid": self.pid}
-            log_event(log, logging.ERROR, "worker.killed", **known, reason="did not exit in time")
-            self.signal(signal.SIGKILL)
-        await self.ended()
-
-    async def _listen(self) -> None:
-        async for message in self._channel.messages():
-            match message["type"]:
-                case "ready" if not self._ready.done():
-                    self._ready.set_result(None)
-                case "pong":
-                    self.unanswered = 0
-                case "who-holds" | "holds" | "holds-not":
-                    self._forward(self.number, message)
-                case "failed":
-                    self._failed(Unavailable(message["code"], message["message"], message["advice"]))
-                case "models":
-                    request = asyncio.create_task(self._load_models(message["number"]))
-                    self._requests.add(request)
-                    request.add_done_callback(self._requests.discard)
-        code = await self._process.wait()
-        self._failed(Unavailable("worker-died", f"Worker {self.number} exited ({_cause(code)}) before it listened."))
-
-    def _failed(self, reason: Unavailable) -> None:
-        if not self._ready.done():
-            self._ready.set_exception(reason)
-            self._ready.exception()  # retrieved, so that asyncio logs nothing if nobody awaits it
-        elif reason.code != "worker-died":
-            log_event(log, logging.ERROR, "worker.failed", worker=self.number, code=reason.code, reason=reason.message)
-
-    async def _load_models(self, number: int) -> None:
-        problem = ""
-        try:
-            await self._set_models()
-        except (OSError, TimeoutError, FleetError) as error:
-            problem = str(error) or type(error).__name__
-        self._channel.send("models-set", number=number, problem=problem)
-
-
-def _cause(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {-code}"
-
-
 class Supervisor:
     """A constant number of workers on one home. Made by `run_supervisor`."""
 
     def __init__(self, host: Host, settings: Settings, count: int) -> None:
-        self.endpoints = Endpoints.of(host.home, settings, host.forward_auth)
+        self.endpoints = Endpoints.of(host.home, settings, host.local)
         self.restarts = 0
+        self._reloads = 0
         self._silent = 0
         self._last_silent: dict[str, object] = {}
         self._host = host
         self._settings = settings
-        self._numbers = range(1, count + 1)
+        self._slots = [Slot(number, count) for number in range(1, count + 1)]
         self._workers: dict[int, WorkerProcess] = {}
+        """By number, those that are being replaced too."""
+        self._replacing: asyncio.Task[None] | None = None
+        self._drained_at: float | None = None
+        """When the sessions of all workers are to have ended, once the server is about to stop."""
         self._restarters: list[asyncio.Task[None]] = []
         self._models_lock = asyncio.Lock()
         visits = BrokerVisits(host.upstream)
         self._outcomes = OutcomeLog()
-        self._purges = SessionPurger(visits, host.registry, self._outcomes, after_seconds=OTHERS_SECONDS)
-        self._feed = EventFollower(host.registry, self._on_event, Limits().feed_silence_seconds_max)
+        kept = KeptFilters(directory=host.home.run / KEPT_FILTERS)
+        self._purges = SessionPurger(visits, host.registry, self._outcomes, kept, after_seconds=OTHERS_SECONDS)
+        self._feed = EventFollower(host.registry, self._on_event, DEFAULT_LIMITS.feed_silence_seconds_max)
         self._following = asyncio.create_task(self._feed.run(), name="the supervisor's event feed")
 
     async def _on_event(self, event: Event) -> None:
@@ -239,33 +98,139 @@ class Supervisor:
     async def start(self) -> None:
         """Returns when every worker listens. Raises: Unavailable: one of them cannot. OSError."""
         await self._feed.started()
-        await asyncio.gather(*(self._start(number) for number in self._numbers))
+        await asyncio.gather(*(self._start(slot, slot.number) for slot in self._slots))
         self._restarters = [
-            asyncio.create_task(self._restart_when_dead(number), name=f"the restarter of worker {number}")
-            for number in self._numbers
+            asyncio.create_task(self._restart_when_dead(slot), name=f"the restarter of worker {slot.number}")
+            for slot in self._slots
         ]
         self._restarters.append(asyncio.create_task(self._replace_silent(), name="the heartbeat of the workers"))
 
     async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return at a stop signal; a reload is forwarded to every worker. Raises: the exception of a permanent task."""
-        await signals.until_stop(self._reload, (self._following, *self._restarters, *watched))
+        """Return at a stop signal; a reload is forwarded to every worker, at a restart request all are replaced.
+
+        Raises: the exception of a permanent task.
+        """
+        watched = (self._following, *self._restarters, *watched)
+        await signals.until_stop(self._reload, watched, restart=self.replace_workers)
+
+    def drain_for_stop(self, seconds: float) -> None:
+        """Every worker ends its MQTT sessions over `seconds`, and its health check says that it drains."""
+        self._drained_at = asyncio.get_running_loop().time() + seconds
+        if self._replacing is not None:
+            self._replacing.cancel()
+        for slot in self._slots:
+            slot.release(MQTT_NAMES)
+        for worker in self._workers.values():
+            worker.drain_for_stop(seconds)
 
     async def close(self) -> None:
         """Every worker drains and exits; one that has not in time for the broker's own stop is killed."""
         seconds_max = self._host.deadline.left(KILL_SECONDS_MIN)
-        for task in (*self._restarters, self._following):
+        tasks = [*self._restarters, self._following, *((self._replacing,) if self._replacing is not None else ())]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._restarters, self._following, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for slot in self._slots:
+            slot.release()  # what connects now is refused, and waits for nobody
         await asyncio.gather(*(worker.stop(seconds_max) for worker in self._workers.values()))
         await self._purges.close()
         self._outcomes.close()
 
     def _reload(self) -> None:
+        self._reloads += 1
+        self._take_up(self._host.live.current)
         for worker in self._workers.values():
-            worker.reload()
+            worker.send("reload", settings=render(self._settings))
 
-    async def _start(self, number: int) -> WorkerProcess:
-        """A worker that listens. Raises: Unavailable, OSError."""
+    def _take_up(self, settings: Settings) -> None:
+        """What each worker gets from now on."""
+        self._settings = with_addresses(settings, addresses(self._settings))
+        renew_access(self._host.upstream, self._host.home, settings)
+
+    def replace_workers(self) -> None:
+        """Replace all while none is missed: their successors listen before they drain.
+
+        Does nothing while that is under way.
+        """
+        if self._replacing is not None and not self._replacing.done():
+            log_event(log, logging.WARNING, "workers.replaced", outcome="under-way")
+            return
+        self._replacing = asyncio.create_task(self._replace_all(), name="the replacement of the workers")
+
+    async def _replace_all(self) -> None:
+        """All have successors before the first drains: a session that one of them ends never begins at the next that
+        will end it.
+        """
+        began, draining, problem = asyncio.get_running_loop().time(), [], ""
+        live, before, reloads = self._host.live, self._host.live.current, self._reloads
+        if not live.reread(IN_PLACE | BY_WORKERS):
+            reason = "fleet.toml cannot be put in force: see event=settings"
+            log_event(log, logging.ERROR, "workers.replaced", outcome="failed", kept="old", reason=reason)
+            return
+        self._take_up(live.current)
+        for slot in self._slots:
+            async with slot.lock:
+                old = slot.process
+                try:
+                    await self._succeed(slot)
+                except (FleetError, OSError) as error:
+                    problem = str(error)
+                    break
+            draining.append(self._end(old, slot.process.number))
+        if problem and not draining:  # the settings may be to blame: one that dies is started with those before
+            # What a reload has told the workers meanwhile is in force.
+            live.put_back(before, BY_WORKERS if self._reloads != reloads else IN_PLACE | BY_WORKERS)
+            self._take_up(live.current)
+        await asyncio.gather(*draining)
+        outcome = {"outcome": "failed", "kept": "old", "reason": problem} if problem else {"outcome": "ok"}
+        ms = round((asyncio.get_running_loop().time() - began) * 1000)
+        log_event(log, logging.ERROR if problem else logging.INFO, "workers.replaced", **outcome, ms=ms)
+
+    async def _end(self, worker: WorkerProcess, successor: int) -> None:
+        code = await worker.drain_for_restart(self._settings.restart_drain_seconds)
+        del self._workers[worker.number]
+        if code:
+            await self._end_sessions(worker)
+        ended = {"worker": worker.number, "pid": worker.pid, "successor": successor, "cause": cause_of(code)}
+        log_event(log, logging.INFO, "worker.replaced", **ended)
+
+    async def _end_sessions(self, worker: WorkerProcess) -> None:
+        """What it has left open is over, and no successor of its number says so."""
+        host = self._host
+        try:
+            async with asyncio.timeout(PRESENCE_SECONDS_MAX):
+                await host.registry.end_runs(node_name(host.home.path), worker=worker.number)
+        except (FleetError, TimeoutError) as error:
+            log_event(log, logging.WARNING, "presence.not-written", worker=worker.number, reason=error)
+
+    async def _succeed(self, slot: Slot) -> None:
+        """A second worker listens, and is that of the slot. Raises: Unavailable, OSError: it has the first still."""
+        successor = await self._launch(slot, slot.next_number)
+        try:
+            await successor.ready()
+        except BaseException:
+            successor.signal(signal.SIGKILL)
+            await successor.ended()
+            del self._workers[successor.number]
+            raise
+        self._listens(slot, successor)
+
+    async def _start(self, slot: Slot, number: int) -> None:
+        """The slot has a worker, and it listens. Raises: Unavailable, OSError."""
+        worker = await self._launch(slot, number)
+        slot.take(worker, None)
+        await worker.ready()
+        self._listens(slot, worker)
+
+    def _listens(self, slot: Slot, worker: WorkerProcess) -> None:
+        now = asyncio.get_running_loop().time()
+        slot.take(worker, now)
+        if self._drained_at is not None:  # it takes the place of one that has died meanwhile
+            worker.drain_for_stop(max(0.0, self._drained_at - now))
+        log_event(log, logging.INFO, "worker.ready", worker=worker.number, pid=worker.pid)
+
+    async def _launch(self, slot: Slot, number: int) -> WorkerProcess:
+        """Start a worker on the slot's sockets. Raises: Unavailable, OSError."""
         host = self._host
         config = WorkerConfig(
             worker=number,
@@ -274,40 +239,38 @@ class Supervisor:
             log_level=logging.getLogger().level,
             broker_socket=str(shared_socket(host.upstream) or ""),
             broker_speaks_v5=host.upstream.speaks_v5,
-            forward_auth=host.forward_auth.fileno() if host.forward_auth is not None else -1,
+            local={name: taken.fileno() for name, taken in host.local.items()},
+            sockets=slot.descriptors(self._settings),
         )
-        inherited = [descriptor for descriptor in (host.workers_lock, config.forward_auth) if descriptor >= 0]
+        inherited = [host.workers_lock, *config.local.values(), *chain.from_iterable(config.sockets.values())]
         worker = await WorkerProcess.start(config, inherited, self._set_models, self._forward)
         self._workers[number] = worker
-        await worker.ready()
-        log_event(log, logging.INFO, "worker.ready", worker=number, pid=worker.pid)
         return worker
 
-    async def _restart_when_dead(self, number: int) -> None:
-        """Start a new worker of this number whenever it has died."""
+    async def _restart_when_dead(self, slot: Slot) -> None:
+        """Start a new worker whenever that of the slot has died."""
         loop, early_deaths = asyncio.get_running_loop(), 0
-        listening_since: float | None = loop.time()
         while True:
-            worker = self._workers[number]
-            code = await worker.ended()
-            died = loop.time()
-            listened_seconds = died - listening_since if listening_since is not None else None
-            early_deaths = early_deaths + 1 if died_early(code, listened_seconds) else 0
-            delay = restart_delay_seconds(early_deaths)
-            ended = {"worker": number, "pid": worker.pid, "cause": _cause(code), "restart_seconds": delay}
-            log_event(log, logging.ERROR, "worker.ended", **ended)
-            await asyncio.sleep(delay)
-            try:
-                worker = await self._start(number)
-            except (FleetError, OSError) as error:
-                log_event(log, logging.ERROR, "worker.not-started", worker=number, reason=error)
-                listening_since = None
-                continue
-            listening_since = loop.time()
-            self.restarts += 1
-            ms = round((listening_since - died) * 1000)
-            restarted = {"worker": number, "pid": worker.pid, "restarts": self.restarts, "ms": ms}
-            log_event(log, logging.WARNING, "worker.restarted", **restarted)
+            worker = await slot.changed()
+            async with slot.lock:
+                if slot.process is not worker:
+                    continue  # it has been replaced
+                code, died = await worker.ended(), loop.time()
+                early_deaths = early_deaths + 1 if died_early(code, slot.listened_seconds(died)) else 0
+                delay = restart_delay_seconds(early_deaths)
+                known = {"worker": worker.number, "pid": worker.pid}
+                log_event(log, logging.ERROR, "worker.ended", **known, cause=cause_of(code), restart_seconds=delay)
+                if delay:
+                    slot.release()  # the kernel gives the others its share
+                    await asyncio.sleep(delay)
+                try:
+                    await self._start(slot, worker.number)
+                except (FleetError, OSError) as error:
+                    log_event(log, logging.ERROR, "worker.not-started", worker=worker.number, reason=error)
+                    continue
+                self.restarts += 1
+                known["pid"], ms = slot.process.pid, round((loop.time() - died) * 1000)
+                log_event(log, logging.WARNING, "worker.restarted", **known, restarts=self.restarts, ms=ms)
 
     async def _replace_silent(self) -> None:
         """Kill the worker that no longer answers: its restarter starts the next."""
@@ -333,7 +296,7 @@ class Supervisor:
 
     def _status(self) -> Mapping[str, object]:
         """JSON value for `GET /v1/status`, which a worker answers."""
-        counts: dict[str, object] = {"count": len(self._numbers), "restarts": self.restarts, "silent": self._silent}
+        counts: dict[str, object] = {"count": len(self._slots), "restarts": self.restarts, "silent": self._silent}
         counts["mqtt"] = dict(self._outcomes.counts)
         return {**counts, "last_silent": self._last_silent} if self._last_silent else counts
 
@@ -341,10 +304,12 @@ class Supervisor:
         """Send a question about the holder of a device's session to all others, and an answer to the asking one."""
         device = message["device"]
         match message["type"]:
-            case "holds":
-                self._workers[message["asker"]].send("held", device=device)
-            case "holds-not":
-                self._workers[message["asker"]].send("not-held", device=device, worker=sender)
+            case "holds" if asker := self._workers.get(message["asker"]):
+                asker.send("held", device=device)
+            case "holds-not" if asker := self._workers.get(message["asker"]):
+                asker.send("not-held", device=device, worker=sender)
+            case "holds" | "holds-not":
+                pass  # the one that asked has ended
             case _:
                 others = [number for number, worker in self._workers.items() if worker.runs and number != sender]
                 self._workers[sender].send("asked", device=device, workers=others)
@@ -364,7 +329,7 @@ async def run_supervisor(host: Host, count: int) -> AsyncIterator[Supervisor]:
     Raises: Unavailable: a port is taken, or a worker could not start. OSError.
     """
     async with AsyncExitStack() as parts:
-        settings = parts.enter_context(reserved(host.settings))
+        settings = parts.enter_context(reserved(host.live.current))
         supervisor = Supervisor(host, settings, count)
         parts.push_async_callback(supervisor.close)
         await supervisor.start()

@@ -8,77 +8,73 @@ more, each worker is a process (worker_main.py).
 
 import asyncio
 import gc
+import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 
-from msgspec import structs
+from msgspec import Struct, field
 
 from fleet.config.clock import Clock
+from fleet.config.listeners import MQTT_NAMES
+from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.ports import Registry
-from fleet.domain.rates import RateLimits, Rates
 from fleet.domain.revoked_cache import ENTRIES_MAX
-from fleet.home.ca_listing import authorities_for_admin
-from fleet.home.layout import Home, waiting_limits
-from fleet.home.leaf_issuers import LeafIssuers
-from fleet.home.pki import cursor_key, key_sealer, load_webhook_signer
+from fleet.home.layout import Home
+from fleet.home.node_name import node_name
+from fleet.home.pki import load_webhook_signer
 from fleet.home.proxy_secrets import ProxySecrets
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.runtime.background import background
 from fleet.runtime.host import Endpoints
-from fleet.runtime.jobs.crls import issue_crls
+from fleet.runtime.http_servers import BrokerView, HttpServers
+from fleet.runtime.jobs.presence import recording_presence
+from fleet.runtime.jobs.presence_topic import publishing_presence
 from fleet.runtime.jobs.refusal_counts import counting_refusals
-from fleet.runtime.jobs.retention import policy_of
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.runtime.jobs.trust_anchors import follow_trust_anchors, trust_anchors
 from fleet.runtime.listeners import Listeners, addresses
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
-from fleet.runtime.publishing import Publishing
-from fleet.runtime.signals import Signals
-from fleet.runtime.stop_deadline import BROKER_SECONDS_MIN, StopDeadline
-from fleet.servers.admin.app import AdminApp
-from fleet.servers.admin.context import Context
-from fleet.servers.admin.http_adapter import admin_server
-from fleet.servers.est import build_est_server
-from fleet.servers.forward_auth import ForwardAuthContext, build_forward_auth_server
+from fleet.runtime.reloading import Reloading
+from fleet.runtime.signals import BROKER_SECONDS_MIN, REST_SECONDS_MAX, Signals, StopDeadline
+from fleet.runtime.supervision import Supervision
 from fleet.servers.gateway.broker.mosquitto import DATABASE
 from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
+from fleet.servers.gateway.broker.publisher import BrokerPublisher
 from fleet.servers.gateway.broker.upstream import Upstream
 from fleet.servers.gateway.gateway import Gateway, GatewayOptions
-from fleet.servers.gateway.limits.kept_filters import KeptFilters
-from fleet.servers.gateway.session.holders import HeldElsewhere
+from fleet.servers.gateway.limits.kept_filters import KEPT_FILTERS, KeptFilters
 from fleet.servers.http import HttpServer
-from fleet.services.enrollment import RegistrationAuthority
+from fleet.services.notifying import Notifier
+from fleet.services.presence import Presence
 from fleet.storage.journals.revocations import revocations_in
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 
+log = logging.getLogger("fleet")
+
+YOUNG_OBJECTS = 10_000  # between two collections: with the usual 700, they were a seventh of what a connection costs
 DRAIN_SECONDS_MAX = 2.0  # for requests in progress: less than the gateway has at the same time
+QUIET_SECONDS = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSlot:
-    """Position of a worker among those of its home."""
+class WorkerPlace(Struct, frozen=True):
+    """Of a worker among those of its home."""
 
+    supervision: Supervision
     number: int = 1
     is_shared: bool = False
     """Whether other processes serve the same home: they share the ports, and the supervisor manages the broker."""
-    workers: Callable[[], Mapping[str, object]] = dict
-    """What the supervisor says of all workers; nothing when there is none."""
-    not_saved: Callable[[], str] = str
-    """Why a broker of ours can't save what it holds; "" while it can."""
-    held_elsewhere: HeldElsewhere | None = None
-    """Whether another worker holds a session of the device; None: not known."""
-    broker_stops: Callable[[], bool] = lambda: True
-    """Whether a broker of ours is stopped after this worker, and not just the worker."""
     deadline: StopDeadline = field(default_factory=StopDeadline)
     """Of its own stop, and of a broker that is stopped after it."""
-    forward_auth: socket.socket | None = None
-    """The bound socket of that listener; None: it is off."""
+    local: Mapping[str, socket.socket] = field(default_factory=dict)
+    """The bound sockets of listeners without TLS that are on, by name."""
+    sockets: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
+    """Bound sockets of the others, by name; they are bound where there are none."""
 
 
 def worker_count(settings: Settings) -> int:
@@ -95,8 +91,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(Struct, frozen=True):
     """One serving process. Made by `run_worker`."""
 
     endpoints: Endpoints
@@ -106,83 +101,216 @@ class Worker:
     gateway: Gateway
     permanent: tuple[asyncio.Task[None], ...]
     """Tasks that must run until shutdown."""
-    secrets: ProxySecrets
-    """By which reverse proxies prove themselves."""
+    secrets: Mapping[str, ProxySecrets]
+    """By which reverse proxies and brokers prove themselves, by listener."""
+    listeners: Listeners
+    http: Sequence[HttpServer]
+    reloading: Reloading
+    settings: Callable[[], Settings]
+    """Those in force."""
+    drains: asyncio.Event
+    """Set when the whole server is about to stop."""
+
+    def drain_for_stop(self, seconds: float) -> None:
+        """The server stops in `seconds`: no new MQTT connections, sessions end spread over that time, and the health
+        check fails.
+        """
+        self.drains.set()
+        self.listeners.stop_accepting(MQTT_NAMES)
+        self.gateway.begin_drain(seconds, restarts=False)
+
+    async def drain_for_restart(self, seconds: float) -> None:
+        """A successor listens: accept nothing more, end the sessions spread over `seconds`, finish what was begun.
+
+        Returns REST_SECONDS_MAX after that at the latest.
+        """
+        self.listeners.stop_accepting()
+        for server in self.http:
+            server.drain()
+        self.gateway.begin_drain(seconds, restarts=True)
+        ends_at = asyncio.get_running_loop().time() + seconds + REST_SECONDS_MAX
+        while asyncio.get_running_loop().time() < ends_at:
+            if not self.gateway.sessions and not self.listeners.handshaking and not any(s.is_busy for s in self.http):
+                return
+            await asyncio.sleep(QUIET_SECONDS)
 
     async def until(self, signals: Signals, watched: Sequence[asyncio.Task[None]] = ()) -> None:
-        """Return at a stop signal; a reload applies the server certificate and the CAs on disk to new connections.
+        """Return at a stop signal; a reload puts the settings in force, and the certificates and CAs on disk.
 
         Raises: the exception of a permanent task.
         """
-        await signals.until_stop(self._reload, (*self.permanent, *watched))
+        await signals.until_stop(self._reload, (*self.permanent, *watched), restart=_not_replaced)
 
     def _reload(self) -> None:
+        self.reloading.take_up(self.settings())
         self.authorities.reread()
         self.contexts.reload(self.home)
-        self.secrets.reload()
+        for secrets in self.secrets.values():
+            secrets.reload()
+
+
+def _not_replaced() -> None:
+    reason = "a single worker has no supervisor that could replace it; see --workers"
+    log_event(log, logging.WARNING, "workers.replaced", outcome="failed", kept="old", reason=reason)
 
 
 @asynccontextmanager
 async def run_worker(
-    home: Home, settings: Settings, registry: Registry, upstream: Upstream, *, clock: Clock, slot: WorkerSlot
+    home: Home, settings: Settings, registry: Registry, upstream: Upstream, *, clock: Clock, place: WorkerPlace
 ) -> AsyncIterator[Worker]:
     """Gateway, EST and API over `registry` and `upstream`; they listen when the block begins.
 
     Raises: FleetError, OSError: a part could not start.
     """
+    given = _Given(home, settings, registry, upstream, clock, place)
     async with AsyncExitStack() as parts:
         registry.revoked.on_distrusts(await registry.distrusts())
         registry.revoked.on_events(await asyncio.to_thread(list, revocations_in(home.revocations, ENTRIES_MAX)))
         authorities = LiveAuthorities(home)
-        publishing = Publishing.of(home, settings, authorities, clock)
+        servers = HttpServers.of(home, settings, registry, authorities, clock)
         makers = await trust_anchors(registry)
-        contexts = Contexts.of(home, clock, manufacturers=makers, stapler=publishing.stapler())
+        contexts = Contexts.of(home, clock, manufacturers=makers, stapler=servers.stapler())
         contexts.follow(authorities, home)
         await parts.enter_async_context(counting_refusals(registry, clock=clock))
-        live = ProbedUpstream(upstream, clock=clock)
-        listeners = Listeners(settings, shared=slot.is_shared)
-        options = _gateway_options(home, settings, slot, listeners.admitted)
-        gateway = Gateway(registry, live, clock=clock, options=options)
-        await parts.enter_async_context(background(live.run(gateway.on_broker_silent), "the broker's probe"))
-        feed = await parts.enter_async_context(_following(gateway, slot.deadline))
+        listeners, drains = Listeners(settings, shared=place.is_shared, sockets=place.sockets), asyncio.Event()
+        mqtt = await _mqtt(parts, given, listeners.admitted)
         following = follow_trust_anchors(registry, partial(contexts.trust, home))
         anchors = await parts.enter_async_context(background(following, "the trust anchor follower"))
-        webhooks = _webhooks(home, settings)
-        parts.push_async_callback(webhooks.close)
-        servers = _HttpServers(home, settings, registry, authorities, clock, _secrets(home, settings))
-        est = servers.est(webhooks)
-        est.on_admitted = listeners.admitted
-
-        def status() -> dict[str, object]:
-            return {
-                "worker": slot.number,
-                "pid": os.getpid(),
-                "tls": listeners.status(),
-                "descriptors": listeners.descriptors(),
-                "est": est.counters,
-                "http": admin.counters,
-                **({"publish": publish.counters} if settings.publish is not None else {}),
-                "mqtt": dict(gateway.stats),
-                **({"forward_auth": forward.counters} if settings.forward_auth is not None else {}),
-                "sessions": gateway.sessions,
-                **({"workers": slot.workers()} if slot.is_shared else {}),
-                "upstream": {**live.status(), **({"not_saved": reason} if (reason := slot.not_saved()) else {})},
-            }
-
-        admin, forward = servers.admin(status, live.answers, slot.not_saved), servers.forward_auth(gateway)
-        publish = await publishing.server(registry, rates_of(settings), parts)
-        parts.push_async_callback(_drain, gateway, slot.deadline, est, admin, publish, forward)
+        http = await _http(parts, given, servers, mqtt, listeners, drains)
+        parts.push_async_callback(_drain, mqtt.gateway, place.deadline, *http.all)
         parts.callback(listeners.close)
-        factories: dict[str, ProtocolFactory] = {
-            "est": est, "http": admin, "mqtt": gateway.protocol, "publish": publish
-        }  # fmt: skip
-        for name in addresses(settings):
-            await listeners.open(name, getattr(contexts, name, None), factories[name])
-        await listeners.open_local(slot.forward_auth, forward)
-        endpoints = Endpoints.of(home, listeners.with_ports(), slot.forward_auth)
-        gc.collect()
-        gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
-        yield Worker(endpoints, home, contexts, authorities, gateway, (feed, anchors), servers.secrets)
+        await _listen(listeners, given, contexts, mqtt.gateway, http)
+        _collect_rarely()
+        yield Worker(
+            endpoints=Endpoints.of(home, listeners.with_ports(), place.local),
+            home=home,
+            contexts=contexts,
+            authorities=authorities,
+            gateway=mqtt.gateway,
+            permanent=(*mqtt.tasks, anchors),
+            secrets=servers.secrets,
+            listeners=listeners,
+            http=http.all,
+            reloading=Reloading(
+                home, worker_count(settings), listeners, servers, mqtt.gateway, mqtt.presence, upstream
+            ),
+            settings=place.supervision.settings,
+            drains=drains,
+        )
+
+
+class _Given(Struct, frozen=True):
+    """What a worker is started with."""
+
+    home: Home
+    settings: Settings
+    registry: Registry
+    upstream: Upstream
+    clock: Clock
+    place: WorkerPlace
+
+
+class _Mqtt(Struct, frozen=True):
+    gateway: Gateway
+    upstream: ProbedUpstream
+    presence: Presence
+    publisher: BrokerPublisher
+    tasks: tuple[asyncio.Task[None], ...]
+
+
+async def _mqtt(parts: AsyncExitStack, given: _Given, on_admitted: Callable[[str], None]) -> _Mqtt:
+    """The gateway follows the events, and listens nowhere yet."""
+    home, settings, registry, clock, place = given.home, given.settings, given.registry, given.clock, given.place
+    live = ProbedUpstream(given.upstream, clock=clock)
+    stop_seconds = partial(place.deadline.left, BROKER_SECONDS_MIN)
+    recording = recording_presence(home, settings, registry, place.number, clock, stop_seconds)
+    presence = await parts.enter_async_context(recording)
+    publisher = BrokerPublisher(live)
+    parts.push_async_callback(publisher.close)
+    await parts.enter_async_context(publishing_presence(settings, presence, publisher, stop_seconds))
+    options = _gateway_options(home, settings, place, on_admitted, presence)
+    gateway = Gateway(registry, live, clock=clock, options=options)
+    await parts.enter_async_context(background(live.run(gateway.on_broker_silent), "the broker's probe"))
+    tasks = await parts.enter_async_context(_following(gateway, presence, place.deadline))
+    return _Mqtt(gateway, live, presence, publisher, tasks)
+
+
+class _Http(Struct, frozen=True):
+    est: HttpServer
+    admin: HttpServer
+    publish: HttpServer
+    local: Mapping[str, HttpServer]
+    wss_counters: Counter[str]
+
+    @property
+    def all(self) -> tuple[HttpServer, ...]:
+        return (self.est, self.admin, self.publish, *self.local.values())
+
+
+async def _http(
+    parts: AsyncExitStack, given: _Given, servers: HttpServers, mqtt: _Mqtt, listeners: Listeners, drains: asyncio.Event
+) -> _Http:
+    """EST, the API, and the rest; they listen nowhere yet."""
+    settings, place = given.settings, given.place
+    webhooks = await parts.enter_async_context(_webhooks(given.home, settings))
+    est = servers.est(webhooks)
+    est.on_admitted = listeners.admitted
+    counters: dict[str, Mapping[str, int]] = {}
+    status = partial(_status, place, listeners, mqtt.gateway, mqtt.upstream, counters)
+    notifier = Notifier(mqtt.publisher, node_name(given.home.path) if given.upstream.is_ours else "")
+    admin = servers.admin(BrokerView(status, mqtt.upstream.answers, place.supervision, drains.is_set, notifier))
+    local = servers.local(mqtt.gateway)
+    http = _Http(est, admin, await servers.publish(parts), local, Counter[str]())
+    counters |= {"est": est.counters, "http": admin.counters}
+    counters |= {"publish": http.publish.counters} if settings.publish is not None else {}
+    counters |= {"wss": http.wss_counters} if settings.wss is not None else {}
+    counters |= {"mqtt": mqtt.gateway.stats, "publisher": mqtt.publisher.counters}
+    counters |= {name: local[name].counters for name in place.local}
+    return http
+
+
+async def _listen(listeners: Listeners, given: _Given, contexts: Contexts, gateway: Gateway, http: _Http) -> None:
+    over_websocket = _over_websocket(gateway.protocol, given.settings, http.wss_counters)
+    factories: dict[str, ProtocolFactory] = {"est": http.est, "http": http.admin, "publish": http.publish}
+    factories |= {"mqtt": gateway.protocol, "wss": over_websocket}
+    for name in addresses(given.settings):
+        await listeners.open(name, contexts.by_listener(name), factories[name])
+    await listeners.open_local(given.place.local, http.local)
+
+
+def _status(
+    place: WorkerPlace,
+    listeners: Listeners,
+    gateway: Gateway,
+    upstream: ProbedUpstream,
+    counters: Mapping[str, Mapping[str, int]],
+) -> dict[str, object]:
+    """JSON value for `GET /v1/status`."""
+    not_saved = place.supervision.not_saved
+    return {
+        "worker": place.number,
+        "pid": os.getpid(),
+        "tls": listeners.status(),
+        "descriptors": listeners.descriptors(),
+        **{name: dict(counted) for name, counted in counters.items()},
+        "sessions": gateway.sessions,
+        **({"workers": place.supervision.workers} if place.is_shared else {}),
+        "upstream": {**upstream.status(), **({"not_saved": not_saved} if not_saved else {})},
+    }
+
+
+def _collect_rarely() -> None:
+    gc.collect()
+    gc.set_threshold(YOUNG_OBJECTS)
+    gc.freeze()  # objects of start-up live until shutdown, and are not traversed at each collection
+
+
+def _over_websocket(protocol: ProtocolFactory, settings: Settings, counters: Counter[str]) -> ProtocolFactory:
+    if settings.wss is None:
+        return protocol  # not used
+    from fleet.servers.websocket.server import over_websocket  # for that listener alone
+
+    return over_websocket(protocol, settings.wss_origins, counters)
 
 
 async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer) -> None:
@@ -191,105 +319,46 @@ async def _drain(gateway: Gateway, deadline: StopDeadline, *servers: HttpServer)
     await asyncio.gather(closing, *(server.shutdown(DRAIN_SECONDS_MAX) for server in servers))
 
 
-@dataclass(frozen=True, slots=True)
-class _HttpServers:
-    """The HTTP servers of a worker."""
-
-    home: Home
-    settings: Settings
-    registry: Registry
-    authorities: LiveAuthorities
-    clock: Clock
-    secrets: ProxySecrets
-
-    def est(self, authorizer: Webhooks) -> HttpServer:
-        return build_est_server(
-            RegistrationAuthority(self.registry, self.authorities, waiting_limits(self.settings), authorizer),
-            self.authorities,
-            sealer=lambda: key_sealer(self.home),
-            clock=self.clock,
-            rates=rates_of(self.settings),
-        )
-
-    def admin(
-        self,
-        status: Callable[[], dict[str, object]],
-        broker_answers: Callable[[], bool],
-        not_saved: Callable[[], str],
-    ) -> HttpServer:
-        own = replace(authorities_for_admin(self.home, self.clock()), issuer=lambda: self.authorities)
-        own.operators()  # a home without an operators' CA gets one now
-        context = Context(
-            self.registry,
-            lambda: own,
-            lambda: policy_of(self.settings),
-            self.clock,
-            status=status,
-            broker_answers=broker_answers,
-            broker_saves=lambda: not not_saved(),
-            tenants=self.authorities.names,
-            waiting=lambda: waiting_limits(self.settings),
-            cursor_key=cache(lambda: cursor_key(self.home)),
-            issue_crls=partial(issue_crls, self.home, self.registry),
-            started=self.clock(),
-        )
-        # Operators page through long lists; their certificates are few and known by name.
-        rates = rates_of(structs.replace(self.settings, requests_per_credential_per_second=0))
-        return admin_server(AdminApp(context), rates=rates)
-
-    def forward_auth(self, gateway: Gateway) -> HttpServer:
-        context = ForwardAuthContext(
-            self.registry, LeafIssuers(self.authorities).tenant_of, gateway.feed_is_up, self.clock
-        )
-        return build_forward_auth_server(context, lambda: self.secrets.current)
-
-
-def _secrets(home: Home, settings: Settings) -> ProxySecrets:
-    """Raises: Invalid (`bad-secret-file`)."""
-    file = settings.forward_auth_secret_file
-    return ProxySecrets(home.path / file if file else None)
-
-
-def rates_of(settings: Settings) -> Rates:
-    """Request rates for each address and credential, for one server of this process."""
-    return Rates(
-        RateLimits(
-            address_per_second=settings.requests_per_address_per_second,
-            credential_per_second=settings.requests_per_credential_per_second,
-            failures_max=settings.failures_per_credential_max,
-            backoff_seconds_max=settings.failure_backoff_seconds_max,
-        )
-    )
-
-
-def _webhooks(home: Home, settings: Settings) -> Webhooks:
+@asynccontextmanager
+async def _webhooks(home: Home, settings: Settings) -> AsyncIterator[Webhooks]:
     """The client of the models' webhooks. Raises: Invalid (`bad-webhook-ca`, `bad-key`, `key-exposed`). OSError."""
     ca_file = None if settings.webhook_ca == "system" else home.path / settings.webhook_ca
     limits = CallLimits(settings.webhook_seconds_max, settings.webhook_at_once_max, settings.webhook_local)
-    return Webhooks(load_webhook_signer(home), client_context(ca_file), limits=limits)
+    webhooks = Webhooks(load_webhook_signer(home), client_context(ca_file), limits=limits)
+    try:
+        yield webhooks
+    finally:
+        await webhooks.close()
 
 
 def _gateway_options(
-    home: Home, settings: Settings, slot: WorkerSlot, on_admitted: Callable[[str], None]
+    home: Home, settings: Settings, place: WorkerPlace, on_admitted: Callable[[str], None], presence: Presence
 ) -> GatewayOptions:
     limits = of_worker(mqtt_limits(settings), worker_count(settings))
     return GatewayOptions(
         limits=limits,
-        kept_filters=KeptFilters(limits, home.run / "kept-filters"),
+        kept_filters=KeptFilters(limits, home.run / KEPT_FILTERS),
         database=home.run / DATABASE if settings.durable else None,
-        purges=not slot.is_shared,
-        held_elsewhere=slot.held_elsewhere,
-        broker_stops=slot.broker_stops,
+        purges=not place.is_shared,
+        held_elsewhere=place.supervision.held_elsewhere,
+        broker_stops=lambda: place.supervision.broker_stops,
+        presence=presence,
+        server_reference=settings.server_reference,
         on_admitted=on_admitted,
     )
 
 
 @asynccontextmanager
-async def _following(gateway: Gateway, deadline: StopDeadline) -> AsyncIterator[asyncio.Task[None]]:
+async def _following(
+    gateway: Gateway, presence: Presence, deadline: StopDeadline
+) -> AsyncIterator[tuple[asyncio.Task[None], ...]]:
     """`gateway` follows the events from before it listens, so that it misses no revocation."""
-    async with background(gateway.run(), "the gateway's event feed") as feed:
+    async with (
+        background(gateway.run(), "the gateway's event feed") as feed,
+        background(presence.run(gateway.heard), "presence") as noting,
+    ):
         try:
             await gateway.following()
-            yield feed
+            yield feed, noting
         finally:
             await gateway.close(deadline.left(BROKER_SECONDS_MIN))

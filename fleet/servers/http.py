@@ -23,21 +23,9 @@ from fleet.domain.peer import Peer, network_of
 from fleet.domain.rates import Rates
 from fleet.servers.http_connection import Connection, HttpLimits, Response
 from fleet.servers.line_limit import LineLimit
-from fleet.servers.refusals import HttpRefused, refusal_of
+from fleet.servers.refusals import HttpRefused, Outcome, refusal_of
 
 LAST_WRITE_SECONDS = 0.1  # for a response that is being written when the drain time is over
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What the log line of a request says."""
-
-    event: str = "http"
-    kind: str = "device"
-    """Of the certificate's holder: device, station, claim, operator."""
-    holder: str = "-"
-    serial: str = "-"
-    code: str = "ok"
 
 
 @dataclass(slots=True)
@@ -90,6 +78,9 @@ class Exchange(Outcome):
     async def stream(self, status: int, headers: Mapping[str, str], pieces: AsyncIterator[bytes]) -> Response:
         """Write a body piece by piece; the response when the last is written. Raises: ConnectionError."""
         return await self.connection.write_stream(self.request, status, headers, pieces)
+
+
+ROUTINE_MAX = 256  # addresses of balancers and monitors, whose health checks are compared
 
 
 def too_large(size_max: int) -> HttpRefused:
@@ -154,12 +145,16 @@ class HttpServer:
     counters: Counter[str] = field(default_factory=Counter)
     """Requests by status and code: "200", "403 device-suspended"."""
     draining: bool = False
+    """Whether each answer is the last on its connection."""
+    is_closed: bool = False
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     connections: set[Connection] = field(default_factory=set)
     idle: Deadlines[Connection] = field(init=False)
     """Connections that wait for a request."""
     _log: logging.Logger = field(init=False)
     _lines: LineLimit = field(init=False)
+    _routine: dict[str, str] = field(default_factory=dict)
+    """Code of the last health check, by address."""
     _busy: int = 0
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -172,10 +167,20 @@ class HttpServer:
     def __call__(self, peer: Peer) -> asyncio.Protocol:
         return Connection(self, peer)
 
-    async def shutdown(self, seconds: float) -> None:
-        """Close idle connections, give requests in progress at most `seconds`, then close every connection."""
+    def drain(self) -> None:
+        """From now on each answer is the last on its connection; streams end."""
         self.draining = True
         self.ending.set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is in progress."""
+        return self._busy > 0
+
+    async def shutdown(self, seconds: float) -> None:
+        """Close idle connections, give requests in progress at most `seconds`, then close every connection."""
+        self.drain()
+        self.is_closed = True
         for connection in list(self.connections):
             if not connection.busy:
                 connection.close()
@@ -243,12 +248,18 @@ class HttpServer:
 
     def _note(self, outcome: Outcome, status: int, peer: Peer, started: float) -> None:
         self.counters[str(status) if outcome.code == "ok" else f"{status} {outcome.code}"] += 1
-        if not self._log.isEnabledFor(logging.INFO):
+        level = logging.INFO
+        if outcome.is_routine:
+            if len(self._routine) >= ROUTINE_MAX:
+                self._routine.clear()
+            level = logging.DEBUG if self._routine.get(peer.address) == outcome.code else logging.INFO
+            self._routine[peer.address] = outcome.code
+        if not self._log.isEnabledFor(level):
             return
         if self._allows_line(f"{outcome.event}.{outcome.code}", peer):
             log_event(
                 self._log,
-                logging.INFO,
+                level,
                 outcome.event,
                 **{outcome.kind: outcome.holder},
                 serial=outcome.serial,

@@ -9,12 +9,12 @@ import functools
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from aiohttp import EMPTY_PAYLOAD, HttpVersion, HttpVersion10, HttpVersion11, StreamReader
 from aiohttp.base_protocol import BaseProtocol
@@ -136,11 +136,17 @@ def _why_none(error: HttpProcessingError, data: bytes, limits: HttpLimits) -> Ht
     return _no_http()
 
 
+def _unwatched(is_idle: bool) -> None:
+    """No listener makes room."""
+
+
 class Connection(BaseProtocol):
     """One client's connection."""
 
     __slots__ = (
         "_is_closed",
+        "_is_full",
+        "_on_idle",
         "_payload",
         "_server",
         "_streams",
@@ -174,8 +180,11 @@ class Connection(BaseProtocol):
         self.task: asyncio.Task[None] | None = None
         """While requests are answered."""
         self._server = server
+        self._on_idle: Callable[[bool], None] = _unwatched
         self._waiting: deque[tuple[RawRequestMessage, StreamReader] | HttpRefused] = deque()
         """Requests, and why what came behind them is none."""
+        self._is_full = False
+        """Whether the parser may have held back what came behind them."""
         self._payload: StreamReader | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -185,17 +194,18 @@ class Connection(BaseProtocol):
     # Event loops set TCP_NODELAY on every socket they accept; aiohttp's method would make a socket object to set it
     # again.
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = transport  # type: ignore[assignment]  # a stream's
         self._server.connections.add(self)
-        if self._server.draining:
+        if self._server.is_closed:
             self.close()  # its handshake was in progress when the shutdown began
         else:
-            self._server.idle.enter(self)
+            self._set_idle(True)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._is_closed = True
         self._server.connections.discard(self)
-        self._server.idle.leave(self)
+        self._set_idle(False)
+        self._on_idle = _unwatched  # it refers to the transport, which is freed while an answer is still being made
         self._unstick()
         super().connection_lost(exc)
         if self._streams and self.task is not None:
@@ -204,15 +214,23 @@ class Connection(BaseProtocol):
             self._payload.set_exception(exc or ConnectionResetError("Connection lost"))
         self._parser = None  # they refer to each other: both are freed at once, not at the next collection
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it waits for a request; parts of one may have arrived."""
-        return self in self._server.idle
+    def watch_idle(self, on_idle: Callable[[bool], None]) -> None:
+        """`on_idle` is called when it begins to wait for a request, of which parts may arrive meanwhile, and when it no
+        longer does.
+        """
+        self._on_idle = on_idle
+
+    def _set_idle(self, is_idle: bool) -> None:
+        if is_idle:
+            self._server.idle.enter(self)
+        else:
+            self._server.idle.leave(self)
+        self._on_idle(is_idle)
 
     def close(self) -> None:
         """Send what was written, then close. What arrives from now on is ignored."""
         self._is_closed = True
-        self._server.idle.leave(self)
+        self._set_idle(False)
         if self.transport is not None:
             self.transport.close()
 
@@ -239,11 +257,17 @@ class Connection(BaseProtocol):
             self._waiting.append(_why_none(error, data, self._server.limits))
         if not self._waiting:
             return
+        self._is_full = len(self._waiting) >= REQUESTS_WAITING_MAX
         if self.task is None:
-            self._server.idle.leave(self)
+            self._set_idle(False)
             self.task = self._loop.create_task(self._answer_all())
         elif not self._buffer_paused:
             self._pause_reading_for_buffer()  # it sends requests faster than it gets answers
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called for each part of a body that is read: the parser is asked for more only if it was paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     async def _answer_all(self) -> None:
         try:
@@ -258,14 +282,16 @@ class Connection(BaseProtocol):
         finally:
             self.task = self._payload = None
         if not self._is_closed:
-            self._server.idle.enter(self)
+            self._set_idle(True)
 
     def _take_next(self) -> tuple[RawRequestMessage, StreamReader] | HttpRefused:
         following = self._waiting.popleft()
         if self._parser is not None and isinstance(following, tuple):
             self._parser.message_consumed()
         if not self._waiting:
-            self.data_received(b"")  # what the parser has held back
+            if self._is_full:
+                self._is_full = False
+                self.data_received(b"")  # what the parser has held back
             if self._buffer_paused and not self._waiting:
                 self._resume_reading_for_buffer()
         return following

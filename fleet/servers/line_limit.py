@@ -23,7 +23,7 @@ FIRST_LINES_MAX = 50
 FIRST_LINES_AUTHENTICATED_MAX = 1_000
 """The same for one that is: with fewer certificates than this, one client's lines displace no other's."""
 SOURCES_MAX = 4096
-"""Told apart within a second, by kind. When there are more, all begin anew, in what is left of the lines."""
+"""Distinguished within a second, by kind. When there are more, all begin anew, in what is left of the lines."""
 NAMED_MAX = 5
 """Sources named for what was left out."""
 

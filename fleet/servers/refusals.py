@@ -1,6 +1,9 @@
-"""Refusals of a request: HTTP status, stable code and sentence for each error. No HTTP library is needed for them."""
+"""Refusals of a request: HTTP status, stable code and sentence for each error; and what the log says of any request. No
+HTTP library is needed for them.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from msgspec import Struct, field
 
@@ -41,6 +44,20 @@ WIRE_CODES: dict[type[WireError], str] = {
 """WireErrors carry no code of their own: what they mean depends on who reads. These are ours, and stable."""
 
 RETRY_AFTER_SECONDS = 10
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What the log line of a request says."""
+
+    event: str = "http"
+    kind: str = "device"
+    """Of the certificate's holder: device, station, claim, operator."""
+    holder: str = "-"
+    serial: str = "-"
+    code: str = "ok"
+    is_routine: bool = False
+    """A health check: logged as INFO where its code is another than at the last of that client."""
 
 
 class HttpRefused(FleetError):

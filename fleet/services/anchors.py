@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.device import plain_name
-from fleet.domain.errors import Invalid, no_such
+from fleet.domain.errors import Invalid, known
 from fleet.domain.idevid import Anchor
 from fleet.domain.ports import Registry
 from fleet.domain.writes import DropAnchor, Insert, Write
-from fleet.services.inventory import known_model
+from fleet.services.inventory import must_be_of_devices
 from fleet.services.revocation import given_reason
 
 ANCHORS_MAX = 256  # each is named to every client in the handshake
@@ -20,14 +20,14 @@ MODELS_MAX = 64
 async def add_anchor(registry: Registry, name: str, models: Sequence[str], der: bytes, *, act: Act) -> Anchor:
     """Trust certificates under the manufacturer's CA `der`, for `models`, from now on.
 
-    Raises: Invalid: `bad-name`, `bad-anchor-models`, `too-many-anchors`. NotFound (`no-such-model`). Conflict
-    (`anchor-exists`).
+    Raises: Invalid: `bad-name`, `bad-anchor-models`, `too-many-anchors`. NotFound (`no-such-model`). Refused
+    (`application-model`). Conflict (`anchor-exists`).
     """
     plain_name(name, "manufacturer's CA")
     if not 1 <= len(models) <= MODELS_MAX:
         raise Invalid("bad-anchor-models", f"A manufacturer's CA is trusted for 1 to {MODELS_MAX} models.")
     for model in models:
-        await known_model(registry, model)
+        await must_be_of_devices(registry, model)
     if len(await registry.anchors()) >= ANCHORS_MAX:
         raise Invalid("too-many-anchors", f"There are {ANCHORS_MAX} manufacturers' CAs already.", "Remove one first.")
     fingerprint = hashlib.sha256(der).digest()
@@ -42,10 +42,8 @@ async def remove_anchor(registry: Registry, name: str, *, act: Act, reason: str 
 
     Raises: NotFound (`no-such-anchor`), Invalid (`bad-reason`).
     """
-    found = [anchor for anchor in await registry.anchors() if anchor.name == name]
-    if not found:
-        raise no_such("anchor", name)
-    detail = {"sha256": found[0].fingerprint.hex(), **given_reason(reason)}
+    anchor = known(next((each for each in await registry.anchors() if each.name == name), None), "anchor", name)
+    detail = {"sha256": anchor.fingerprint.hex(), **given_reason(reason)}
     await registry.commit(_change("remove", "removed", name, DropAnchor(name), act, detail))
 
 

@@ -1,14 +1,14 @@
 """Certificate requests that wait for an operator's approval: how they are queued, and how an operator decides.
 
 A waiting client has presented nothing but a key, and anybody can generate keys: the number of waiting requests is
-limited, and a repeated one fills at most one audit row a minute. Where there is no room for all, the address block that
-has most gives way (`AddRequest`); a key that the manifest lists for its device always has room.
+limited, and a repeated one fills at most one audit row a minute. Where there is no room for all, whose addresses
+have most gives way (`AddRequest`); a key that the manifest lists for its device always has room.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.access import Act
@@ -111,8 +111,7 @@ async def known_request(registry: Registry, request_id: str, *, act: Act) -> App
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """An operator's decision on a request."""
 
     to: RequestState

@@ -5,9 +5,10 @@ bisection, then its neighborhood is scanned.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
+
+from msgspec import Struct
 
 from fleet.domain.changes import AuditEntry, AuditRow
 from fleet.domain.credential import Credential
@@ -19,8 +20,7 @@ OUT_OF_ORDER_MAX = timedelta(minutes=10)  # tolerance for clocks of several node
 LOOKED_AT_MAX = 500_000  # rows in either direction, whatever their times
 
 
-@dataclass(frozen=True, slots=True)
-class RowFilter:
+class RowFilter(Struct, frozen=True):
     """Fields to match; "" matches any value. A trailing `*` matches any suffix."""
 
     actor: str = ""

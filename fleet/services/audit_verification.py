@@ -9,7 +9,8 @@ raised, with the row or head named.
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from fleet.ca.head_signer import HeadKey, check_head
 from fleet.domain.audit_log import NODE_LEVELS, AuditNode, Sealed, TreeHead, grown, head_data, sound_leaves
@@ -25,8 +26,7 @@ BLOCK_ROWS = 1 << NODE_LEVELS[0]  # rows are archived in whole blocks
 _BEFORE_ALL = -(1 << 62)  # no genuine row has such a number
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(Struct, frozen=True):
     """The tree over the first `size` rows as recorded elsewhere, optionally with its signed heads."""
 
     size: int
@@ -37,8 +37,7 @@ class Noted:
     """Digest over these heads, from an earlier `verify`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """Result of a successful verification."""
 
     rows: int
@@ -97,8 +96,7 @@ async def verify(
     )
 
 
-@dataclass(slots=True)
-class _Heads:
+class _Heads(Struct):
     """The signed heads passed: their number, and a digest over all of them that reveals a removed one."""
 
     count: int = 0
@@ -112,8 +110,7 @@ class _Heads:
         self.digest = hashlib.sha256(self.digest + signed).digest()
 
 
-@dataclass(slots=True)
-class _Verification:
+class _Verification(Struct):
     reader: AuditReader
     keys: Sequence[HeadKey] | None
     sealed: Sealed | None
@@ -143,7 +140,7 @@ class _Verification:
             raise _broken("audit-removed", message)
         first = await self.reader.audit(after=_BEFORE_ALL, limit=1)
         if first and first[0].seq < 1:
-            raise _broken("audit-inserted", f"row {first[0].seq} stands before row 1.")
+            raise _broken("audit-inserted", f"row {first[0].seq} is before row 1.")
         await self.reader.audit_heads(after=_BEFORE_ALL, limit=1)  # one of less than one row is refused as it is read
         self.archived = first[0].seq - 1 if first else 0
         if self.archived % BLOCK_ROWS or self.archived > self.sealed_size:
@@ -192,7 +189,7 @@ class _Verification:
             raise _broken("audit-head-removed", f"the head of {noted.size} rows, verified before, is gone.")
         if noted.size < self.archived and noted.size % BLOCK_ROWS:
             message = (
-                f"Rows up to {self.archived} are archived; what the first {noted.size} were cannot be told any more."
+                f"Rows up to {self.archived} are archived; what the first {noted.size} were is not known any more."
             )
             raise Invalid("audit-archived", message, "Verify against a later head, or the archive.")
         if (await tree_at(self.reader, noted.size)).root() != noted.root:

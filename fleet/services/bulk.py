@@ -12,11 +12,11 @@ is left. Nothing is kept between steps: the client passes the position back.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change
@@ -25,6 +25,7 @@ from fleet.domain.device import FIRST_PLACE, Device, DeviceFilter, Place, place_
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.tags import Retag
+from fleet.services.notifying import NOT_SUBSCRIBED, Message, Notice, Notifier
 from fleet.services.revocation import checked_reason, given_reason, moving, revoking, state_after
 from fleet.services.tagging import tagging
 
@@ -33,7 +34,7 @@ STEP_DEVICES_MAX = 500
 
 DONE = "ok"
 
-What = TypeVar("What", str, Retag, CrlReason)
+What = TypeVar("What", str, Retag, CrlReason, Message)
 
 
 class Operation(Protocol):
@@ -44,6 +45,9 @@ class Operation(Protocol):
 
     async def change(self, registry: Registry, device: Device) -> Change:
         """Raises: FleetError: nothing is to be done to this one, and why."""
+
+    async def follow_up(self, registry: Registry, device: Device) -> str:
+        """What is to be done once the change is committed; DONE, or the code of what was not. Raises: FleetError."""
 
 
 def must_be_confirmed(expected: int | UnsetType, matched: int) -> None:
@@ -60,8 +64,7 @@ def new_bulk_id() -> str:
     return secrets.token_hex(6)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bulk(Generic[What]):
+class _Bulk(Struct, Generic[What], frozen=True):
     """One operation: what it does, by whom, why, and the id that its audit rows share."""
 
     what: What
@@ -84,8 +87,11 @@ class _Bulk(Generic[What]):
     def act(self) -> Act:
         return Act(self.actor, self.clock(), self.address)
 
+    async def follow_up(self, registry: Registry, device: Device) -> str:
+        return DONE
 
-class Move(_Bulk[str]):
+
+class Move(_Bulk[str], frozen=True):
     """suspend, resume or retire."""
 
     async def change(self, registry: Registry, device: Device) -> Change:
@@ -94,7 +100,7 @@ class Move(_Bulk[str]):
         return moving(device, to, action, act=self.act(), reason=reason, revision=revision, bulk=self.bulk)
 
 
-class Revoke(_Bulk[CrlReason]):
+class Revoke(_Bulk[CrlReason], frozen=True):
     """Revoke, with the reason that CRLs give."""
 
     async def change(self, registry: Registry, device: Device) -> Change:
@@ -104,7 +110,7 @@ class Revoke(_Bulk[CrlReason]):
         )
 
 
-class Tagging(_Bulk[Retag]):
+class Tagging(_Bulk[Retag], frozen=True):
     """Tags and groups."""
 
     async def change(self, registry: Registry, device: Device) -> Change:
@@ -112,8 +118,24 @@ class Tagging(_Bulk[Retag]):
         return change
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Notify(_Bulk[Message], frozen=True, kw_only=True):
+    """Publish a message of the fleet."""
+
+    notifier: Notifier
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        return await self._notice().change(registry, device)
+
+    async def follow_up(self, registry: Registry, device: Device) -> str:
+        subscribed = await self._notice().deliver(registry, device)
+        return NOT_SUBSCRIBED if subscribed is False else DONE
+
+    def _notice(self) -> Notice:
+        """By an act of this moment."""
+        return Notice(self.notifier, self.what, self.act(), {"bulk": self.bulk, **given_reason(self.reason)})
+
+
+class Outcome(Struct, frozen=True):
     """How it went with one device."""
 
     device_id: str
@@ -137,13 +159,12 @@ async def act_on_one(registry: Registry, device: Device, operation: Operation) -
         return Outcome(device.id, error.code, error.message, is_failure=not isinstance(error, Conflict))
     try:
         await registry.commit(change)
+        return Outcome(device.id, await operation.follow_up(registry, device))
     except FleetError as error:
         return Outcome(device.id, error.code, error.message, is_failure=True)
-    return Outcome(device.id, DONE)
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlace:
+class StepPlace(Struct, frozen=True):
     """The position where a step starts: which of the filters, and where in its pages."""
 
     number: int = 0
@@ -159,8 +180,7 @@ class StepPlace:
 FIRST = StepPlace()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """What one step has done."""
 
     outcomes: tuple[Outcome, ...]

@@ -21,8 +21,9 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.claim import MISUSE, TAKEOVERS, TAKEOVERS_MAX, Claim, claim_state, must_be_open
 from fleet.domain.credential import Credential, CredentialKind
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import checked_lifetime, plain_name
-from fleet.domain.errors import Conflict, Invalid, no_such
+from fleet.domain.errors import Conflict, Invalid, known
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import (
@@ -36,8 +37,8 @@ from fleet.domain.writes import (
     Write,
 )
 from fleet.services.differences import differences
-from fleet.services.inventory import known_model
-from fleet.services.revocation import checked_reason, given_reason
+from fleet.services.inventory import must_be_of_devices
+from fleet.services.revocation import KEPT_REASON, checked_reason, for_crls, given_reason, revoke_certificates
 
 QUOTA_MAX = 1_000_000
 
@@ -64,7 +65,7 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
     """Record a claim together with a certificate for its key: both, or neither.
 
     Raises: Invalid: `bad-name`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict (`claim-exists`,
-    `key-taken`). Refused: the issuer cannot sign that long.
+    `key-taken`). Refused: `application-model`; the issuer cannot sign that long.
     """
     from fleet.domain.enrollment import permit_by_operator  # a listing at a home does without
 
@@ -72,7 +73,7 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
     if not 1 <= quota <= QUOTA_MAX:
         raise Invalid("bad-quota", f"A claim allows 1 to {QUOTA_MAX} certificates.")
     checked_lifetime(new.expires_at - act.now)
-    await known_model(registry, model)
+    await must_be_of_devices(registry, model)
     if await registry.claim(name) is not None:
         raise Conflict("claim-exists", f"Claim {name} exists already.", "Choose another name.")
     permit = permit_by_operator(CredentialKind.CLAIM, name, new.spki_der, new.expires_at, act.now, model=model)
@@ -90,17 +91,14 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
 
 async def known_claim(registry: Registry, name: str) -> Claim:
     """Raises: NotFound (`no-such-claim`)."""
-    claim = await registry.claim(name)
-    if claim is None:
-        raise no_such("claim", name)
-    return claim
+    return known(await registry.claim(name), "claim", name)
 
 
 def moved(claim: Claim, verb: str, now: datetime, reason: str = "") -> Claim:
     """What `claim` becomes by `verb`, as in `move`. Raises: Invalid (`bad-reason`)."""
     match verb:
         case "revoke":
-            return replace(claim, revoked_at=now)
+            return replace(claim, revoked_at=claim.revoked_at or now)
         case "quarantine":
             why = checked_reason(reason) or BY_WORD
             return replace(claim, quarantined_at=now, quarantine_reason=why)
@@ -111,25 +109,39 @@ def moved(claim: Claim, verb: str, now: datetime, reason: str = "") -> Claim:
 _BECOMES = {"revoke": "revoked", "quarantine": "quarantined", "release": "released"}
 
 
-async def move(verb: str, registry: Registry, name: str, *, act: Act, reason: str = "") -> None:
-    """Revoke, quarantine or release the claim, by `verb`.
+async def move(
+    verb: str,
+    registry: Registry,
+    name: str,
+    *,
+    act: Act,
+    reason: str = "",
+    crl_reason: CrlReason = CrlReason.UNSPECIFIED,
+) -> None:
+    """Revoke, quarantine or release the claim, by `verb`; CRLs give `crl_reason` for a revocation.
 
     Raises: NotFound (`no-such-claim`). Conflict: `claim-gone`, `claim-not-open`, `claim-not-quarantined`. Invalid
     (`bad-reason`).
     """
     claim, to = await known_claim(registry, name), _BECOMES[verb]
+    kind = CredentialKind.CLAIM
+    was_revoked = verb == "revoke" and claim.revoked_at is not None  # what CRLs say may become keyCompromise
+    if was_revoked:
+        if await revoke_certificates(registry, kind, name, act=act, reason=reason, crl_reason=crl_reason):
+            return
+        raise Conflict("claim-gone", f"Claim {name} is revoked already.", KEPT_REASON)
     events = [Event(EventKind.CLAIM_STATE, name, to)]
     writes: tuple[Write, ...] = (ReleaseClaim(name),)
     if verb == "revoke":
-        writes = (RevokeClaim(name, act.now), RevokeCredentials(CredentialKind.CLAIM, name, act.now))
-        held = [c for c in await registry.credentials(name) if c.kind is CredentialKind.CLAIM]
+        writes = (RevokeClaim(name, act.now), RevokeCredentials(kind, name, act.now))
+        held = [c for c in await registry.credentials(name) if c.kind is kind]
         # By fingerprint: a device may bear the claim's name, and its sessions are none of this.
         events = [*(Event(EventKind.CREDENTIAL_ENDED, name, c.fingerprint.hex()) for c in held), *events]
     elif verb == "quarantine":
         writes = (QuarantineClaim(name, act.now, checked_reason(reason) or BY_WORD),)
     changed = differences({"state": claim_state(claim, act.now)}, {"state": to})
     entry = made_by(act, f"claim.{verb}", f"claim {name}", **given_reason(reason), **changed)
-    await registry.commit(Change(entry, writes, tuple(events)))
+    await registry.commit(for_crls(Change(entry, writes, tuple(events)), crl_reason))
 
 
 revoke_claim = partial(move, "revoke")

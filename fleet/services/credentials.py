@@ -7,11 +7,12 @@ its authenticator here or in a module of its own.
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from weakref import WeakKeyDictionary
+
+from msgspec import Struct
 
 from fleet.domain.approval import ApprovalRequest, request_id
 from fleet.domain.credential import Station, Token
@@ -22,10 +23,11 @@ from fleet.domain.idevid import Anchor, IdevidCertificate, IdevidReader
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, Names
 from fleet.domain.manifest import ManifestEntry
 from fleet.domain.model_rules import AdmissionPath
-from fleet.domain.peer import Peer, block_of, network_of
+from fleet.domain.peer import Peer, block_of, network_of, region_of
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
+from fleet.domain.recent import Recent
 from fleet.services.approvals import facts_of
-from fleet.services.identity import identify
+from fleet.services.identity import identified
 
 TOKEN_TEXT_SIZE_MAX = 256  # ours have 60 characters; nothing longer is worth hashing
 
@@ -40,8 +42,7 @@ class BasicCredentials:
     password: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """One certificate request, parsed."""
 
     request: EnrollmentRequest
@@ -56,8 +57,7 @@ class Submission:
     """Whether the client may have credentials that it sends only once it is asked for them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Presented:
+class Presented(Struct, frozen=True):
     """Everything that came with a request for a first certificate, and the registry's facts about it."""
 
     registry: Registry
@@ -82,17 +82,19 @@ async def present(
 
     Raises: Unauthenticated, Refused, as `identify` does. Unavailable.
     """
+    credentials, request = submission.credentials, submission.request
+    token_id = token_parts(credentials.password)[0] if credentials else None
+    facts = await registry.enrollment_facts(
+        request.device_id, token_id, request.key_sha256, certificate=peer.fingerprint
+    )
     holder, manufacturer = None, None
     if peer.fingerprint is not None:
         try:
-            holder = await identify(registry, peer, now, opens_to_claims=True)
+            holder = identified(registry, peer, facts.holder, now)
         except Unauthenticated:
             manufacturer = await _idevid_of(registry, peer, read_idevid)
             if manufacturer is None:
                 raise
-    credentials, request = submission.credentials, submission.request
-    token_id = token_parts(credentials.password)[0] if credentials else None
-    facts = await registry.enrollment_facts(request.device_id, token_id, request.key_sha256)
     return Presented(registry, peer, submission, facts, holder, now, manufacturer)
 
 
@@ -161,7 +163,8 @@ async def _entries(registry: Registry, models: Sequence[str], certificate: Idevi
         devices = [await registry.device(each.device_id) for each in entries]
         ended = {each.id for each in devices if each is not None and each.state in OUT_OF_SERVICE}
         entries = tuple(each for each in entries if each.device_id not in ended) or entries[-1:]
-    return list(entries)
+    # Of some from before letter case and spaces were ignored, the one that is written alike.
+    return [each for each in entries if each.hardware_serial in certificate.serials] or list(entries)
 
 
 async def _idevid_of(
@@ -230,6 +233,7 @@ async def by_approval(presented: Presented) -> Grant | None:
         address=address,
         network=network_of(address),
         block=block_of(address),
+        region=region_of(address),
         first_seen=now,
         last_seen=now,
         expires_at=now,  # extended when it is queued
@@ -237,18 +241,16 @@ async def by_approval(presented: Presented) -> Grant | None:
     return ApprovalGrant(new, is_new=True, listed=await _listed(presented))
 
 
-_ASKED: WeakKeyDictionary[Registry, OrderedDict[str, datetime]] = WeakKeyDictionary()
+_ASKED: WeakKeyDictionary[Registry, Recent[str, datetime]] = WeakKeyDictionary()
 ASKED_MAX = 4096
 ASKED_LASTS = timedelta(hours=1)
 
 
 def _was_asked(registry: Registry, id_: str, now: datetime) -> bool:
     """Whether the client of this request has been asked for credentials; it has been from now on, in this process."""
-    asked = _ASKED.setdefault(registry, OrderedDict())
-    at = asked.pop(id_, None)
-    asked[id_] = now
-    if len(asked) > ASKED_MAX:
-        asked.popitem(last=False)
+    asked = _ASKED.setdefault(registry, Recent(ASKED_MAX))
+    at = asked.get(id_)
+    asked.put(id_, now)
     return at is not None and abs(now - at) < ASKED_LASTS
 
 

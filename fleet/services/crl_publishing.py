@@ -11,18 +11,20 @@ registry, so every node serves the same, at once after a start.
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from msgspec import structs
+from msgspec import Struct, field, structs
+from msgspec.structs import replace
 
 from fleet.domain import distribution
 from fleet.domain.backdating import BACKDATED_STATUS
 from fleet.domain.crl import Crl, CrlEntry, CrlForm, CrlHead, PendingRevocation, Revocation
+from fleet.domain.crl_store import CrlSigner
 from fleet.domain.distribution import buckets_of, ca_name, shards_of_path
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.lease import Lease
-from fleet.domain.ports import CrlSigner, Registry
+from fleet.domain.ports import Registry
+from fleet.services.crl_entries import KeptEntries
 
 LEASE = "crl"
 LEASE_TIME = timedelta(seconds=10)
@@ -34,8 +36,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ALL = range(1 << 16)
 
 
-@dataclass(frozen=True, slots=True)
-class CrlPolicy:
+class CrlPolicy(Struct, frozen=True):
     """Which CRLs are published."""
 
     url: str = ""
@@ -48,14 +49,17 @@ class CrlPolicy:
     max_delay: timedelta = timedelta(seconds=5)
     """From a revocation to its publication."""
 
+    def is_slow(self, head: CrlHead) -> bool:
+        """Whether revocations may miss `max_delay` since they are in this full CRL alone, and it takes that long."""
+        return head.made_in is not None and not (self.url and self.shards > 1) and head.made_in > self.max_delay / 2
+
     def urls_of(self, ca: str) -> tuple[str, str]:
         """Of the full CRL of `ca`, and of its delta CRL; "" for none."""
         delta = self.url + distribution.delta_crl_path(ca) if self.url and self.delta else ""
         return self.url + distribution.full_crl_path(ca) if self.url else "", delta
 
 
-@dataclass(frozen=True, slots=True)
-class CrlCa:
+class CrlCa(Struct, frozen=True):
     """A CA that publishes CRLs."""
 
     key_identifier: bytes
@@ -78,8 +82,7 @@ def crl_number(now: datetime, known: Iterable[int]) -> int:
     return max(int((now - _EPOCH) / timedelta(milliseconds=1)), *(number + 1 for number in known), 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
+class _Round(Struct, frozen=True):
     """What is known of one CA while its CRLs are made."""
 
     ca: CrlCa
@@ -108,8 +111,7 @@ class _Round:
         return head is None or bool(self.dirty) or self.newest > max(head.number, head.base)
 
 
-@dataclass(slots=True)
-class CrlPublisher:
+class CrlPublisher(Struct):
     """Publishes for one node."""
 
     _registry: Registry
@@ -121,6 +123,8 @@ class CrlPublisher:
     """When, by `_seconds`, each CA's full CRL may be made again."""
     _compared: set[bytes] = field(default_factory=set)
     """CAs whose full CRL has had the URLs of this policy: looked at once, since a node with others may publish too."""
+    _kept: dict[bytes, KeptEntries] = field(default_factory=dict)
+    """Of each CA."""
 
     async def publish_due(self, cas: Sequence[CrlCa], now: datetime, *, at_once: bool = False) -> list[CrlHead]:
         """Publish what is due for `cas`, unless another node does; what was published. `at_once`: all, due or not.
@@ -181,6 +185,10 @@ class CrlPublisher:
             return None
         return Lease(LEASE, self._node, now + LEASE_TIME)
 
+    async def take_over(self, now: datetime) -> None:
+        """Publish in place of the node that does: the round that it is in has no effect. Raises: Unavailable."""
+        await self._registry.take_over(Lease(LEASE, self._node, now + LEASE_TIME), now)
+
     async def release(self, now: datetime) -> None:
         """Let another node publish from now on."""
         await self._registry.store_entries((), Lease(LEASE, self._node, now), now)
@@ -197,7 +205,9 @@ class CrlPublisher:
         due = self._due(round_, at_once=at_once or has_other_urls)
         if not due:
             return []
-        maker = _Maker(self._registry, self._policy, round_, number, round_.ca.signer(), has_other_urls)
+        ca = round_.ca.key_identifier
+        kept = self._kept.setdefault(ca, KeptEntries(self._registry, ca))
+        maker = _Maker(self._registry, self._policy, round_, number, round_.ca.signer(), has_other_urls, kept)
         crls: list[Crl] = []
         for path, shard in due:
             if shard is not None:
@@ -205,15 +215,17 @@ class CrlPublisher:
         full, plain, delta = self._whole_paths(round_.ca)
         if full in dict(due) or plain in dict(due):
             began = self._seconds()
-            crls += await maker.full([path for path in (full, plain) if path])
+            made = await maker.full([path for path in (full, plain) if path])
             took = self._seconds() - began
-            self._full_from[round_.ca.key_identifier] = began + took * FULL_SHARE
+            self._full_from[ca] = began + took * FULL_SHARE
+            made[0] = structs.replace(made[0], head=structs.replace(made[0].head, made_in=timedelta(seconds=took)))
+            crls += made
         if delta in dict(due):
             crls.append(await maker.delta(delta))
         covered = full in dict(due) or delta in dict(due) or self._is_sharded(round_.ca)
-        whole = [round_.ca.key_identifier] if covered else []
+        whole = [ca] if covered else []
         await self._registry.publish_crls(crls, whole, lease, round_.now)
-        self._compared.add(round_.ca.key_identifier)
+        self._compared.add(ca)
         await self._drop(round_, lease)
         return [crl.head for crl in crls]
 
@@ -298,8 +310,7 @@ class CrlPublisher:
         await self._registry.drop_revoked(oldest, round_.ca.key_identifier, released, lease, round_.now)
 
 
-@dataclass(frozen=True, slots=True)
-class _Maker:
+class _Maker(Struct, frozen=True):
     """Makes the CRLs of one round of one CA."""
 
     registry: Registry
@@ -309,10 +320,11 @@ class _Maker:
     signer: CrlSigner
     has_other_urls: bool
     """Whether the CRLs of before name other URLs."""
+    kept: KeptEntries
 
     async def shard(self, path: str, shard: int, shards: int) -> Crl:
         entries = await self._entries(path, buckets_of(shard, shards))
-        made = await self._signed(path, entries, self._form(path))
+        made = await self._signed(path, entries, self._form(path), len(entries))
         if shards == self.policy.shards:
             return made
         named_until = self.round.named_until(path) or await self.registry.latest_end()
@@ -320,13 +332,14 @@ class _Maker:
 
     async def full(self, paths: Sequence[str]) -> list[Crl]:
         """With and without issuing distribution point; where no URL is known, both are without."""
-        entries = await self._entries(paths[0], _ALL)
-        _, freshest = self.policy.urls_of(self.round.ca.name)
+        r, lasts = self.round, self.policy.validity / 2
+        parts, count = await self.kept.read(r.dirty, r.newest, r.heads.get(paths[0]), r.now, lasts)
+        _, freshest = self.policy.urls_of(r.ca.name)
         with_point = self._form(paths[0], freshest=freshest)
-        found = [await self._signed(paths[0], entries, with_point)]
+        found = [await self._signed(paths[0], parts, with_point, count)]
         for path in paths[1:]:
             same = found[0].der if not self.policy.url else None
-            found.append(await self._signed(path, entries, self._form(""), same))
+            found.append(await self._signed(path, parts, self._form(""), count, same))
         return found
 
     async def delta(self, path: str) -> Crl:
@@ -340,7 +353,7 @@ class _Maker:
         if self.has_other_urls:
             base = self.number  # RFC 5280, 6.3.3 (c): base and delta have one issuing distribution point
         entries = await self.registry.changed_entries(self.round.ca.key_identifier, base)
-        return await self._signed(path, entries, self._form(full, base=base), base=base)
+        return await self._signed(path, entries, self._form(full, base=base), len(entries))
 
     async def _entries(self, path: str, buckets: range) -> list[bytes]:
         before = self.round.heads.get(path)
@@ -358,9 +371,10 @@ class _Maker:
         return self.policy.url + path if self.policy.url else ""
 
     async def _signed(
-        self, path: str, entries: Sequence[bytes], form: CrlForm, der: bytes | None = None, base: int = 0
+        self, path: str, entries: Sequence[bytes], form: CrlForm, count: int, der: bytes | None = None
     ) -> Crl:
+        """`entries`, one by one or several in a row, are `count`."""
         if der is None:
             der = await asyncio.to_thread(self.signer.sign, form, entries)
         issuer = self.round.ca.key_identifier
-        return Crl(CrlHead(path, issuer, self.number, base, form.this_update, form.next_update, len(entries)), der)
+        return Crl(CrlHead(path, issuer, self.number, form.base, form.this_update, form.next_update, count), der)

@@ -36,6 +36,8 @@ def _text(value: object) -> str:
         case timedelta():
             return f"{value.total_seconds():.0f}s"
         case tuple() | list():
-            return " ".join(map(str, value))
+            return " ".join(_text(each) if isinstance(each, Mapping) else str(each) for each in value)
+        case Mapping():
+            return ",".join(f"{name}={_text(each)}" for name, each in value.items())
         case _:
             return str(value)

@@ -9,6 +9,7 @@ await revoke_certificates(registry, rule, operation)   then those of devices tha
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -18,8 +19,8 @@ from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.credential import USABLE, Credential, CredentialKind
 from fleet.domain.device import Device
-from fleet.domain.distrust import DISTRUSTS_MAX, Distrust, rule_text
-from fleet.domain.errors import Invalid, no_such
+from fleet.domain.distrust import DISTRUSTS_MAX, Distrust, refusing, rule_text
+from fleet.domain.errors import Invalid, known
 from fleet.domain.ports import Registry
 from fleet.domain.writes import DropDistrust, Insert, RevokeSome
 from fleet.services.bulk import STEP_DEVICES_MAX, WINDOW, Outcome, Revoke, act_on_one
@@ -83,6 +84,12 @@ async def rules_over(registry: Registry, device: Device) -> list[Distrust]:
     return [rule for rule in rules if newest is not None and rule.covers(device.model, newest)]
 
 
+async def is_refused(registry: Registry, device: Device, rules: Sequence[Distrust]) -> bool:
+    """Whether one of `rules` refuses the newest certificate of `device`. Raises: Unavailable."""
+    newest = await _newest(registry, device.id) if rules else None
+    return newest is not None and refusing(rules, device.model, newest) is not None
+
+
 async def _newest(registry: Registry, device_id: str) -> Credential | None:
     held = [c for c in await registry.credentials(device_id) if c.kind is CredentialKind.DEVICE and c.state in USABLE]
     return held[-1] if held else None
@@ -102,10 +109,7 @@ async def begin(registry: Registry, rule: Distrust, *, act: Act) -> None:
 
 async def known_distrust(registry: Registry, id_: str) -> Distrust:
     """Raises: NotFound (`no-such-distrust`)."""
-    found = next((rule for rule in await registry.distrusts() if rule.id == id_), None)
-    if found is None:
-        raise no_such("distrust", id_)
-    return found
+    return known(next((rule for rule in await registry.distrusts() if rule.id == id_), None), "distrust", id_)
 
 
 async def revoke_some(registry: Registry, rule: Distrust, operation: Revoke) -> list[Outcome]:

@@ -27,8 +27,7 @@ from fleet.domain.credential import Credential, CredentialKind, CredentialState,
 from fleet.domain.device import BARRED_MODEL, DeviceState, Model, Tags
 from fleet.domain.enrollment import new_device, permit_enrollment
 from fleet.domain.errors import Conflict, FleetError, Pending, Refused, Unavailable, Unreachable
-from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant
-from fleet.domain.grants.station import StationGrant
+from fleet.domain.grants import ApprovalGrant, ClaimGrant, RenewalGrant, StationGrant
 from fleet.domain.idevid import IdevidReader
 from fleet.domain.issuance_context import EnrollmentRequest, Grant, IssuanceContext, Names, is_unused_for, issued_before
 from fleet.domain.labels import label_selects
@@ -49,7 +48,7 @@ NO_DEVICE = "device ?"
 ATTEMPTS_MAX = 4  # each further one means that another commit came between reading and writing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RegistrationAuthority:
     """Decides on certificate requests and has the issuer sign what is permitted."""
 
@@ -124,7 +123,7 @@ class Attempt:
 
         Raises: Unauthenticated, Invalid, Refused, Unavailable.
         """
-        wanting = replace(submission, request=replace(submission.request, wants_key=True))
+        wanting = structs.replace(submission, request=replace(submission.request, wants_key=True))
         return await self._settled(wanting, self._first_or_renewal, key_generator)
 
     async def _settled(
@@ -224,7 +223,7 @@ class Attempt:
         """The device's model; for a new device, the one that the grant gives it."""
         model = facts.model
         if facts.device is None:
-            name = grant.model_for_new_device()
+            name = grant.model_for_new_device(submission.request.device_id)
             if model is None or model.name != name:
                 model = await self.authority.registry.model(name)
         if model is None:

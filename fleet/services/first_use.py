@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.errors import Refused
+from fleet.domain.grants import COVERING_THE_FIELD, TokenGrant
 from fleet.domain.ports import Registry
-
-_FIRST_ONLY = frozenset({"station", "claim", "request", "manifest"})
 
 
 async def ended_by_first_use(
@@ -36,8 +35,8 @@ async def ended_by_first_use(
 
 async def _takes_over(registry: Registry, credential: Credential) -> bool:
     """Whether the right that `credential` was issued by covers a device in the field."""
-    right, _, name = credential.grant.partition(" ")
-    if right != "token":
-        return right not in _FIRST_ONLY
+    word, _, name = credential.grant.partition(" ")
+    if word != TokenGrant.word:
+        return word in COVERING_THE_FIELD
     token = await registry.token(name)
     return token is None or (token.takes_over and token.device_id is not None)

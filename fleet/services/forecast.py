@@ -5,8 +5,9 @@ issuer, so they are cut from the day on which its remaining life is shorter than
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
 
 from fleet.domain.credential import token_state
 from fleet.domain.device import Model
@@ -19,8 +20,7 @@ WEEK = timedelta(weeks=1)
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class OwnCertificate:
+class OwnCertificate(Struct, frozen=True):
     """A certificate of the fleet's own."""
 
     role: str
@@ -35,8 +35,7 @@ class OwnCertificate:
         return f" of {self.tenant}" if self.tenant else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Week:
+class Week(Struct, frozen=True):
     """What ends in the seven days from `monday`, 00:00 UTC, on."""
 
     monday: datetime
@@ -46,16 +45,14 @@ class Week:
     """Roles, and whose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(Struct, frozen=True):
     """Something to prepare for. `code` is for programs and never changes."""
 
     code: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(Struct, frozen=True):
     devices: int
     """In service with a certificate, valid or not."""
     overdue: int

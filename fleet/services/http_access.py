@@ -6,14 +6,16 @@ The certificate is judged as for MQTT (admission.py); then the model's rules for
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.domain.changes import AuditEntry
 from fleet.domain.credential import Credential
 from fleet.domain.device import Device, Model
 from fleet.domain.errors import Refused, Unavailable
 from fleet.domain.http_policy import may_request
+from fleet.domain.model_rules import ModelKind
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts, Registry
 from fleet.services.admission import admitted, admitted_device
@@ -24,8 +26,7 @@ NO_DEVICE = "device ?"
 SHOWN_MAX = 256  # characters of a target in the audit
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(Struct, frozen=True):
     """What the proxy has been asked for."""
 
     method: str
@@ -33,8 +34,7 @@ class HttpRequest:
     """As the client sent it, with its query."""
 
 
-@dataclass(frozen=True, slots=True)
-class HttpAccess:
+class HttpAccess(Struct, frozen=True):
     """Who may go on."""
 
     device: Device
@@ -66,6 +66,8 @@ def _access(facts: HolderFacts) -> HttpAccess:
 def _check_rules(access: HttpAccess, request: HttpRequest | None) -> None:
     """Raises: Refused (`bad-target`, `http-not-allowed`)."""
     allow, name = access.model.rules.http.allow, access.model.name
+    if not allow and access.model.rules.kind is ModelKind.APPLICATION:
+        raise Refused("http-not-allowed", f"Model {name} is of applications, and has no rules for HTTP requests.")
     if not allow:
         return
     if request is None:

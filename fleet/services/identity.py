@@ -1,6 +1,10 @@
 """Identification of a TLS peer by its certificate's fingerprint, against the registry's live state."""
 
+import hashlib
+from collections.abc import Callable
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import Credential, must_be_usable
@@ -15,6 +19,14 @@ NOBODY = "nobody"
 """Audit actor of an unauthenticated client."""
 
 NO_GRACE = timedelta(0)
+
+TenantOf = Callable[[bytes], str | None]
+"""DER of a certificate -> tenant of our issuing CA that signed it, "" for the fleet's own; None: none did."""
+
+
+def peer_with(peer: Peer, der: bytes, tenant_of: TenantOf) -> Peer:
+    """`peer`, of which a program that has ended its TLS says that it has shown the certificate `der`."""
+    return replace(peer, certificate_der=der, fingerprint=hashlib.sha256(der).digest(), tenant=tenant_of(der))
 
 
 async def audit_actor_of(registry: Registry, peer: Peer) -> tuple[str, dict[str, str]]:
@@ -47,6 +59,21 @@ async def identify(
     if facts.claim is not None and not opens_to_claims:
         await misused(registry, facts.claim, "claim-only-enrolls", peer, now)
         raise Refused("claim-only-enrolls", "A claim certificate is accepted for enrolling new devices only.")
+    _must_be_accepted(registry, peer, facts, now, renews=renews, in_grace=in_grace)
+    return facts
+
+
+def identified(registry: Registry, peer: Peer, facts: HolderFacts | None, now: datetime) -> HolderFacts:
+    """As `identify` with `opens_to_claims`, by the `facts` read of the certificate of `peer`. Raises: as that."""
+    if facts is None:
+        raise _unknown()
+    _must_be_accepted(registry, peer, facts, now)
+    return facts
+
+
+def _must_be_accepted(
+    registry: Registry, peer: Peer, facts: HolderFacts, now: datetime, *, renews: bool = False, in_grace: bool = False
+) -> None:
     if facts.device is None and facts.station is None and facts.claim is None:
         raise _unknown()
     model = facts.model if in_grace and facts.device is not None else None
@@ -55,8 +82,9 @@ async def identify(
     if facts.device is not None:
         must_be_in_service(facts.device)
     registry.revoked.must_be_usable(facts)
-    _must_be_trusted(registry, facts, renews=renews)
-    return facts
+    if facts.device is not None:
+        rules = registry.revoked.distrusts(facts.distrusts)
+        must_be_trusted(rules, facts.device.model, facts.credential, renews=renews)
 
 
 async def identify_operator(registry: Registry, peer: Peer, now: datetime) -> tuple[Operator, Credential]:
@@ -84,12 +112,6 @@ async def _recorded(registry: Registry, peer: Peer) -> HolderFacts:
     if facts is None:
         raise _unknown()
     return facts
-
-
-def _must_be_trusted(registry: Registry, facts: HolderFacts, *, renews: bool) -> None:
-    if facts.device is not None:
-        rules = registry.revoked.distrusts(facts.distrusts)
-        must_be_trusted(rules, facts.device.model, facts.credential, renews=renews)
 
 
 def _unknown() -> Unauthenticated:

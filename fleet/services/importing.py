@@ -10,33 +10,34 @@ resumed by running it again.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Self
+
+from msgspec import Struct, field
 
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.device import Device, DeviceState, Tags, checked_serial, device_id
 from fleet.domain.errors import Conflict, FleetError, Invalid
-from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts, ManifestRow
+from fleet.domain.manifest import ListedDevice, ManifestEntry, ManifestFacts, ManifestRow, serial_key
+from fleet.domain.model_rules import ModelKind
 from fleet.domain.ports import Registry
 from fleet.domain.tags import checked_groups, checked_tags
 from fleet.domain.writes import ImportDevices
+from fleet.services.inventory import application_model
 
 ROWS_AT_ONCE = 1000  # in one Change: some 50 ms for which others wait
 LOOKS_MAX = 4  # each further look means that somebody else's commit came between
 ACTION = "device.import"
 
 
-@dataclass(frozen=True, slots=True)
-class Numbered:
+class Numbered(Struct, frozen=True):
     """A row and its line number."""
 
     line: int
     row: ManifestRow
 
 
-@dataclass(frozen=True, slots=True)
-class RowRefused:
+class RowRefused(Struct, frozen=True):
     """A row that was not taken."""
 
     line: int
@@ -49,8 +50,7 @@ class RowRefused:
         return cls(line, device_id, error.code, f"{error.message} {error.advice}".rstrip())
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(Struct):
     added: int = 0
     unchanged: int = 0
     """Taken by an earlier run, or twice in the file."""
@@ -75,8 +75,7 @@ def checked_row(
     )
 
 
-@dataclass(slots=True)
-class Importer:
+class Importer(Struct):
     """Takes the rows of one import, chunk by chunk. Nothing of it grows with their number."""
 
     registry: Registry
@@ -89,7 +88,7 @@ class Importer:
     counts: Counts = field(default_factory=Counts)
     sees: Callable[[str], bool] = lambda model: True
     """Whether what belongs to a model may be named in a refusal."""
-    _models: dict[str, bool] = field(default_factory=dict)
+    _models: dict[str, ModelKind | None] = field(default_factory=dict)
 
     async def take(self, chunk: Sequence[Numbered]) -> list[RowRefused]:
         """Register the devices of `chunk` that are new, in one Change, durable when this returns; who was refused.
@@ -129,9 +128,7 @@ class Importer:
         refused: list[RowRefused] = []
         for each in chunk:
             try:
-                if not await self._has_model(each.row.model):
-                    message = f"There is no model {each.row.model[:80]!r}."
-                    raise Invalid("no-such-model", message, "Add it: fleet model add.")
+                await self._check_model(each.row.model)
                 if known.has(each.row):
                     continue
                 known.add(each.row)
@@ -140,10 +137,16 @@ class Importer:
                 refused.append(RowRefused.by(error, each.line, each.row.device_id))
         return new, len(chunk) - len(new) - len(refused), refused
 
-    async def _has_model(self, name: str) -> bool:
+    async def _check_model(self, name: str) -> None:
+        """Raises: Invalid (`no-such-model`). Refused (`application-model`)."""
         if name not in self._models:
-            self._models[name] = await self.registry.model(name) is not None
-        return self._models[name]
+            model = await self.registry.model(name)
+            self._models[name] = model.rules.kind if model is not None else None
+        kind = self._models[name]
+        if kind is None:
+            raise Invalid("no-such-model", f"There is no model {name[:80]!r}.", "Add it: fleet model add.")
+        if kind is not ModelKind.DEVICE:
+            raise application_model(name)
 
     def _change(self, new: Sequence[Numbered]) -> Change:
         now = self.clock()
@@ -176,7 +179,7 @@ class _Known:
         self, facts: ManifestFacts, holders: Sequence[tuple[str, str, str]], sees: Callable[[str], bool]
     ) -> None:
         self._digests = {entry.device_id: entry.row_sha256 for entry in facts.entries}
-        self._serials = {(model, serial): device_id for model, serial, device_id in holders}
+        self._serials = {serial_key(model, serial): device_id for model, serial, device_id in holders}
         self._keys: dict[bytes, str] = {
             e.key_sha256: e.device_id if sees(e.model) else "another device"
             for e in facts.entries
@@ -196,7 +199,7 @@ class _Known:
             raise Conflict("row-differs", f"Device {row.device_id} was imported with other values.")
         if row.device_id in self._devices:
             raise Conflict("device-exists", f"Device {row.device_id} is registered already, and not by an import.")
-        holder = self._serials.get((row.model, row.hardware_serial))
+        holder = self._serials.get(serial_key(row.model, row.hardware_serial))
         if holder is not None and holder != row.device_id:  # itself: taken meanwhile, which the next look shows
             raise Conflict("serial-taken", f"The hardware serial is that of {holder}, of the same model.")
         keeper = self._keys.get(row.key_sha256) if row.key_sha256 is not None else None
@@ -208,6 +211,6 @@ class _Known:
         self._digests[row.device_id] = row.digest()
         self._devices.add(row.device_id)
         if row.hardware_serial:
-            self._serials[row.model, row.hardware_serial] = row.device_id
+            self._serials[serial_key(row.model, row.hardware_serial)] = row.device_id
         if row.key_sha256 is not None:
             self._keys[row.key_sha256] = row.device_id

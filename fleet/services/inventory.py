@@ -5,7 +5,7 @@ come from `act`. Conflicts are detected by the registry: of two that add the sam
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -27,13 +27,15 @@ from fleet.domain.device import (
     device_id,
     plain_name,
 )
-from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, no_such
+from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, known
 from fleet.domain.labels import must_be_a_label, must_be_no_tenant
-from fleet.domain.model_rules import checked_rules, flat_rules, moved
+from fleet.domain.model_rules import ModelKind, checked_rules, flat_rules, moved
+from fleet.domain.mqtt_overrides import all_filters, check_overrides
+from fleet.domain.mqtt_rules import FILTERS_MAX
 from fleet.domain.name_templates import check_model_name
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.tags import checked_groups, checked_tags, tags_text
-from fleet.domain.topic_policy import FILTERS_MAX, check_filter
+from fleet.domain.topic_policy import PRESENCE_TOPICS, check_filter, check_variables, covers, grants_reserved_alone
 from fleet.domain.writes import AddCredential, Insert, RevokeToken, SetModel, SetStation, Write
 from fleet.services.differences import differences
 from fleet.services.revocation import given_reason
@@ -90,7 +92,7 @@ def _change(
 def checked_model(model: Model) -> Model:
     """`model` itself, when it is valid.
 
-    Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `too-many-filters`,
+    Raises: Invalid: `bad-name`, `bad-lifetime`, `bad-key-type`, `bad-topic-filter`, `bad-tag`, `too-many-filters`,
     `bad-rule`.
     """
     plain_name(model.name, "model")
@@ -99,25 +101,36 @@ def checked_model(model: Model) -> Model:
     if unknown or not model.key_types:
         what = f"{unknown[0]!r} is not a key type." if unknown else "A model needs a key type."
         raise Invalid("bad-key-type", what, f"Choose from {', '.join(KEY_TYPES)}.")
-    for filters in (model.publish, model.subscribe):
+    said = [each.said for each in model.rules.mqtt.overrides]
+    others = [each.get(name, ()) for each in said for name in ("publish", "subscribe")]
+    for filters in (model.publish, model.subscribe, *others):
         if len(filters) > FILTERS_MAX:
             raise Invalid("too-many-filters", f"A model has at most {FILTERS_MAX} filters of each kind.")
         for text in filters:
-            filled = check_filter(text).replace("{id}", "").replace("{model}", "")
-            if "{" in filled or "}" in filled:  # a misspelled {ID} would silently be taken literally
-                message = f"{text[:80]!r} holds braces other than {{id}} and {{model}}."
-                raise Invalid("bad-topic-filter", message)
+            check_variables(check_filter(text))
     checked_rules(model.rules)
+    check_overrides(model.rules.mqtt)
     check_model_name(model.name, model.rules.profile.dns_name, model.rules.profile.uris)
     return model
+
+
+def _must_grant_something(filters: Iterable[str]) -> None:
+    """Raises: Invalid (`reserved-topic`): one of these, to publish, is the fleet's."""
+    for text in filters:
+        if grants_reserved_alone(text):
+            reads = "" if covers(PRESENCE_TOPICS, text) else "; a device may subscribe to its own of these anyway"
+            what = f"The fleet alone publishes to {text}{reads}."
+            raise Invalid("reserved-topic", what, "Let devices publish elsewhere, such as devices/{id}/up/#.")
 
 
 async def add_model(registry: Registry, model: Model, *, act: Act, tenants: Collection[str] = ()) -> None:
     """Bring in a model. `tenants`: names of those that have an issuing CA.
 
-    Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict: `model-exists`, `name-taken`.
+    Raises: Invalid: see `checked_model`, `reserved-topic`. Refused (`no-such-tenant`). Conflict: `model-exists`,
+    `name-taken`.
     """
     write = Insert(checked_model(model))
+    _must_grant_something(all_filters(model)[0])
     must_be_a_label(model.name, "model")
     must_be_no_tenant(model.name, tenants)
     _must_have_a_ca(model, tenants)
@@ -128,13 +141,18 @@ async def set_model(registry: Registry, model: Model, *, act: Act, tenants: Coll
     """Replace the model of the same name, and return it as stored. It applies to live sessions at once. A model that
     moves to another tenant keeps the previous one among its former tenants.
 
-    Raises: Invalid: see `checked_model`. Refused (`no-such-tenant`). Conflict: `no-such-model`, `model-has-devices`.
+    Raises: Invalid: see `checked_model`, `reserved-topic`: a filter that is new. Refused (`no-such-tenant`).
+    Conflict: `no-such-model`, `model-kind-fixed`, `model-has-devices`.
     """
     old = await registry.model(model.name)  # of the same revision, or the commit is a Conflict
     if old is not None and old.rules.tenant != model.rules.tenant:
         _must_have_a_ca(model, tenants)
         model = replace(model, rules=moved(model.rules, old.rules.tenant))
+    if old is not None and old.rules.kind is not model.rules.kind:
+        raise Conflict("model-kind-fixed", f"Model {model.name} is of {old.rules.kind}s.", "Add another one.")
     write = SetModel(checked_model(model))
+    before = all_filters(old)[0] if old is not None else ()
+    _must_grant_something(each for each in all_filters(model)[0] if each not in before)
     if model.rules.profile.service and old is not None and not old.rules.profile.service:
         await _must_have_no_devices(registry, model.name)
     changed = differences(_fields(old or model), _fields(model))
@@ -165,10 +183,18 @@ def _fields(model: Model) -> dict[str, object]:
 
 
 async def known_model(registry: Registry, name: str) -> Model:
-    model = await registry.model(name)
-    if model is None:
-        raise no_such("model", name)
-    return model
+    return known(await registry.model(name), "model", name)
+
+
+async def must_be_of_devices(registry: Registry, name: str) -> None:
+    """What a factory is trusted for. Raises: NotFound (`no-such-model`). Refused (`application-model`)."""
+    if (await known_model(registry, name)).rules.kind is not ModelKind.DEVICE:
+        raise application_model(name)
+
+
+def application_model(name: str) -> Refused:
+    message = f"Model {name} is of applications, which stations, claims, manufacturers and manifests can't vouch for."
+    return Refused("application-model", message, f"Make a token: fleet token create --model {name}")
 
 
 async def add_device(
@@ -215,22 +241,22 @@ async def create_token(
         raise Invalid("bad-token-ttl", f"A token is valid for one second to {TOKEN_TTL_MAX.days} days.")
     if model is not None:
         await known_model(registry, model)
-    known = await _enrollable(registry, device) if device is not None else None
-    if known is not None and not terms.takes_over:
-        await _must_be_new(registry, known)
+    holder = await _enrollable(registry, device) if device is not None else None
+    if holder is not None and not terms.takes_over:
+        await _must_be_new(registry, holder)
     import secrets  # a listing makes none
 
     secret = secrets.token_urlsafe(32)
     token = Token(
         id=secrets.token_hex(6),
         secret_sha256=hashlib.sha256(secret.encode("ascii")).digest(),
-        device_id=known.id if known else None,
+        device_id=holder.id if holder else None,
         model=model,
         uses_max=terms.uses,
         uses=0,
         created_at=act.now,
         expires_at=act.now + terms.ttl,
-        takes_over=terms.takes_over and known is not None,
+        takes_over=terms.takes_over and holder is not None,
         made_by=act.actor,
     )
     scope = f"device {device}" if device is not None else f"model {model}"
@@ -267,9 +293,7 @@ async def revoke_token(registry: Registry, token_id: str, *, act: Act) -> None:
 
     Raises: NotFound (`no-such-token`). Conflict (`token-gone`): revoked already.
     """
-    token = await registry.token(token_id)
-    if token is None:
-        raise no_such("token", token_id)
+    token = known(await registry.token(token_id), "token", token_id)
     await registry.commit(token_revocation(token, act=act))
 
 
@@ -298,7 +322,7 @@ async def _new_station(registry: Registry, name: str, models: Sequence[str], quo
     if not 1 <= len(models) <= STATION_MODELS_MAX:
         raise Invalid("bad-station-models", f"A station provisions 1 to {STATION_MODELS_MAX} models.")
     for model in models:
-        await known_model(registry, model)
+        await must_be_of_devices(registry, model)
     if await registry.station(name) is not None:
         raise Conflict("station-exists", f"Station {name} exists already.", "Choose another name.")
     return Station(name, tuple(dict.fromkeys(models)), now, _checked_quota(quota))
@@ -308,7 +332,7 @@ async def enroll_station(registry: Registry, issuer: Issuer, new: NewStation, *,
     """Record a factory station together with a certificate for its key: both, or neither.
 
     Raises: Invalid: `bad-name`, `bad-station-models`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict
-    (`station-exists`). Refused: the issuer cannot sign that long.
+    (`station-exists`). Refused: `application-model`; the issuer cannot sign that long.
     """
     from fleet.domain.enrollment import permit_by_operator  # a listing at a home does without
 
@@ -331,9 +355,7 @@ async def set_station_quota(registry: Registry, name: str, quota: int, *, act: A
 
     Raises: Invalid (`bad-quota`). NotFound (`no-such-station`).
     """
-    station = await registry.station(name)
-    if station is None:
-        raise no_such("station", name)
+    station = known(await registry.station(name), "station", name)
     write = SetStation(name, _checked_quota(quota))
     changed = differences({"quota": station.quota}, {"quota": quota})
     await registry.commit(_change("station.set", f"station {name}", (write,), act=act, **changed))

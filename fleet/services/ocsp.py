@@ -1,5 +1,6 @@
 """The state of a certificate as OCSP has it (RFC 6960, 2.2), and a cache of responses that events empty."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -64,7 +65,7 @@ class ResponseCache(Generic[T]):
 
     def __init__(self, entries_max: int = CACHED_MAX) -> None:
         self._max = entries_max
-        self._responses: dict[bytes, tuple[T, str, datetime]] = {}
+        self._responses: OrderedDict[bytes, tuple[T, str, datetime]] = OrderedDict()
         self._by_holder: dict[str, set[bytes]] = {}
         self.generation = 0
         """Changes with each event that may remove a response: one that was made of an earlier read is not added."""
@@ -77,11 +78,11 @@ class ResponseCache(Generic[T]):
         found = self._responses.get(request)
         if found is None:
             return None
-        response, holder, until = found
-        self._remove(request, holder)
+        response, _, until = found
         if now >= until:
+            self._remove(request)
             return None
-        self._insert(request, found)
+        self._responses.move_to_end(request)
         return response
 
     def add(self, request: bytes, response: T, holder: str, until: datetime, generation: int) -> None:
@@ -89,18 +90,14 @@ class ResponseCache(Generic[T]):
         if generation != self.generation:
             return
         if request in self._responses:
-            self._remove(request, self._responses[request][1])
+            self._remove(request)
         if len(self._responses) >= self._max:
-            oldest = next(iter(self._responses))
-            self._remove(oldest, self._responses[oldest][1])
-        self._insert(request, (response, holder, until))
+            self._remove(next(iter(self._responses)))
+        self._responses[request] = (response, holder, until)
+        self._by_holder.setdefault(holder, set()).add(request)
 
-    def _insert(self, request: bytes, entry: tuple[T, str, datetime]) -> None:
-        self._responses[request] = entry
-        self._by_holder.setdefault(entry[1], set()).add(request)
-
-    def _remove(self, request: bytes, holder: str) -> None:
-        del self._responses[request]
+    def _remove(self, request: bytes) -> None:
+        _, holder, _ = self._responses.pop(request)
         held = self._by_holder[holder]
         held.discard(request)
         if not held:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
+
+from msgspec import Struct
 
 from fleet.domain.access import Act, Operator, Role, operator_actor
 from fleet.domain.changes import Change, Event, EventKind, made_by
@@ -11,10 +12,10 @@ from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.crl import CrlReason
 from fleet.domain.device import checked_lifetime, plain_name
 from fleet.domain.enrollment import permit_by_operator
-from fleet.domain.errors import Conflict, Invalid, no_such
+from fleet.domain.errors import Conflict, Invalid, known
 from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import AddCredential, Insert
-from fleet.services.inventory import known_model, token_revocation
+from fleet.services.inventory import known_model, must_be_of_devices, token_revocation
 from fleet.services.revocation import revoke_certificates
 
 OPERATOR_MODELS_MAX = 64
@@ -22,8 +23,7 @@ TOKENS_AT_ONCE = 64  # as many as share an fsync well
 OPERATOR_LIFETIME = timedelta(days=365)
 
 
-@dataclass(frozen=True, slots=True)
-class NewOperator:
+class NewOperator(Struct, frozen=True):
     """An operator to enroll."""
 
     name: str
@@ -39,7 +39,7 @@ async def enroll_operator(registry: Registry, issuer: Issuer, new: NewOperator, 
     """Record an operator together with a certificate for its key: both, or neither. `issuer` is the operators' CA.
 
     Raises: Invalid: `bad-name`, `bad-operator-models`, `bad-lifetime`. NotFound (`no-such-model`). Conflict
-    (`operator-exists`). Refused: the issuer cannot sign that long.
+    (`operator-exists`). Refused: `application-model`, for the role factory; the issuer cannot sign that long.
     """
     checked_lifetime(new.lifetime)
     operator = await _checked(registry, new, act)
@@ -61,7 +61,7 @@ async def _checked(registry: Registry, new: NewOperator, act: Act) -> Operator:
     if new.role is Role.FACTORY and not models:
         raise Invalid("bad-operator-models", "The role factory is always restricted to models.", "Name them.")
     for model in models:
-        await known_model(registry, model)
+        await (must_be_of_devices if new.role is Role.FACTORY else known_model)(registry, model)
     if await registry.operator(name) is not None:
         raise Conflict("operator-exists", f"Operator {name} exists already.", "Choose another name.")
     return Operator(name, new.role, act.now, tuple(dict.fromkeys(models)))
@@ -92,8 +92,7 @@ async def revoke_operator(
     Raises: NotFound (`no-such-operator`). Conflict (`operator-revoked`): it holds none that is not revoked. Invalid
     (`bad-reason`).
     """
-    if await registry.operator(name) is None:
-        raise no_such("operator", name)
+    known(await registry.operator(name), "operator", name)
     kind = CredentialKind.OPERATOR
     if not await revoke_certificates(registry, kind, name, act=act, reason=reason, crl_reason=crl_reason):
         raise Conflict("operator-revoked", f"Operator {name} has no certificate that is not revoked.")

@@ -7,7 +7,7 @@ file = await crls.find("/crl/3f….crl")       # None: nothing is published ther
 from datetime import timedelta
 
 from fleet.domain.crl import CrlHead
-from fleet.domain.ports import CrlStore
+from fleet.domain.crl_store import CrlStore
 from fleet.domain.published_file import CRL, PublishedFile
 
 KEPT_BYTES_MAX = 256 * 1024 * 1024  # in memory; a CRL beyond it is read from the registry each time

@@ -42,13 +42,14 @@ class Refusals:
         self._written: OrderedDict[_Kind, _Written] = OrderedDict()  # the longest since first
         self._held = HolderCounts()  # kinds by actor
 
-    def row(self, entry: AuditEntry, *, by_itself: bool = True) -> AuditEntry | None:
+    def row(self, entry: AuditEntry, *, by_itself: bool = True, is_proven: bool = False) -> AuditEntry | None:
         """`entry` as it is to be written, or None when one of its kind was written within the last minute.
 
         Its detail `left_out` is the number of entries suppressed since the one before it. `by_itself`: the row is all
-        that is written, so that `due` may bring it later.
+        that is written, so that `due` may bring it later. `is_proven`: the subject has proven who it is, though the
+        actor is nobody.
         """
-        kind = self._kind(entry)
+        kind = self._kind(entry, is_proven=is_proven)
         known = self._written.get(kind)
         if known is not None and abs(entry.at - known.at) < ROW_EVERY:
             known.left_out += 1
@@ -72,9 +73,8 @@ class Refusals:
 
     def put_back(self, row: AuditEntry, *, at_once: bool = False) -> None:
         """Count `row`, which could not be written, and what it counts as left out. It is due a minute later, or now."""
-        kind = self._own_kind(row)
-        if kind not in self._written:
-            kind = _anywhere(kind)
+        own = (self._own_kind(row, is_proven=is_proven) for is_proven in (False, True))
+        kind = next((each for each in own if each in self._written), _anywhere(self._own_kind(row)))
         detail = dict(row.detail)
         left_out = 1 + int(detail.pop("left_out", "0"))
         self._leave_out(kind, replace(row, detail=detail), left_out)
@@ -94,14 +94,16 @@ class Refusals:
         self._written[kind] = _Written(at)
         self._written.move_to_end(kind)
 
-    def _own_kind(self, entry: AuditEntry) -> _Kind:
+    def _own_kind(self, entry: AuditEntry, *, is_proven: bool = False) -> _Kind:
+        if is_proven:
+            return (entry.subject, entry.action, entry.outcome, "")
         source = network_of(entry.address) if entry.actor == NOBODY else ""
         # Repeated successes are grouped by device: each had to authenticate first. A refused client can make up names.
         source = entry.subject if entry.outcome == "ok" else source
         return (entry.actor, entry.action, entry.outcome, source)
 
-    def _kind(self, entry: AuditEntry) -> _Kind:
-        kind = self._own_kind(entry)
+    def _kind(self, entry: AuditEntry, *, is_proven: bool) -> _Kind:
+        kind = self._own_kind(entry, is_proven=is_proven)
         if kind in self._written or len(self._written) < self._kinds_max:
             return kind
         # Kinds of anywhere that count something stay: what others leave behind is counted there.
@@ -110,7 +112,7 @@ class Refusals:
         if oldest is not None and abs(entry.at - self._written[oldest].at) >= ROW_EVERY:
             self._forget(oldest)
             return kind
-        if self._make_room(entry.actor):
+        if self._make_room(kind[0]):
             return kind
         # All are recent: a client with many addresses must not get a row for each of them.
         return _anywhere(kind)
@@ -165,15 +167,29 @@ async def audit_refusal(
         actor, detail = await audit_actor_of(registry, peer)
         await write_row(registry, AuditEntry(now, actor, action, subject, refusal.code, peer.address, detail))
     except Unavailable as error:
-        refusal.add_note(f"The audit row could not be written: {error.message}")
+        _add_note(refusal, error)
 
 
-async def write_row(registry: Registry, entry: AuditEntry) -> None:
-    """Audit `entry`, unless one of its kind was audited within the last minute.
+async def audit_refusal_of_named(registry: Registry, entry: AuditEntry, name: str, refusal: FleetError) -> None:
+    """Likewise `entry`, of `name`, which another has verified: where there is such a device, repeated ones are grouped
+    by it, so that it hides nobody else's.
+    """
+    try:
+        await write_row(registry, entry, is_proven=await registry.device(name) is not None)
+    except Unavailable as error:
+        _add_note(refusal, error)
+
+
+def _add_note(refusal: FleetError, error: Unavailable) -> None:
+    refusal.add_note(f"The audit row could not be written: {error.message}")
+
+
+async def write_row(registry: Registry, entry: AuditEntry, *, is_proven: bool = False) -> None:
+    """Audit `entry`, unless one of its kind was audited within the last minute. `is_proven`: as of `Refusals.row`.
 
     Raises: Unavailable: it could not be written; a later row counts it.
     """
-    row = refusals_of(registry).row(entry)
+    row = refusals_of(registry).row(entry, is_proven=is_proven)
     if row is None:
         return
     try:

@@ -6,17 +6,16 @@ resumed after the backup need a new token, or are resumed by hand.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.approval import RequestFilter, RequestState
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
+from fleet.domain.changes import Change, Event, EventKind, made_by
 from fleet.domain.claim import claim_state
-from fleet.domain.credential import USABLE, CredentialKind, token_state
-from fleet.domain.crl import CrlReason
+from fleet.domain.credential import USABLE, CredentialKind, CredentialState, token_state
+from fleet.domain.crl import CrlReason, Revocation
 from fleet.domain.device import (
     BARRED_MODEL,
     IN_SERVICE,
@@ -35,13 +34,11 @@ from fleet.domain.tags import TAGS_MAX
 from fleet.domain.writes import Insert, TagDevice
 from fleet.services.anchors import remove_anchor
 from fleet.services.approvals import deny
-from fleet.services.bulk import FIRST, STEP_DEVICES_MAX, StepPlace, one_step
+from fleet.services.bulk import DONE, FIRST, STEP_DEVICES_MAX, StepPlace, one_step
 from fleet.services.claims import quarantine_claim, revoke_claim
 from fleet.services.distrust import begin
-from fleet.services.end_credentials import end_certificates
 from fleet.services.inventory import revoke_token
-from fleet.services.revocation import MOVES, moving
-from fleet.storage.journals.revoked_certificates import RevokedCertificates
+from fleet.services.revocation import MOVES, end_certificates, moving, revoke_again
 
 RESTORE_TAG = "restore"
 """Tag of devices suspended by a restore; its value identifies the restore."""
@@ -53,14 +50,13 @@ CHUNK = 500  # devices barred in one Change
 LISTED_AT_ONCE = 5_000  # certificates in one transaction
 
 
-@dataclass(frozen=True, slots=True)
-class Reapplied:
+class Reapplied(Struct, frozen=True):
     """Changes made to a restored registry."""
 
     devices: int = 0
     """Suspended, revoked or retired again."""
     certificates: int = 0
-    """Certificates in the backup, ended again."""
+    """Certificates in the backup, ended or revoked again."""
     tokens: int = 0
     """Tokens open in the backup, now revoked: each may have been used since."""
     requests: int = 0
@@ -77,8 +73,15 @@ class Reapplied:
     """Trust anchors removed since the backup, removed again."""
 
 
-async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> Reapplied:
-    """Apply to `registry`, restored from a backup, the revocations among later `events`.
+Listed = Mapping[str, tuple[Revocation, bytes]]
+"""What CRLs have listed, as RevokedCertificates reads it."""
+_ENDED_ONLY = frozenset({CrlReason.SUPERSEDED, CrlReason.CERTIFICATE_HOLD, CrlReason.REMOVE_FROM_CRL})
+"""Reasons that are also, or only, of certificates that have not been revoked."""
+
+
+async def reapply(registry: Registry, events: Sequence[Event], *, act: Act, listed: Listed | None = None) -> Reapplied:
+    """Apply to `registry`, restored from a backup, the revocations among later `events`. A certificate that ended and
+    is `listed` as revoked permanently is revoked with that reason, and its key with it; any other ends.
 
     Raises: Conflict: the registry was changed concurrently. Unavailable.
     """
@@ -100,7 +103,7 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
         elif state in IN_SERVICE and device.state is DeviceState.SUSPENDED:
             resumed.append(id_)
     await _bar(registry, barred, act)
-    ended = await _end_certificates(registry, events, act)
+    ended = await _end_certificates(registry, events, listed or {}, act)
     anchors = await _remove_anchors(registry, events, act)
     await _distrust(registry, events, act)
     await _revoke_claims(registry, events, act)
@@ -119,14 +122,13 @@ async def reapply(registry: Registry, events: Sequence[Event], *, act: Act) -> R
     )
 
 
-async def list_again(registry: Registry, journal: RevokedCertificates, now: datetime) -> None:
-    """CRLs list what `journal` says that they listed, with their reasons: also certificates that `registry` does not
-    know, because they were issued after its state.
+async def list_again(registry: Registry, listed: Listed) -> None:
+    """CRLs list what is `listed`, with the reasons: also certificates that `registry` does not know, because they were
+    issued after its state.
 
-    Raises: Unavailable. OSError.
+    Raises: Unavailable.
     """
-    found = await asyncio.to_thread(journal.read, now)
-    revoked = [each for each in found.values() if each[0].reason != CrlReason.REMOVE_FROM_CRL]
+    revoked = [each for each in listed.values() if each[0].reason != CrlReason.REMOVE_FROM_CRL]
     for start in range(0, len(revoked), LISTED_AT_ONCE):
         await registry.add_revoked(revoked[start : start + LISTED_AT_ONCE])
 
@@ -138,13 +140,12 @@ async def _bar(registry: Registry, barred: Mapping[str, DeviceState], act: Act) 
     if barred and await registry.model(BARRED_MODEL) is None:
         rules = replace(DEFAULT_RULES, admission=replace(DEFAULT_RULES.admission, paths=()))
         model = Model(BARRED_MODEL, publish=(), subscribe=(), rules=rules)
-        entry = AuditEntry(act.now, act.actor, "model.add", f"model {BARRED_MODEL}", "ok", detail={"reason": AS_BEFORE})
+        entry = made_by(act, "model.add", f"model {BARRED_MODEL}", reason=AS_BEFORE)
         await registry.commit(Change(entry, (Insert(model),)))
     everybody = sorted(barred)
     for start in range(0, len(everybody), CHUNK):
         ids = everybody[start : start + CHUNK]
-        detail = {"count": str(len(ids)), "reason": AS_BEFORE}
-        entry = AuditEntry(act.now, act.actor, "device.bar", "devices", "ok", detail=detail)
+        entry = made_by(act, "device.bar", "devices", count=str(len(ids)), reason=AS_BEFORE)
         devices = [Device(device_id(id_), BARRED_MODEL, barred[id_], act.now) for id_ in ids]
         events = tuple(Event(EventKind.DEVICE_STATE, device.id, device.state.value) for device in devices)
         await registry.commit(Change(entry, tuple(map(Insert, devices)), events))
@@ -187,19 +188,27 @@ async def _quarantine_open_claims(registry: Registry, act: Act) -> tuple[str, ..
     return found
 
 
-async def _end_certificates(registry: Registry, events: Sequence[Event], act: Act) -> int:
+async def _end_certificates(registry: Registry, events: Sequence[Event], listed: Listed, act: Act) -> int:
     ending = [e for e in events if e.kind == EventKind.CREDENTIAL_ENDED]
     whole = {e.subject for e in ending if not e.detail}
     named = {bytes.fromhex(e.detail) for e in ending if e.detail}
     fresh: dict[bytes, str] = {}
+    revoked: dict[CrlReason, dict[bytes, str]] = {}
     for holder in sorted({e.subject for e in ending}):
         for credential in await registry.credentials(holder):
             # Events about a whole holder are of devices only; a station or operator may have a device's name.
             is_whole = holder in whole and credential.kind is CredentialKind.DEVICE
-            if credential.state in USABLE and (is_whole or credential.fingerprint in named):
+            if credential.state is CredentialState.REVOKED or not (is_whole or credential.fingerprint in named):
+                continue
+            reason = CrlReason(listed[credential.serial][0].reason) if credential.serial in listed else None
+            if reason is not None and reason not in _ENDED_ONLY:
+                revoked.setdefault(reason, {})[credential.fingerprint] = holder
+            elif credential.state in USABLE:
                 fresh[credential.fingerprint] = holder
     await end_certificates(registry, fresh, act=act)
-    return len(fresh)
+    for reason, holders in sorted(revoked.items()):
+        await revoke_again(registry, holders, reason, act=act)
+    return len(fresh) + sum(map(len, revoked.values()))
 
 
 async def _revoke_open_tokens(registry: Registry, act: Act) -> int:
@@ -220,8 +229,7 @@ async def _deny_approved_requests(registry: Registry, act: Act) -> int:
     return count
 
 
-@dataclass(frozen=True, slots=True)
-class _SuspendUnverified:
+class _SuspendUnverified(Struct, frozen=True):
     """Suspends a device of unknown revocation state, and tags it with `restore`."""
 
     restore: str
@@ -229,6 +237,9 @@ class _SuspendUnverified:
 
     async def must_be_permitted(self) -> None:
         """A restore is made at the home."""
+
+    async def follow_up(self, registry: Registry, device: Device) -> str:
+        return DONE
 
     async def change(self, registry: Registry, device: Device) -> Change:
         about = {"reason": "restored without its revocations", "bulk": self.restore}

@@ -9,8 +9,10 @@ a signed head, events not yet in the revocation journal.
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.domain.audit_log import Sealed
 from fleet.domain.changes import AuditEntry, AuditRow, Change
@@ -18,7 +20,7 @@ from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.device import OUT_OF_SERVICE
 from fleet.domain.errors import Conflict
 from fleet.domain.idempotency import ANSWER_KEPT
-from fleet.domain.lease import Lease
+from fleet.domain.lease import RETENTION, Lease
 from fleet.domain.ports import Registry
 from fleet.domain.writes import DropAnswers, DropAudit, DropCredentials, DropEvents, DropRequests, TakeLease, Write
 from fleet.services.archived_audit import BLOCK, head_line, proofs, row_line
@@ -29,12 +31,10 @@ EVENTS_AT_ONCE = 5_000  # in one file, and deleted in one Change
 BLOCKS_AT_ONCE = 16  # of audit: 4,096 rows
 CREDENTIALS_AT_ONCE = 500
 ACTION = "retention.drop"
-LEASE = "retention"
 LEASE_TIME = timedelta(days=3)  # a node that has missed two daily runs is presumed dead
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """Ages in days; 0: never."""
 
     events_days: int
@@ -47,8 +47,7 @@ class Policy:
         return not (self.events_days or self.audit_days or self.expired_credentials_days)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """Records archived and deleted, or due in a dry run."""
 
     events: int = 0
@@ -57,8 +56,7 @@ class Report:
     files: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
+class Mode(Struct, frozen=True):
     """How retention runs."""
 
     actor: str
@@ -67,8 +65,7 @@ class Mode:
     """Fences every deletion."""
 
 
-@dataclass(slots=True)
-class Retention:
+class Retention(Struct):
     """One run; the archive is locked meanwhile."""
 
     _registry: Registry
@@ -233,12 +230,12 @@ async def take_lease(registry: Registry, owner: str, *, actor: str, now: datetim
 
     Raises: Conflict (`retention-elsewhere`): another node holds it. Unavailable.
     """
-    lease = Lease(LEASE, owner, now + LEASE_TIME)
+    lease = Lease(RETENTION, owner, now + LEASE_TIME)
     try:
         entry = AuditEntry(now, actor, "retention.claim", owner, "ok")
         await registry.commit(Change(entry, (TakeLease(lease, now, by_force),)))
     except Conflict as error:
-        held = await registry.lease(LEASE)
+        held = await registry.lease(RETENTION)
         if error.code != "lease-held" or held is None:
             raise
         raise Conflict(

@@ -4,6 +4,7 @@ Each move is one Change: the state, the credentials, the audit row, and the even
 session. Nothing leads out of REVOKED or RETIRED (domain.device.NEXT).
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -11,14 +12,26 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import Change, Event, EventKind, made_by
-from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.credential import Credential, CredentialKind, CredentialState
 from fleet.domain.crl import CrlReason
 from fleet.domain.device import IN_SERVICE, NEXT, OUT_OF_SERVICE, Device, DeviceState, StateChange, device_id
-from fleet.domain.errors import Conflict, Invalid, no_such
+from fleet.domain.errors import Conflict, Invalid, known
 from fleet.domain.ports import Registry
-from fleet.domain.writes import HoldCredentials, MoveDevice, ReleaseCredentials, RevokeCredentials, RevokeSome, Write
+from fleet.domain.registry_events import CredentialEnded
+from fleet.domain.writes import (
+    EndCredentials,
+    HoldCredentials,
+    MoveDevice,
+    NewestForKeyIs,
+    ReleaseCredentials,
+    RevokeCredentials,
+    RevokeSome,
+    Write,
+)
 from fleet.services.differences import differences
 
+END_CHUNK = 500  # certificates that are ended in one Change
+LOOKS_MAX = 10  # at a holder whose certificates change meanwhile
 REASON_MAX = 200  # characters: a line in the audit, not a report
 
 
@@ -114,18 +127,68 @@ async def revoking(
     return for_crls(change, crl_reason)
 
 
+KEPT_REASON = "The reason in CRLs stays; only keyCompromise takes its place, where it is another."
+"""Advice at a second revocation."""
+
+
 async def _is_news(registry: Registry, kind: CredentialKind, holder: str, crl_reason: CrlReason, now: datetime) -> bool:
     """Whether `crl_reason` is keyCompromise and CRLs give another reason for a certificate of the holder. No other
     reason takes the place of one that was given: what has been published would become weaker.
     """
+    for held in await registry.credentials(holder):
+        if held.kind is kind and held.not_after > now and await _is_other(registry, held, crl_reason):
+            return True
+    return False
+
+
+async def _is_other(registry: Registry, credential: Credential, crl_reason: CrlReason) -> bool:
+    """Whether CRLs would say of `credential`, which is revoked, another thing with `crl_reason`."""
     if crl_reason is not CrlReason.KEY_COMPROMISE:
         return False
-    for held in await registry.credentials(holder):
-        if held.kind is kind and held.not_after > now:
-            known = await registry.revocation(held.serial)
-            if known is None or known.reason != crl_reason:
-                return True
-    return False
+    listed = await registry.revocation(credential.serial)
+    return listed is None or listed.reason != crl_reason
+
+
+async def revoke_certificate(
+    registry: Registry,
+    credential: Credential,
+    *,
+    act: Act,
+    reason: str = "",
+    crl_reason: CrlReason = CrlReason.UNSPECIFIED,
+) -> None:
+    """Revoke one certificate of a device, whatever becomes of its others: it is listed in CRLs with `crl_reason`, its
+    session ends, and its key never enrolls again. With keyCompromise, so is each of the device's with the same key.
+
+    Raises: Conflict: `certificate-revoked`: nothing would change; `changed-meanwhile`. Invalid (`bad-reason`).
+    """
+    is_known = credential.state is CredentialState.REVOKED
+    if is_known and not await _is_other(registry, credential, crl_reason):
+        raise Conflict("certificate-revoked", f"Certificate {credential.serial} is revoked already.", KEPT_REASON)
+    if crl_reason is not CrlReason.KEY_COMPROMISE:
+        await registry.commit(for_crls(_ending([credential], act, reason), crl_reason))
+        return
+    kind, holder, key = credential.kind, credential.holder, credential.key_sha256
+    for remaining in reversed(range(LOOKS_MAX)):
+        ending = [c for c in await registry.credentials(holder) if (c.kind, c.key_sha256) == (kind, key)]
+        # A renewal with the same key that comes between would survive.
+        is_all = NewestForKeyIs(holder, kind, key, ending[-1].fingerprint)
+        try:
+            await registry.commit(for_crls(_ending(ending, act, reason, is_all), crl_reason))
+        except Conflict as conflict:
+            if conflict.code != "changed-meanwhile" or not remaining:
+                raise
+        else:
+            return
+
+
+def _ending(ending: Sequence[Credential], act: Act, reason: str, *demands: Write) -> Change:
+    """The Change that revokes `ending`, of one holder."""
+    holder = ending[0].holder
+    events = tuple(Event(EventKind.CREDENTIAL_ENDED, c.holder, c.fingerprint.hex()) for c in ending)
+    serials = " ".join(c.serial for c in ending)
+    entry = made_by(act, "certificate.revoke", f"device {holder}", **given_reason(reason), serial=serials)
+    return Change(entry, (*demands, RevokeSome(tuple(c.fingerprint for c in ending), act.now)), events)
 
 
 retire = partial(move, "retire")
@@ -137,7 +200,8 @@ async def state_after(verb: str, registry: Registry, device: Device) -> DeviceSt
     if verb != "resume":
         return MOVES[verb]
     if device.state is not DeviceState.SUSPENDED:
-        raise Conflict("device-not-suspended", f"Device {device.id} is {device.state}, not suspended.")
+        advice = "That is final: register the hardware under a new id." if device.state in OUT_OF_SERVICE else ""
+        raise Conflict("device-not-suspended", f"Device {device.id} is {device.state}, not suspended.", advice)
     enrolled = any(c.kind is CredentialKind.DEVICE for c in await registry.credentials(device.id))
     return DeviceState.ACTIVE if enrolled else DeviceState.REGISTERED
 
@@ -149,8 +213,7 @@ async def revoke_station(
 
     Raises: NotFound (`no-such-station`). Conflict (`station-revoked`): it holds none that is not revoked.
     """
-    if await registry.station(name) is None:
-        raise no_such("station", name)
+    known(await registry.station(name), "station", name)
     kind = CredentialKind.STATION
     if not await revoke_certificates(registry, kind, name, act=act, reason=reason, crl_reason=crl_reason):
         raise Conflict("station-revoked", f"Station {name} has no certificate that is not revoked.")
@@ -183,12 +246,36 @@ async def revoke_certificates(
     return bool(ending)
 
 
+async def end_certificates(registry: Registry, holders: Mapping[bytes, str], *, act: Act, **detail: str) -> None:
+    """End the certificates in `holders`, a map of fingerprint to holder, and the sessions that use one. `detail` goes
+    into the audit.
+
+    Raises: Unavailable.
+    """
+    fingerprints = tuple(holders)
+    for start in range(0, len(fingerprints), END_CHUNK):
+        chunk = fingerprints[start : start + END_CHUNK]
+        events = tuple(Event(EventKind.CREDENTIAL_ENDED, holders[each], each.hex()) for each in chunk)
+        entry = made_by(act, "credential.end", "certificates", count=str(len(chunk)), **detail)
+        await registry.commit(Change(entry, (EndCredentials(chunk, act.now),), events))
+
+
+async def revoke_again(registry: Registry, holders: Mapping[bytes, str], crl_reason: CrlReason, *, act: Act) -> None:
+    """Revoke the certificates in `holders`, a map of fingerprint to holder, whose revocation a restore has lost.
+
+    Raises: Unavailable.
+    """
+    fingerprints = tuple(holders)
+    for start in range(0, len(fingerprints), END_CHUNK):
+        chunk = fingerprints[start : start + END_CHUNK]
+        events = tuple(Event(EventKind.CREDENTIAL_ENDED, holders[each], each.hex()) for each in chunk)
+        entry = made_by(act, "certificate.revoke", "certificates", count=str(len(chunk)))
+        await registry.commit(for_crls(Change(entry, (RevokeSome(chunk, act.now),), events), crl_reason))
+
+
 async def known_device(registry: Registry, id_text: str) -> Device:
     """Raises: Invalid (`bad-device-id`). NotFound (`no-such-device`)."""
-    device = await registry.device(device_id(id_text))
-    if device is None:
-        raise no_such("device", id_text)
-    return device
+    return known(await registry.device(device_id(id_text)), "device", id_text)
 
 
 def moving(
@@ -233,6 +320,17 @@ def checked_reason(reason: str) -> str:
     if len(reason) > REASON_MAX or not reason.isprintable():
         raise Invalid("bad-reason", f"A reason is one line of at most {REASON_MAX} printable characters.")
     return reason
+
+
+async def has_revoked(registry: Registry, ended: CredentialEnded) -> bool:
+    """Whether a certificate that `ended` speaks of is revoked: after a superseded one its holder goes on.
+
+    Raises: Unavailable.
+    """
+    return any(
+        credential.state is CredentialState.REVOKED and ended.fingerprint in (None, credential.fingerprint)
+        for credential in await registry.credentials(ended.holder)
+    )
 
 
 def given_reason(reason: str) -> dict[str, str]:

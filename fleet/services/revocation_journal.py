@@ -9,15 +9,19 @@ back to it, as a restore does.
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from fleet.config.clock import Clock, utc_now
 from fleet.config.logs import log_event
 from fleet.domain.access import Act
 from fleet.domain.changes import Event
+from fleet.domain.credential import USABLE, Credential
+from fleet.domain.crl import CrlReason
 from fleet.domain.errors import Conflict
+from fleet.domain.lease import RETENTION
 from fleet.domain.ports import Registry
+from fleet.storage.journals.event_marks import EventMarks
 from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage, read_segments
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
 
@@ -28,6 +32,9 @@ logger = logging.getLogger("fleet.revocations")
 
 BATCH = 1_000
 ACTOR = "revocation journal"
+KEPT = timedelta(days=90)  # the default retention of events
+HOLDERS_AT_ONCE = 10_000  # looked up in one run; the rest follows the next day
+_MAY_BE_USABLE = (CrlReason.CERTIFICATE_HOLD, CrlReason.REMOVE_FROM_CRL)
 _TRIES_MAX = 4  # another process may be writing the same back
 
 
@@ -37,9 +44,14 @@ async def catch_up(registry: Registry, log: RevocationJournal, *, clock: Clock =
 
     If events were dropped before they were recorded, the log states from which event on it is complete.
 
-    Raises: Refused (`registry-went-back`): the registry is older than its own log. Invalid, Unavailable, OSError.
+    Raises: Refused: `registry-went-back`: the registry is older than its own log; `revocation-log-lost`. Invalid,
+    Unavailable, OSError.
     """
     newest = await registry.last_event()
+    if newest and not await asyncio.to_thread(log.has_begun):
+        archiving = await registry.lease(RETENTION)  # kept when it has ended
+        has_archived = archiving is not None and archiving.owner == log.node
+        await asyncio.to_thread(log.must_not_be_lost, newest=newest, has_archived=has_archived)
     mark = await asyncio.to_thread(log.mark, newest=newest)
     if await _has_other_events(registry, log):
         await write_back(registry, log, clock())
@@ -80,18 +92,30 @@ async def write_back(registry: Registry, log: RevocationJournal, now: datetime) 
     fork = last.events[common - 1].seq if common else last.start
     begun = await registry.last_event()
     act = Act(ACTOR, now)
+    listed = await asyncio.to_thread(RevokedCertificates.beside(log.path).read, now)
     for left in reversed(range(_TRIES_MAX)):
         try:
-            done = await reapply(registry, missing, act=act)
+            done = await reapply(registry, missing, act=act, listed=listed)
             break
         except Conflict:
             if not left:
                 raise
-    await list_again(registry, RevokedCertificates.beside(log.path), now)
+    await list_again(registry, listed)
     await asyncio.to_thread(log.reset, Mark(new_lineage(), min(fork, begun)))
     counts = {"devices": done.devices, "barred": len(done.barred), "certificates": done.certificates}
     log_event(logger, logging.ERROR, "revocations.written-back", after=fork, **counts)
     return done
+
+
+async def usable_though_listed(registry: Registry, log: RevocationJournal, now: datetime) -> list[Credential]:
+    """Certificates that the registry holds for usable, and that CRLs have listed as revoked: it is an older one.
+
+    Raises: Unavailable, OSError.
+    """
+    listed = await asyncio.to_thread(RevokedCertificates.beside(log.path).read, now)
+    revoked = [serial for serial, (each, _) in listed.items() if each.reason not in _MAY_BE_USABLE]
+    found = [await registry.credential(serial) for serial in revoked]
+    return [each for each in found if each is not None and each.state in USABLE]
 
 
 async def _common(registry: Registry, events: Sequence[Event]) -> int:
@@ -119,3 +143,43 @@ async def record_through(newest: int, registry: Registry, log: RevocationJournal
         await asyncio.to_thread(log.note, events)
         seen = events[-1].seq
     return seen
+
+
+async def trim_spent(
+    registry: Registry, log: RevocationJournal, marks: EventMarks, *, noted: int, now: datetime
+) -> int:
+    """Trim spent entries from `log`, where retention deletes no events; the event through which it was trimmed, or 0.
+
+    Trimming the journal up to an event never readmits a device: a backup older than that event is then refused with it.
+    What remains keeps backups usable: everything younger than KEPT, and everything from the first entry on whose holder
+    has a certificate that was ended early and has not expired.
+
+    `noted` is the newest event recorded, `marks` the times at which this node saw events.
+
+    Raises: Unavailable; Invalid, OSError: the log is unchanged.
+    """
+    old = min(marks.newest_before(now - KEPT), noted)
+    segments = await asyncio.to_thread(read_segments, log.path)
+    if not segments or old <= segments[-1].start:
+        return 0
+    upto = old
+    looked_at: set[str] = set()
+    for event in segments[-1].events:
+        if event.seq > old:
+            break
+        if event.subject in looked_at:
+            continue
+        if len(looked_at) == HOLDERS_AT_ONCE or await _has_ended_early(registry, event.subject, now):
+            upto = event.seq - 1
+            break
+        looked_at.add(event.subject)
+    if upto <= segments[-1].start:
+        return 0
+    await asyncio.to_thread(log.record_examined, noted)  # trims only what it has recorded
+    await asyncio.to_thread(log.trim, upto)
+    return upto
+
+
+async def _has_ended_early(registry: Registry, holder: str, now: datetime) -> bool:
+    held = await registry.credentials(holder)
+    return any(c.state not in USABLE and c.not_after > now for c in held)

@@ -8,7 +8,7 @@ from fleet.domain.changes import Change, made_by
 from fleet.domain.credential import USABLE, Credential
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.services.end_credentials import end_certificates
+from fleet.services.revocation import end_certificates
 
 PAGE = 1000
 _END_OF_TIME = datetime(9000, 1, 1, tzinfo=UTC)

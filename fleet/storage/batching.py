@@ -65,7 +65,8 @@ class Batches(Generic[Item]):
         self._run = run
         self._batch_max = batch_max
         self._queue: deque[tuple[Item, asyncio.Future[Any]]] = deque()  # appended to here, emptied in run's thread
-        self._room = asyncio.Semaphore(under_way_max)
+        self._under_way, self._under_way_max = 0, under_way_max
+        self._room = asyncio.Event()  # looked at only when there is none
         self._waiting_for_room = 0
         self._changed = asyncio.Event()
         self._closed = False
@@ -78,15 +79,23 @@ class Batches(Generic[Item]):
         """
         if self._closed:
             raise closed()
+        if self._under_way >= self._under_way_max:
+            await self._wait_for_room()
+        self._under_way += 1
+        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, outcome))
+        self._changed.set()
+        return await outcome
+
+    async def _wait_for_room(self) -> None:
         self._waiting_for_room += 1
         try:
-            await self._room.acquire()
+            while self._under_way >= self._under_way_max:
+                self._room.clear()
+                await self._room.wait()
         finally:
             self._waiting_for_room -= 1
             self._changed.set()
-        outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append((item, outcome))
-        return await outcome
 
     async def close(self) -> None:
         """Handle everything that was put, then stop. Idempotent."""
@@ -146,8 +155,8 @@ class Batches(Generic[Item]):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
-        for _ in range(len(batch) + cancelled):
-            self._room.release()
+        self._under_way -= len(batch) + cancelled
+        self._room.set()
 
 
 def closed() -> Unavailable:

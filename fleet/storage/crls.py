@@ -1,87 +1,37 @@
-"""Revoked certificates and published CRLs over SQL: the reads and the statements of a domain.ports.CrlStore."""
+"""Revoked certificates and published CRLs over SQL: the reads and the statements of a domain.crl_store.CrlStore."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any, TypeVar
 
-from fleet.domain.crl import CertificateFacts, Crl, CrlEntry, CrlHead, Noted, PendingRevocation, Revocation
+from fleet.domain.crl import CertificateFacts, Crl, CrlEntry, CrlHead, Noted, PendingRevocation, Revocation, Unlisted
 from fleet.domain.lease import Lease
-from fleet.storage import mapping
-from fleet.storage.mapping import (
-    BYTES,
-    MOMENT,
-    NUMBER,
-    SERIAL,
-    TEXT,
-    Row,
-    Table,
-    micros,
-    moment,
-    optional,
-    serial_octets,
-)
-from fleet.storage.queries import Query
+from fleet.storage.mapping import LEASE, SERIAL, Row, Table, micros, moment, serial_octets, table_of
+from fleet.storage.queries import Query, first_cell, whole
 from fleet.storage.reader import SqlAuditReader
 from fleet.storage.statement import Statement
-from fleet.storage.statements import TAKE_LEASE
+from fleet.storage.statements import RESTATED, TAKE_LEASE
 
-REVOKED = Table("revoked", Revocation, {"serial": SERIAL, "not_after": MOMENT, "revoked_at": MOMENT, "reason": NUMBER})
-_REVOKED_END = len(REVOKED.columns)
-HEAD = Table(
-    "crl",
-    CrlHead,
-    {
-        "path": TEXT,
-        "issuer": BYTES,
-        "number": NUMBER,
-        "base": NUMBER,
-        "this_update": MOMENT,
-        "next_update": MOMENT,
-        "entries": NUMBER,
-        "named_until": optional(MOMENT),
-    },
-)
+T = TypeVar("T")
+
+REVOKED = table_of("revoked", Revocation, serial=SERIAL)
+HEAD = table_of("crl", CrlHead)
 
 
-def _pending_revocation(row: Row) -> PendingRevocation:
-    return PendingRevocation(REVOKED.of(tuple(row[:_REVOKED_END])), *row[_REVOKED_END:])
+def _behind(table: Table[Any], make: Callable[..., T]) -> Callable[[Row], T]:
+    """What `make` makes of the value in the first columns of a row, those of `table`, and of its other cells."""
+    end = len(table.columns)
+    return lambda row: make(table.of(tuple(row[:end])), *row[end:])
 
 
 def _certificate_facts(row: Row) -> CertificateFacts | None:
-    issuer, kind, holder, der, not_after, is_usable = row[_REVOKED_END:]
-    revocation = REVOKED.of(tuple(row[:_REVOKED_END])) if row[0] is not None else None
+    *revoked, issuer, kind, holder, der, not_after, is_usable = row
+    revocation = REVOKED.of(tuple(revoked)) if revoked[0] is not None else None
     if revocation is None and der is None:
         return None
     until = moment(not_after) if not_after is not None else None
     return CertificateFacts(kind or "", holder or "", der, issuer, revocation, until, bool(is_usable))
-
-
-def _noted(row: Row) -> Noted:
-    return Noted(REVOKED.of(tuple(row[:_REVOKED_END])), *row[_REVOKED_END:])
-
-
-def _crl(row: Row) -> Crl:
-    *head, der = row
-    return Crl(HEAD.of(tuple(head)), der)
-
-
-def _pair(row: Row) -> tuple[bytes, int]:
-    return row[0], row[1]
-
-
-def _numbers(row: Row) -> tuple[int, int]:
-    bucket, number = row
-    return bucket, number
-
-
-def _octets(row: Row) -> bytes:
-    octets: bytes = row[0]
-    return octets
-
-
-def _number(row: Row) -> int:
-    number: int = row[0]
-    return number
 
 
 REVOCATION = Query(REVOKED.select("WHERE serial = $1"), REVOKED.of)
@@ -92,65 +42,73 @@ CERTIFICATE = Query(
     LEFT JOIN revoked r ON r.serial = $1 LEFT JOIN credential c ON c.serial = $1""",
     _certificate_facts,
 )
-PENDING = Query(
+_PENDING = f"SELECT {REVOKED.listed('r')}, r.issuer, c.der FROM revoked r LEFT JOIN credential c ON c.serial = r.serial"
+PENDING = Query(  # two reads, each from an index
     f"""
-    SELECT {REVOKED.listed("r")}, r.issuer, c.der FROM revoked r LEFT JOIN credential c ON c.serial = r.serial
-    WHERE r.number IS NULL AND r.entry IS NULL LIMIT $1""",
-    _pending_revocation,
+    {_PENDING} WHERE r.number IS NULL AND r.entry IS NULL
+    UNION ALL {_PENDING} WHERE r.stale = 1 AND r.entry IS NOT NULL LIMIT $1""",
+    _behind(REVOKED, PendingRevocation),
 )
 UNPUBLISHED = Query(
     "SELECT issuer, bucket FROM revoked WHERE number IS NULL AND entry IS NOT NULL AND length(issuer) > 0",
-    _pair,
+    whole,
+)
+UNLISTED = Query(
+    """
+    SELECT issuer, min(revoked_at), count(*) FROM revoked
+    WHERE number IS NULL AND (entry IS NULL OR length(issuer) > 0) GROUP BY issuer""",
+    lambda row: Unlisted(row[0], moment(row[1]), row[2]),
 )
 ENTRIES = Query(
     """
     SELECT entry FROM revoked
     WHERE issuer = $1 AND bucket BETWEEN $2 AND $3 AND not_after >= $4 AND reason <> 8 AND entry IS NOT NULL""",
-    _octets,
+    first_cell,
 )
 CHANGED = Query(
     """
-    SELECT entry FROM revoked WHERE issuer = $1 AND entry IS NOT NULL AND number > $2
-    UNION ALL SELECT entry FROM revoked WHERE issuer = $1 AND entry IS NOT NULL AND number IS NULL""",
-    _octets,
+    SELECT entry FROM revoked
+    WHERE issuer = $1 AND entry IS NOT NULL AND number > $2 AND (reason <> 8 OR stale = 0)
+    UNION ALL SELECT entry FROM revoked
+    WHERE issuer = $1 AND entry IS NOT NULL AND number IS NULL AND (reason <> 8 OR stale = 0)""",
+    first_cell,
 )
 LISTED_AFTER = Query(
     f"""
     SELECT {REVOKED.listed()}, issuer, number FROM revoked
     WHERE issuer = $1 AND number >= $2 AND (number > $2 OR serial > $3) ORDER BY number, serial LIMIT $4""",
-    _noted,
+    _behind(REVOKED, Noted),
 )
 BUCKETS_AFTER = Query(
     """
     SELECT bucket, max(number) FROM revoked
     WHERE issuer = $1 AND number > $2 AND entry IS NOT NULL GROUP BY bucket ORDER BY bucket""",
-    _numbers,
+    whole,
 )
-LAST_NUMBER = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", _number)
-LATEST_END = Query("SELECT coalesce(max(not_after), 0) FROM credential", _number)
+LAST_NUMBER = Query("SELECT coalesce(max(number), 0) FROM revoked WHERE issuer = $1", first_cell)
+LATEST_END = Query("SELECT coalesce(max(not_after), 0) FROM credential", first_cell)
 HEADS = Query(HEAD.select("ORDER BY path"), HEAD.of)
-ONE_HEAD = Query(HEAD.select("WHERE path = $1"), HEAD.of)
-CRL = Query(f"SELECT {HEAD.listed()}, der FROM crl WHERE path = $1", _crl)
+ONE_HEAD = Query(HEAD.select("WHERE path BETWEEN $1 AND $1"), HEAD.of)  # from the index of heads, not by the key
+CRL = Query(f"SELECT {HEAD.listed()}, der FROM crl WHERE path = $1", _behind(HEAD, Crl))
 
 ADD = Statement(
     f"""
     INSERT INTO revoked ({REVOKED.listed()}, issuer) SELECT {REVOKED.marks()}, $5::bytea
     WHERE $4::bigint <> 6 OR NOT EXISTS (SELECT 1 FROM credential WHERE serial = $1::bytea)
-    ON CONFLICT (serial) DO UPDATE
-    SET reason = excluded.reason, revoked_at = excluded.revoked_at, entry = NULL, number = NULL
+    ON CONFLICT (serial) DO UPDATE SET reason = excluded.reason, revoked_at = excluded.revoked_at,{RESTATED}
     WHERE excluded.reason <> 6 AND revoked.reason IN (0, 6, 8) AND revoked.reason <> excluded.reason
         OR excluded.reason = 1 AND revoked.reason <> 1
         OR excluded.reason = revoked.reason AND excluded.revoked_at < revoked.revoked_at"""
 )
 STORE_ENTRY = Statement("""
-    UPDATE revoked SET issuer = $4::bytea, bucket = $5::bigint, entry = $6::bytea
-    WHERE serial = $1::bytea AND revoked_at = $2::bigint AND reason = $3::bigint AND entry IS NULL""")
+    UPDATE revoked SET issuer = $4::bytea, bucket = $5::bigint, entry = $6::bytea, number = NULL, stale = 0
+    WHERE serial = $1::bytea AND revoked_at = $2::bigint AND reason = $3::bigint AND (entry IS NULL OR stale = 1)""")
 PUBLISH = Statement(
     f"""
-    INSERT INTO crl ({HEAD.listed()}, der) VALUES ({HEAD.marks()}, $9::bytea)
+    INSERT INTO crl ({HEAD.listed()}, der) VALUES ({HEAD.marks()}, $10::bytea)
     ON CONFLICT (path) DO UPDATE SET issuer = excluded.issuer, number = excluded.number, base = excluded.base,
         this_update = excluded.this_update, next_update = excluded.next_update, entries = excluded.entries,
-        named_until = excluded.named_until, der = excluded.der
+        named_until = excluded.named_until, made_in = excluded.made_in, der = excluded.der
     WHERE crl.number <= excluded.number""",
     "lease-held",
     "A CRL {0} with a greater number than {2} has been published.",
@@ -160,14 +118,16 @@ NUMBER_ENTRIES = Statement(
 )
 DROP_CRL = Statement("DELETE FROM crl WHERE path = $1::text")
 DROP_EXPIRED = Statement("DELETE FROM revoked WHERE issuer = $1::bytea AND not_after < $2::bigint")
-DROP_RELEASED = Statement("DELETE FROM revoked WHERE issuer = $1::bytea AND reason = 8 AND number <= $2::bigint")
+DROP_RELEASED = Statement(
+    "DELETE FROM revoked WHERE issuer = $1::bytea AND reason = 8 AND stale = 0 AND number <= $2::bigint"
+)
 
 Step = tuple[Statement, Sequence[Row]]
 """A statement and the parameters of each of its executions."""
 
 
-def _fenced(lease: Lease, now: datetime, *steps: Step) -> tuple[Step, ...]:
-    return (TAKE_LEASE, [(*mapping.LEASE.row(lease), micros(now), 0)]), *steps
+def _fenced(lease: Lease, now: datetime, *steps: Step, by_force: bool = False) -> tuple[Step, ...]:
+    return (TAKE_LEASE, [(*LEASE.row(lease), micros(now), int(by_force))]), *steps
 
 
 def _entry_row(entry: CrlEntry) -> Row:
@@ -176,31 +136,26 @@ def _entry_row(entry: CrlEntry) -> Row:
 
 
 class SqlCrlStore(SqlAuditReader):
-    """Base of every engine's domain.ports.CrlStore."""
+    """Base of every engine's domain.crl_store.CrlStore."""
 
     @abstractmethod
     async def _run_steps(self, steps: Sequence[Step]) -> None:
         """Execute all of them in one transaction. Raises: Conflict: a statement with a code found no row."""
 
     async def revocation(self, serial: str) -> Revocation | None:
-        try:
-            octets = serial_octets(serial)
-        except ValueError:
-            return None  # no certificate has such a serial
-        return await self._one(REVOCATION, octets)
+        return await self._by_serial(REVOCATION, serial)
 
     async def certificate_facts(self, serial: str) -> CertificateFacts | None:
-        try:
-            octets = serial_octets(serial)
-        except ValueError:
-            return None
-        return await self._one(CERTIFICATE, octets)
+        return await self._by_serial(CERTIFICATE, serial)
 
     async def pending_revocations(self, limit: int) -> list[PendingRevocation]:
         return await self._scan(PENDING, limit)
 
     async def unpublished(self) -> list[tuple[bytes, int]]:
         return list(dict.fromkeys(await self._scan(UNPUBLISHED)))
+
+    async def unlisted(self) -> list[Unlisted]:
+        return await self._scan(UNLISTED)
 
     async def crl_entries(self, issuer: bytes, buckets: range, since: datetime) -> list[bytes]:
         return await self._scan(ENTRIES, issuer, buckets.start, buckets.stop - 1, micros(since))
@@ -215,7 +170,7 @@ class SqlCrlStore(SqlAuditReader):
         return await self._number(LAST_NUMBER, issuer)
 
     async def latest_end(self) -> datetime:
-        return mapping.moment(await self._number(LATEST_END))
+        return moment(await self._number(LATEST_END))
 
     async def crl_heads(self) -> list[CrlHead]:
         return await self._scan(HEADS)
@@ -224,8 +179,7 @@ class SqlCrlStore(SqlAuditReader):
         return await self._one(ONE_HEAD, path)
 
     async def crl(self, path: str) -> Crl | None:
-        found = await self._scan(CRL, path)
-        return found[0] if found else None
+        return next(iter(await self._scan(CRL, path)), None)
 
     async def add_revoked(self, revoked: Sequence[tuple[Revocation, bytes]]) -> None:
         await self._run_steps([(ADD, [(*REVOKED.row(each), issuer) for each, issuer in revoked])])
@@ -235,6 +189,9 @@ class SqlCrlStore(SqlAuditReader):
 
     async def store_entries(self, entries: Sequence[CrlEntry], lease: Lease, now: datetime) -> None:
         await self._run_steps(_fenced(lease, now, (STORE_ENTRY, list(map(_entry_row, entries)))))
+
+    async def take_over(self, lease: Lease, now: datetime) -> None:
+        await self._run_steps(_fenced(lease, now, by_force=True))
 
     async def publish_crls(self, crls: Sequence[Crl], whole: Sequence[bytes], lease: Lease, now: datetime) -> None:
         store = (PUBLISH, [(*HEAD.row(crl.head), crl.der) for crl in crls])

@@ -189,7 +189,7 @@ def _codec_of(kind: Any) -> Codec:
     return _enum(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else _CODECS[kind]
 
 
-def _table(
+def table_of(
     name: str, kind: type[T], fields: Mapping[str, str] | None = None, cached: int = 0, **codecs: Codec
 ) -> Table[T]:
     """The table of `kind`: a column for each field, stored by the field's type unless `codecs` has one for it."""
@@ -205,24 +205,24 @@ def _table(
 
 
 # Every enrollment and every connection reads one of a few models.
-MODEL = _table("model", Model, {"lifetime": "certificate_lifetime"}, cached=1024)
-DEVICE = _table("device", Device)
-STATE_CHANGE = _table("state_change", StateChange)
-CREDENTIAL = _table("credential", Credential, {"earned_by": "grant"}, serial=SERIAL)
-TOKEN = _table("token", Token)
-STATION = _table("station", Station)
-OPERATOR = _table("operator", Operator)
-ANSWER = _table("answer", Answer)
-LEASE = _table("lease", Lease)
-REQUEST = _table("approval_request", ApprovalRequest)
-MANIFEST = _table("manifest", ManifestEntry)
-CLAIM = _table("claim", Claim)
-ANCHOR = _table("anchor", Anchor)
-IDEVID = _table("idevid", IdevidBinding)
-DISTRUST = _table(
+MODEL = table_of("model", Model, {"lifetime": "certificate_lifetime"}, cached=1024)
+DEVICE = table_of("device", Device)
+STATE_CHANGE = table_of("state_change", StateChange)
+CREDENTIAL = table_of("credential", Credential, {"earned_by": "grant"}, serial=SERIAL)
+TOKEN = table_of("token", Token)
+STATION = table_of("station", Station)
+OPERATOR = table_of("operator", Operator)
+ANSWER = table_of("answer", Answer)
+LEASE = table_of("lease", Lease)
+REQUEST = table_of("approval_request", ApprovalRequest)
+MANIFEST = table_of("manifest", ManifestEntry)
+CLAIM = table_of("claim", Claim)
+ANCHOR = table_of("anchor", Anchor)
+IDEVID = table_of("idevid", IdevidBinding)
+DISTRUST = table_of(
     "distrust", Distrust, {"authority": "issuer_key_id"}, cached=1024
 )  # every connection is judged by them
-EVENT = _table("event", Event)
+EVENT = table_of("event", Event)
 TAG = Table("device_tag", lambda *cells: cells, {"key": TEXT, "value": TEXT, "device_id": TEXT})
 
 
@@ -262,7 +262,7 @@ AUDIT = Table(
     },
     {name: f"entry.{name}" for name in ("at", *ENTRY_TEXTS, "detail")},
 )
-HEAD = _table("audit_head", TreeHead)
+HEAD = table_of("audit_head", TreeHead)
 
 
 def audit_of(row: Row) -> AuditRow:

@@ -1,6 +1,6 @@
 """Every SELECT whose text is the same for both engines, and what becomes of its rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +15,7 @@ from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.merkle import EMPTY, Frontier
 from fleet.storage import mapping
-from fleet.storage.mapping import Row, Table, micros
+from fleet.storage.mapping import Row, Table, micros, moment
 from fleet.storage.statement import for_sqlite
 from fleet.storage.waiting_requests import NOT_LISTED
 
@@ -41,12 +41,11 @@ def _of(table: Table[T], rest: str) -> Query[T]:
     return Query(table.select(rest), table.of)
 
 
-def _number(row: Row) -> int:
-    number: int = row[0]
-    return number
+def first_cell(row: Row) -> Any:
+    return row[0]
 
 
-def _whole(row: Row) -> Row:
+def whole(row: Row) -> Any:
     return tuple(row)
 
 
@@ -74,7 +73,7 @@ OPEN_TOKEN_COUNTS: Query[tuple[str, int]] = Query(
     """
     SELECT made_by, count(*) FROM token
     WHERE revoked_at IS NULL AND expires_at > $1 AND uses < uses_max GROUP BY made_by""",
-    lambda row: (row[0], row[1]),
+    whole,
 )
 STATION = _of(mapping.STATION, "WHERE name = $1")
 STATIONS = _of(mapping.STATION, "ORDER BY name")
@@ -94,7 +93,7 @@ PENDING = Query(
     SELECT count(*), count(*) FILTER (WHERE model = $2 AND {NOT_LISTED}),
         count(*) FILTER (WHERE network = $3 AND {NOT_LISTED})
     FROM approval_request WHERE state = 'pending' AND expires_at > $1""",
-    _whole,
+    whole,
 )
 RENEWALS = Query(
     """
@@ -107,15 +106,15 @@ RENEWALS = Query(
         FROM device d WHERE d.model = $1 AND d.state IN ('registered', 'active')
     ) held
     WHERE latest IS NOT NULL""",
-    _whole,
+    whole,
 )
 
 AUDIT = Query(mapping.AUDIT.select("WHERE seq > $1 ORDER BY seq LIMIT $2"), mapping.audit_of)
-LAST_AUDIT = Query("SELECT coalesce(max(seq), 0) FROM audit", _number)
-LEAVES = Query("SELECT seq - 1, leaf FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2", _whole)
-NODES = Query("SELECT idx, hash FROM audit_node WHERE level = $1 AND idx >= $2 ORDER BY idx LIMIT $3", _whole)
+LAST_AUDIT = Query("SELECT coalesce(max(seq), 0) FROM audit", first_cell)
+LEAVES = Query("SELECT seq - 1, leaf FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2", whole)
+NODES = Query("SELECT idx, hash FROM audit_node WHERE level = $1 AND idx >= $2 ORDER BY idx LIMIT $3", whole)
 HEADS = Query(mapping.HEAD.select("WHERE size > $1 ORDER BY size LIMIT $2"), mapping.head_of)
-LARGEST_HEAD = Query("SELECT size, signature FROM audit_head WHERE size = (SELECT max(size) FROM audit_head)", _whole)
+LARGEST_HEAD = Query("SELECT size, signature FROM audit_head WHERE size = (SELECT max(size) FROM audit_head)", whole)
 
 
 def must_be_newer(size: int, largest: Row | None) -> None:
@@ -125,8 +124,8 @@ def must_be_newer(size: int, largest: Row | None) -> None:
 
 
 EVENTS = _of(mapping.EVENT, "WHERE seq > $1 ORDER BY seq LIMIT $2")
-FIRST_EVENT = Query("SELECT coalesce(min(seq), 0) FROM event", _number)
-LAST_EVENT = Query("SELECT coalesce(max(seq), 0) FROM event", _number)
+FIRST_EVENT = Query("SELECT coalesce(min(seq), 0) FROM event", first_cell)
+LAST_EVENT = Query("SELECT coalesce(max(seq), 0) FROM event", first_cell)
 
 
 def _sealed(row: Row) -> Sealed | None:
@@ -174,7 +173,7 @@ EXPIRIES = Query(
 )
 
 
-class _Parameters(list[Any]):
+class Parameters(list[Any]):
     """Parameters of a query that is put together term by term."""
 
     def mark(self, value: Any) -> str:
@@ -193,12 +192,14 @@ def list_devices(where: DeviceFilter, after: Place, limit: int) -> tuple[Query[A
 def count_devices(where: DeviceFilter) -> tuple[Query[int], list[Any]]:
     """The query that counts devices, and its parameters."""
     source, _, parameters = _filtered(where, Place())
-    return Query(f"SELECT count(*) FROM {source}", _number), parameters
+    return Query(f"SELECT count(*) FROM {source}", first_cell), parameters
 
 
 def _filtered(where: DeviceFilter, after: Place) -> tuple[str, str, list[Any]]:
     """FROM with WHERE, the order, and the parameters: the most selective index is scanned."""
-    parameters = _Parameters()
+    if where.kind is not None:
+        raise ValueError("A filter by kind is one by its models.")  # left out, it would select more
+    parameters = Parameters()
     mark = parameters.mark
     tags = [*(("", where.group),) * (where.group is not None), *where.tags]
     if where.expires_before is not None:
@@ -233,13 +234,13 @@ def count_distrusted(rule: Distrust) -> tuple[Query[tuple[str, int]], list[Any]]
 def list_distrusted(rule: Distrust, limit: int) -> tuple[Query[str], list[Any]]:
     """The query that lists the first devices under a rule, and its parameters."""
     source, parameters = _distrusted(rule)
-    return Query(f"SELECT d.id FROM {source} ORDER BY d.id LIMIT {bounded(limit)}", lambda row: row[0]), parameters
+    return Query(f"SELECT d.id FROM {source} ORDER BY d.id LIMIT {bounded(limit)}", first_cell), parameters
 
 
 def count_distrusted_certificates(rule: Distrust, now: datetime) -> tuple[Query[int], list[Any]]:
     """The query that counts a rule's certificates, as `list_distrusted_certificates`, and its parameters."""
     source, parameters = _certificates(rule, now)
-    return Query(f"SELECT count(*) FROM {source}", _number), parameters
+    return Query(f"SELECT count(*) FROM {source}", first_cell), parameters
 
 
 def list_distrusted_certificates(rule: Distrust, now: datetime, limit: int) -> tuple[Query[Credential], list[Any]]:
@@ -250,7 +251,7 @@ def list_distrusted_certificates(rule: Distrust, now: datetime, limit: int) -> t
 
 
 def _certificates(rule: Distrust, now: datetime) -> tuple[str, list[Any]]:
-    parameters = _Parameters()
+    parameters = Parameters()
     terms = ["c.kind = 'device'", "c.state <> 'revoked'", f"c.not_after > {parameters.mark(micros(now))}"]
     terms += _covered(rule, parameters.mark)
     return f"device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}", parameters
@@ -258,7 +259,7 @@ def _certificates(rule: Distrust, now: datetime) -> tuple[str, list[Any]]:
 
 def _distrusted(rule: Distrust) -> tuple[str, list[Any]]:
     """FROM with WHERE, of the devices in service whose newest certificate it covers, and the parameters."""
-    parameters = _Parameters()
+    parameters = Parameters()
     usable = "kind = 'device' AND {0}.state IN ('issued', 'active') AND {0}.holder = d.id"
     terms = [
         "d.state IN ('registered', 'active')",
@@ -267,6 +268,24 @@ def _distrusted(rule: Distrust) -> tuple[str, list[Any]]:
         *_covered(rule, parameters.mark),
     ]
     return f"device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}", parameters
+
+
+def usable_until(
+    device_ids: Sequence[str], rules: Iterable[Distrust], now: datetime
+) -> tuple[Query[tuple[str, datetime]], list[Any]]:
+    """The query of when each device's last usable certificate ends that no rule refuses, and its parameters."""
+    parameters = Parameters()
+    named = ", ".join(parameters.mark(each) for each in device_ids)
+    terms = [
+        f"d.id IN ({named})",
+        "c.kind = 'device' AND c.state IN ('issued', 'active')",
+        f"c.not_after > {parameters.mark(micros(now))}",
+        *(f"NOT ({' AND '.join(_covered(rule, parameters.mark))})" for rule in rules if rule.refuses),
+    ]
+    sql = (
+        f"SELECT d.id, max(c.not_after) FROM device d JOIN credential c ON c.holder = d.id WHERE {' AND '.join(terms)}"
+    )
+    return Query(f"{sql} GROUP BY d.id", lambda row: (row[0], moment(row[1]))), parameters
 
 
 def _covered(rule: Distrust, mark: Callable[[Any], str]) -> list[str]:
@@ -283,7 +302,7 @@ def _covered(rule: Distrust, mark: Callable[[Any], str]) -> list[str]:
 
 def list_requests(where: RequestFilter, now: datetime, after: str, limit: int) -> tuple[Query[Any], list[Any]]:
     """The query that lists approval requests, and its parameters."""
-    parameters = _Parameters()
+    parameters = Parameters()
     terms = [f"id > {parameters.mark(after)}", f"expires_at > {parameters.mark(micros(now))}"]
     state = where.state.value if where.state is not None else None
     for name, value in (("state", state), ("model", where.model), ("device_id", where.device_id)):

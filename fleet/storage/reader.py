@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from fleet.domain.audit_log import Sealed, TreeHead
 from fleet.domain.changes import AuditRow
 from fleet.storage import queries
+from fleet.storage.mapping import serial_octets
 from fleet.storage.queries import Query, bounded
 
 T = TypeVar("T")
@@ -25,6 +26,13 @@ class SqlAuditReader(ABC):
     async def _one(self, query: Query[T], *parameters: Any) -> T | None:
         found = await self._read(query, *parameters)
         return found[0] if found else None
+
+    async def _by_serial(self, query: Query[T], serial: str) -> T | None:
+        try:
+            octets = serial_octets(serial)
+        except ValueError:
+            return None  # no certificate has such a serial
+        return await self._one(query, octets)
 
     async def _number(self, query: Query[int], *parameters: Any) -> int:
         [number] = await self._read(query, *parameters)

@@ -2,13 +2,13 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
 from fleet.domain.access import Operator
 from fleet.domain.approval import EVERY_REQUEST, ApprovalRequest, RequestFilter
-from fleet.domain.changes import Change, Event
+from fleet.domain.changes import Change, Committed, Event, Notice
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, Station, Token
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, Place, StateChange
@@ -20,18 +20,18 @@ from fleet.domain.lease import Lease
 from fleet.domain.revoked_cache import RevokedCache
 from fleet.storage import queries
 from fleet.storage.batching import Batches
-from fleet.storage.crls import SqlCrlStore
-from fleet.storage.mapping import micros, serial_octets
+from fleet.storage.device_reports import SqlReportStore
+from fleet.storage.mapping import micros
 from fleet.storage.queries import bounded
 from fleet.storage.recent_events import RecentEvents
 
 EVENTS_MAX = 1000  # read from the feed at once: bounds the memory of a follower far behind
 
 
-class SqlRegistry(SqlCrlStore):
+class SqlRegistry(SqlReportStore):
     """Base of every engine's domain.ports.Registry."""
 
-    _commits: Batches[Change]
+    _commits: Batches[Committed]
     feed_poll_seconds: float | None = None
     """A follower polls the feed at this interval even when not woken; None: never."""
     feed_pause_seconds = 0.0
@@ -55,7 +55,9 @@ class SqlRegistry(SqlCrlStore):
     async def commit(self, change: Change) -> None:
         """As the contract says. When the caller is cancelled, the commit may still happen."""
         await self._commits.put(change)
-        self.revoked.on_events(change.events)
+
+    async def tell(self, notice: Notice) -> None:
+        await self._commits.put(notice)
 
     async def follow(self, after: int) -> AsyncGenerator[Event, None]:
         """Every event with a sequence greater than `after`, in order, without end: those of other processes too.
@@ -78,7 +80,8 @@ class SqlRegistry(SqlCrlStore):
                     if event.seq != after + 1:
                         self.revoked.on_distrusts(await self.distrusts())  # one may have been undone
                         raise Unavailable("feed-gap", f"Events {after + 1} to {event.seq - 1} are not kept any more.")
-                    self.revoked.on_event(event)
+                    if not recent:  # an engine has noted its own already
+                        self.revoked.on_event(event)
                     yield event
                     after = event.seq
                 if after == seen:
@@ -115,12 +118,16 @@ class SqlRegistry(SqlCrlStore):
     async def credentials(self, holder: str) -> list[Credential]:
         return await self._scan(queries.CREDENTIALS, holder)
 
+    async def usable_until(
+        self, device_ids: Sequence[str], rules: Iterable[Distrust], now: datetime
+    ) -> dict[str, datetime]:
+        if not device_ids:
+            return {}
+        query, parameters = queries.usable_until(device_ids, rules, now)
+        return dict(await self._scan(query, *parameters))
+
     async def credential(self, serial: str) -> Credential | None:
-        try:
-            octets = serial_octets(serial)
-        except ValueError:
-            return None  # no certificate has such a serial
-        return await self._one(queries.CREDENTIAL, octets)
+        return await self._by_serial(queries.CREDENTIAL, serial)
 
     async def credentials_by_expiry(
         self, before: datetime, limit: int = 1000, *, after: tuple[datetime, bytes] | None = None

@@ -1,27 +1,10 @@
-"""Every SQL statement of a write, once for both engines."""
+"""SQL statements of writes, once for both engines; those of presence and CRLs stand beside their reads."""
 
 from collections.abc import Iterable
 from enum import StrEnum
 
 from fleet.domain.device import DeviceState
-from fleet.storage.mapping import (
-    ANCHOR,
-    ANSWER,
-    CLAIM,
-    CREDENTIAL,
-    DEVICE,
-    DISTRUST,
-    HEAD,
-    IDEVID,
-    LEASE,
-    MODEL,
-    OPERATOR,
-    REQUEST,
-    STATE_CHANGE,
-    STATION,
-    TAG,
-    TOKEN,
-)
+from fleet.storage import mapping as tables
 from fleet.storage.statement import Statement
 from fleet.storage.waiting_requests import CROWD, make_room
 
@@ -45,7 +28,9 @@ DEVICE_STATES = len(DeviceState)
 DECIDABLE_STATES = 2
 """Those of REQUEST_MAY_MOVE."""
 
-ADD_MODEL = Statement(MODEL.insert(), "model-exists", "Model {0} exists already.", "Change it with: fleet model set.")
+ADD_MODEL = Statement(
+    tables.MODEL.insert(), "model-exists", "Model {0} exists already.", "Change it with: fleet model set."
+)
 HAS_MODEL = Statement(
     "SELECT 1 FROM model WHERE name = $1::text",
     "no-such-model",
@@ -62,12 +47,12 @@ SET_MODEL = Statement(
     _READ_AGAIN,
 )
 
-ADD_DEVICE = Statement(DEVICE.insert(), "device-exists", "Device {0} exists already.")
+ADD_DEVICE = Statement(tables.DEVICE.insert(), "device-exists", "Device {0} exists already.")
 SERIAL_IS_FREE = Statement(
     """
     SELECT 1 WHERE NOT EXISTS (
-        SELECT 1 FROM device WHERE hardware_serial = $1::text AND model = $2::text AND id <> $3::text
-        AND hardware_serial <> '' AND state NOT IN ('revoked', 'retired'))""",
+        SELECT 1 FROM device WHERE serial_key = $4::text AND model = $2::text AND id <> $3::text
+        AND $1::text <> '' AND serial_key <> '' AND state NOT IN ('revoked', 'retired'))""",
     "serial-taken",
     "The hardware serial {0} is that of another device of the model {1}.",
     "Revoke or retire that one first.",
@@ -90,7 +75,7 @@ MOVE_DEVICE_REVISION = Statement(
     f"{_MOVE_DEVICE} AND revision = $4::bigint", "changed-meanwhile", f"Device {{0}} {_CHANGED}", _READ_AGAIN
 )
 NOTE_STATE_CHANGE = Statement(
-    STATE_CHANGE.insert("""
+    tables.STATE_CHANGE.insert("""
     ON CONFLICT (device_id) DO UPDATE
         SET state = excluded.state, at = excluded.at, actor = excluded.actor, reason = excluded.reason""")
 )
@@ -102,7 +87,7 @@ TAG_DEVICE = Statement(
     f"Device {{0}} {_CHANGED}",
     _READ_AGAIN,
 )
-ADD_TAG = Statement(TAG.insert())
+ADD_TAG = Statement(tables.TAG.insert())
 
 KEY_IS_FREE = Statement(
     """
@@ -115,7 +100,7 @@ KEY_IS_FREE = Statement(
     "Make a new key.",
 )
 ADD_CREDENTIAL = Statement(
-    CREDENTIAL.insert(),
+    tables.CREDENTIAL.insert(),
     "credential-exists",
     "A certificate with this serial number or fingerprint is recorded already.",
 )
@@ -124,6 +109,11 @@ CREDENTIAL_IS_USABLE = Statement(  # locked, so that it is not revoked before CO
     "credential-ended",
     "The certificate is not usable any more.",
     "Enroll again.",
+)
+IS_NOT_USED = Statement(
+    "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM credential WHERE fingerprint = $1::bytea AND state = 'active')",
+    "used-already",
+    "The certificate is in use already.",
 )
 # A station's is in use already with each device after the first: its row and its indices are left as they are.
 USE_CREDENTIAL = Statement("UPDATE credential SET state = 'active' WHERE fingerprint = $1::bytea AND state = 'issued'")
@@ -142,6 +132,15 @@ END_UNUSED = Statement(f"UPDATE credential SET state = 'superseded' {_UNUSED}")
 END_CREDENTIAL = Statement(
     "UPDATE credential SET state = 'superseded' WHERE fingerprint = $1::bytea AND state IN ('issued', 'active')"
 )
+NEWEST_FOR_KEY_IS = Statement(
+    """
+    SELECT 1 WHERE $4::bytea = (
+        SELECT fingerprint FROM credential WHERE holder = $1::text AND kind = $2::text AND key_sha256 = $3::bytea
+        ORDER BY seq DESC LIMIT 1)""",
+    "changed-meanwhile",
+    "{0} has been given another certificate for the same key meanwhile.",
+    _READ_AGAIN,
+)
 REVOKE_CREDENTIAL = Statement("UPDATE credential SET state = 'revoked' WHERE fingerprint = $1::bytea")
 REVOKE_CREDENTIALS = Statement("""
     UPDATE credential SET state = 'revoked'
@@ -157,7 +156,30 @@ KEEP_REVOKED_KEY = Statement("""
     ON CONFLICT DO NOTHING""")
 DROP_CREDENTIAL = Statement("DELETE FROM credential WHERE fingerprint = $1::bytea")
 
-ADD_TOKEN = Statement(TOKEN.insert(), "token-exists", "Token {0} exists already.")
+# By these a change of a holder's rights enters the rows that CRLs are made of.
+_UNTIL_THEN = "not_after > coalesce($1::bigint, 0)"
+_LIST = """
+    INSERT INTO revoked (serial, not_after, revoked_at, reason)
+    SELECT serial, not_after, coalesce($1::bigint, not_before), $2::bigint FROM credential WHERE """
+# What CRLs list stays in them, with its former entry, until there is one of the new reason. Of a removal the entry is
+# that of the hold as long as it is stale, and then no such entry.
+_IS_REMOVED = "revoked.reason = 8 AND revoked.stale = 0"
+RESTATED = f"""
+        stale = 1, entry = CASE WHEN {_IS_REMOVED} THEN NULL ELSE revoked.entry END,
+        number = CASE WHEN {_IS_REMOVED} THEN NULL ELSE revoked.number END"""
+# What was on hold stays revoked from then on; what is revoked permanently keeps its reason, or gets keyCompromise.
+_LISTED = f"""
+    ON CONFLICT (serial) DO UPDATE SET reason = excluded.reason,{RESTATED},
+        revoked_at = CASE WHEN revoked.reason = 8 THEN excluded.revoked_at ELSE revoked.revoked_at END
+    WHERE (revoked.reason IN (6, 8) OR excluded.reason = 1) AND revoked.reason <> excluded.reason"""
+LIST_HOLDERS = Statement(f"{_LIST} holder = $3::text AND kind = $4::text AND {_UNTIL_THEN}{_LISTED}")
+LIST_ONE = Statement(f"{_LIST} fingerprint = $3::bytea AND state IN ('issued', 'active') AND {_UNTIL_THEN}{_LISTED}")
+LIST_ANY = Statement(f"{_LIST} fingerprint = $3::bytea AND {_UNTIL_THEN}{_LISTED}")
+RELEASE_HOLDERS = Statement("""
+    UPDATE revoked SET reason = 8, stale = 1
+    WHERE reason = 6 AND serial IN (SELECT serial FROM credential WHERE kind = $1::text AND holder = $2::text)""")
+
+ADD_TOKEN = Statement(tables.TOKEN.insert(), "token-exists", "Token {0} exists already.")
 SPEND_TOKEN = Statement(
     "UPDATE token SET uses = uses + 1 WHERE id = $1::text AND revoked_at IS NULL AND uses < uses_max",
     "token-spent",
@@ -169,16 +191,16 @@ REVOKE_TOKEN = Statement(
     "token-gone",
     "Token {0} does not exist or is revoked already.",
 )
-ADD_OPERATOR = Statement(OPERATOR.insert(), "operator-exists", "Operator {0} exists already.", _OTHER_NAME)
+ADD_OPERATOR = Statement(tables.OPERATOR.insert(), "operator-exists", "Operator {0} exists already.", _OTHER_NAME)
 ADD_ANSWER = Statement(
-    ANSWER.insert(),
+    tables.ANSWER.insert(),
     "idempotency-key-used",
     "Another request with this idempotency key was answered meanwhile.",
     "Send the same request again to get that answer.",
 )
 DROP_ANSWERS = Statement("DELETE FROM answer WHERE at < $1::bigint")
 
-ADD_STATION = Statement(STATION.insert(), "station-exists", "Station {0} exists already.", _OTHER_NAME)
+ADD_STATION = Statement(tables.STATION.insert(), "station-exists", "Station {0} exists already.", _OTHER_NAME)
 SET_STATION = Statement(
     "UPDATE station SET quota = $2::bigint WHERE name = $1::text",
     "no-such-station",
@@ -196,14 +218,14 @@ SPEND_STATION = Statement(
     "Station {0} has had its certificates of the day.",
 )
 
-MAKE_ROOM_IN_MODEL = Statement(make_room(" AND model = $6::text"))
+MAKE_ROOM_IN_MODEL = Statement(make_room(" AND model = $7::text"))
 MAKE_ROOM = Statement(make_room(""))
 _PENDING = f"(SELECT count(*) FROM {CROWD}"
 ADD_REQUEST = Statement(  # requests are added one batch at a time: the counts are exact
     f"""
-    INSERT INTO approval_request ({REQUEST.listed()}) SELECT {REQUEST.marks()}
-    WHERE {_PENDING}) < $19::bigint AND {_PENDING} AND model = $3::text) < $20::bigint
-        AND {_PENDING} AND network = $8::text) < $21::bigint
+    INSERT INTO approval_request ({tables.REQUEST.listed()}) SELECT {tables.REQUEST.marks()}
+    WHERE {_PENDING}) < $20::bigint AND {_PENDING} AND model = $3::text) < $21::bigint
+        AND {_PENDING} AND network = $8::text) < $22::bigint
     ON CONFLICT DO NOTHING""",
     "request-not-added",
     "Request {0} is there already, or there is no room for it.",
@@ -248,7 +270,7 @@ COLLECT_REQUEST = Statement(
 )
 DROP_REQUESTS = Statement("DELETE FROM approval_request WHERE expires_at <= $1::bigint")
 
-ADD_CLAIM = Statement(CLAIM.insert(), "claim-exists", "Claim {0} exists already.", _OTHER_NAME)
+ADD_CLAIM = Statement(tables.CLAIM.insert(), "claim-exists", "Claim {0} exists already.", _OTHER_NAME)
 SPEND_CLAIM = Statement(
     """
     UPDATE claim SET uses = uses + 1
@@ -286,7 +308,10 @@ REVOKE_CLAIM = Statement(
 
 _SEE_ANCHORS = "See: fleet anchor list"
 ADD_ANCHOR = Statement(
-    ANCHOR.insert(), "anchor-exists", "There is an anchor {0} already, or one with this certificate.", _SEE_ANCHORS
+    tables.ANCHOR.insert(),
+    "anchor-exists",
+    "There is an anchor {0} already, or one with this certificate.",
+    _SEE_ANCHORS,
 )
 DROP_ANCHOR = Statement(
     "DELETE FROM anchor WHERE name = $1::text", "no-such-anchor", "There is no anchor {0}.", _SEE_ANCHORS
@@ -298,10 +323,10 @@ _IDEVID_TAKEN = (
 HAS_ANCHOR = Statement(  # locked, so that it is not removed before COMMIT
     "SELECT 1 FROM anchor WHERE name = $1::text FOR SHARE", *_IDEVID_TAKEN
 )
-BIND_IDEVID = Statement(IDEVID.insert())
+BIND_IDEVID = Statement(tables.IDEVID.insert())
 IS_BOUND = Statement("SELECT 1 FROM idevid WHERE key_sha256 = $1::bytea AND device_id = $2::text", *_IDEVID_TAKEN)
 
-ADD_DISTRUST = Statement(DISTRUST.insert(), "distrust-exists", "There is a distrust {0} already.")
+ADD_DISTRUST = Statement(tables.DISTRUST.insert(), "distrust-exists", "There is a distrust {0} already.")
 DROP_DISTRUST = Statement(
     "DELETE FROM distrust WHERE id = $1::text",
     "no-such-distrust",
@@ -316,7 +341,7 @@ NO_SUCH_MODEL = ("no-such-model", "There is no model of this name.", "Add it wit
 # One that ends later than two of its length from now was taken by a clock that is fast; clocks differ by less than one.
 TAKE_LEASE = Statement(
     f"""
-    {LEASE.insert("")}
+    {tables.LEASE.insert("")}
     ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires_at = excluded.expires_at
     WHERE lease.owner = excluded.owner OR lease.expires_at <= $4::bigint OR $5::bigint = 1
         OR $3::bigint > $4::bigint AND lease.expires_at - $3::bigint > $3::bigint - $4::bigint""",
@@ -331,7 +356,7 @@ DROP_AUDIT = Statement(
     "The audit up to row {0} is not sealed, or is not there any more.",
 )
 DROP_EVENTS = Statement("DELETE FROM event WHERE seq <= $1::bigint AND seq < (SELECT max(seq) FROM event)")
-ADD_HEAD = Statement(HEAD.insert(""))
+ADD_HEAD = Statement(tables.HEAD.insert(""))
 SET_FRONTIER = Statement("""
     INSERT INTO audit_frontier (one, size, hashes) VALUES (1, $1::bigint, $2::bytea)
     ON CONFLICT (one) DO UPDATE SET size = excluded.size, hashes = excluded.hashes""")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, assert_never
 
+from msgspec.structs import astuple
+
 from fleet.domain import writes as w
 from fleet.domain.access import Operator
 from fleet.domain.approval import DECIDED_FROM, UNSEEN, RequestState
@@ -20,11 +22,11 @@ from fleet.domain.distrust import Distrust
 from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor
 from fleet.storage import mapping
-from fleet.storage import revoked_statements as listing
 from fleet.storage import statements as sql
 from fleet.storage.mapping import json_text, micros
 from fleet.storage.statement import Statement
 from fleet.storage.statements import filled
+from fleet.wire.hardware_serial import comparable
 
 Step = tuple[Statement, tuple[Any, ...]]
 """A statement and its parameters."""
@@ -45,21 +47,49 @@ INSERTS: dict[type[w.Inserted], tuple[Statement, mapping.Table[Any]]] = {
 """What an Insert takes, by the class of its value."""
 
 
+_PLAIN: dict[type[w.PlainWrite], tuple[Statement, ...]] = {
+    w.FirstUse: (sql.IS_NOT_USED,),
+    w.MarkUsed: (sql.CREDENTIAL_IS_USABLE, sql.USE_CREDENTIAL, sql.SUPERSEDE_OLDER),
+    w.ReleaseCredentials: (sql.RELEASE_HOLDERS,),
+    w.NewestForKeyIs: (sql.NEWEST_FOR_KEY_IS,),
+    w.SpendToken: (sql.SPEND_TOKEN,),
+    w.RevokeToken: (sql.REVOKE_TOKEN,),
+    w.SetStation: (sql.SET_STATION,),
+    w.SpendStation: (sql.SPEND_STATION,),
+    w.SpendClaim: (sql.SPEND_CLAIM,),
+    w.CountTakeover: (sql.COUNT_TAKEOVER,),
+    w.QuarantineClaim: (sql.QUARANTINE_CLAIM,),
+    w.ReleaseClaim: (sql.RELEASE_CLAIM,),
+    w.RevokeClaim: (sql.REVOKE_CLAIM,),
+    w.DropAnchor: (sql.DROP_ANCHOR,),
+    w.DropDistrust: (sql.DROP_DISTRUST,),
+    w.CollectRequest: (sql.COLLECT_REQUEST,),
+    w.DropRequests: (sql.DROP_REQUESTS,),
+    w.DropAnswers: (sql.DROP_ANSWERS,),
+    w.DropEvents: (sql.DROP_EVENTS,),
+}
+"""The statements of a PlainWrite."""
+
+
 def steps_of(write: w.SteppedWrite) -> Iterator[Step]:
     """Each statement that `write` takes, with its parameters, in order."""
+    if isinstance(write, w.PlainWrite):
+        cells = tuple(micros(each) if isinstance(each, datetime) else each for each in astuple(write))
+        return ((statement, cells) for statement in _PLAIN[type(write)])
     if isinstance(write, w.Insert):
         return _insert_steps(write.value)
     if isinstance(write, w.CredentialWrite):
         return _credential_steps(write)
     if isinstance(write, w.DeviceWrite):
         return _device_steps(write)
-    if isinstance(write, w.AdmissionWrite):
-        return _admission_steps(write)
     if isinstance(write, w.RequestWrite):
         return _request_steps(write)
-    if isinstance(write, w.AdminWrite):
-        return _admin_steps(write)
     return _retention_steps(write)
+
+
+def serial_parameters(device: Device) -> tuple[str, ...]:
+    """Of SERIAL_IS_FREE."""
+    return device.hardware_serial, device.model, device.id, comparable(device.hardware_serial)
 
 
 def _insert_steps(value: w.Inserted) -> Iterator[Step]:
@@ -67,7 +97,7 @@ def _insert_steps(value: w.Inserted) -> Iterator[Step]:
     yield statement, table.row(value)
     if isinstance(value, Device):
         if value.hardware_serial:
-            yield sql.SERIAL_IS_FREE, (value.hardware_serial, value.model, value.id)
+            yield sql.SERIAL_IS_FREE, serial_parameters(value)
         yield from ((sql.ADD_TAG, row) for row in mapping.tag_rows(value))
 
 
@@ -91,6 +121,10 @@ def _device_steps(write: w.DeviceWrite) -> Iterator[Step]:
             yield sql.TAG_DEVICE, (id_, json_text(tags), json_text(groups), revision)
             for key, value in (*tags, *(("", group) for group in groups)):
                 yield sql.ADD_TAG, (key, value, id_)
+        case w.BindIdevid(binding=binding):
+            yield sql.HAS_ANCHOR, (binding.anchor,)
+            yield sql.BIND_IDEVID, mapping.IDEVID.row(binding)
+            yield sql.IS_BOUND, (binding.key_sha256, binding.device_id)
         case _:
             assert_never(write)
 
@@ -100,10 +134,6 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
         case w.AddCredential(credential=credential):
             yield sql.KEY_IS_FREE, (credential.key_sha256, credential.holder, credential.kind.value)
             yield sql.ADD_CREDENTIAL, mapping.CREDENTIAL.row(credential)
-        case w.MarkUsed(fingerprint=fingerprint):
-            yield sql.CREDENTIAL_IS_USABLE, (fingerprint,)
-            yield sql.USE_CREDENTIAL, (fingerprint,)
-            yield sql.SUPERSEDE_OLDER, (fingerprint,)
         case w.EndUnused(kind=kind, holder=holder, grant=grant, newest=newest):
             if newest is None:
                 yield sql.NONE_IS_UNUSED, (holder, kind, grant)
@@ -112,23 +142,17 @@ def _credential_steps(write: w.CredentialWrite) -> Iterator[Step]:
                 yield sql.END_UNUSED, (holder, kind, grant)
         case w.EndCredentials(fingerprints=fingerprints, at=at):
             for fingerprint in fingerprints:
-                yield listing.LIST_ONE, (_micros_or_none(at), CrlReason.SUPERSEDED.value, fingerprint)
+                yield sql.LIST_ONE, (_micros_or_none(at), CrlReason.SUPERSEDED.value, fingerprint)
                 yield sql.END_CREDENTIAL, (fingerprint,)
         case w.RevokeSome(fingerprints=fingerprints, at=at, reason=reason):
             for fingerprint in fingerprints:
-                yield listing.LIST_ANY, (micros(at), reason.value, fingerprint)
+                yield sql.LIST_ANY, (micros(at), reason.value, fingerprint)
                 yield sql.REVOKE_CREDENTIAL, (fingerprint,)
         case w.RevokeCredentials(kind=kind, holder=holder, at=at, reason=reason):
-            yield listing.LIST_HOLDERS, (_micros_or_none(at), reason.value, holder, kind)
+            yield sql.LIST_HOLDERS, (_micros_or_none(at), reason.value, holder, kind)
             yield sql.REVOKE_CREDENTIALS, (holder, kind)
         case w.HoldCredentials(kind=kind, holder=holder, at=at):
-            yield listing.LIST_HOLDERS, (micros(at), CrlReason.CERTIFICATE_HOLD.value, holder, kind)
-        case w.ReleaseCredentials(kind=kind, holder=holder):
-            yield listing.RELEASE_HOLDERS, (holder, kind)
-        case w.SpendToken(token_id=id_):
-            yield sql.SPEND_TOKEN, (id_,)
-        case w.RevokeToken(token_id=id_, at=at):
-            yield sql.REVOKE_TOKEN, (id_, micros(at))
+            yield sql.LIST_HOLDERS, (micros(at), CrlReason.CERTIFICATE_HOLD.value, holder, kind)
         case _:
             assert_never(write)
 
@@ -137,41 +161,14 @@ def _micros_or_none(at: datetime | None) -> int | None:
     return None if at is None else micros(at)
 
 
-def _admission_steps(write: w.AdmissionWrite) -> Iterator[Step]:
-    match write:
-        case w.SetStation(name=name, quota=quota):
-            yield sql.SET_STATION, (name, quota)
-        case w.SpendStation(name=name, day=day):
-            yield sql.SPEND_STATION, (name, day)
-        case w.SpendClaim(name=name):
-            yield sql.SPEND_CLAIM, (name,)
-        case w.CountTakeover(name=name, count=count):
-            yield sql.COUNT_TAKEOVER, (name, count)
-        case w.QuarantineClaim(name=name, at=at, reason=reason):
-            yield sql.QUARANTINE_CLAIM, (name, micros(at), reason)
-        case w.ReleaseClaim(name=name):
-            yield sql.RELEASE_CLAIM, (name,)
-        case w.RevokeClaim(name=name, at=at):
-            yield sql.REVOKE_CLAIM, (name, micros(at))
-        case w.DropAnchor(name=name):
-            yield sql.DROP_ANCHOR, (name,)
-        case w.DropDistrust(id=id_):
-            yield sql.DROP_DISTRUST, (id_,)
-        case w.BindIdevid(binding=binding):
-            yield sql.HAS_ANCHOR, (binding.anchor,)
-            yield sql.BIND_IDEVID, mapping.IDEVID.row(binding)
-            yield sql.IS_BOUND, (binding.key_sha256, binding.device_id)
-        case _:
-            assert_never(write)
-
-
 def _request_steps(write: w.RequestWrite) -> Iterator[Step]:
     match write:
         case w.AddRequest(request=request, limits=limits):
             caps = (limits.requests_max, limits.per_model_max, limits.per_address_max)
             yield sql.DROP_REQUESTS, (micros(request.first_seen),)
             if write.makes_room:
-                own, unseen = (request.id, request.block, request.network), micros(request.first_seen - UNSEEN)
+                own = (request.id, request.region or request.block, request.block, request.network)
+                unseen = micros(request.first_seen - UNSEEN)
                 yield sql.MAKE_ROOM_IN_MODEL, (*own, limits.per_model_max, unseen, request.model)
                 yield sql.MAKE_ROOM, (*own, limits.requests_max, unseen)
             yield sql.ADD_REQUEST, (*mapping.REQUEST.row(request), *((_NO_LIMIT,) * 3 if write.is_announced else caps))
@@ -189,20 +186,6 @@ def _request_steps(write: w.RequestWrite) -> Iterator[Step]:
                 yield sql.DECIDE_REQUEST_REVISION, (*decision, revision)
             if to is RequestState.APPROVED:
                 yield sql.DENY_OTHER_REQUESTS, (id_, by, decided_at, f"request {id_} was approved", expires_at)
-        case w.CollectRequest(request_id=id_):
-            yield sql.COLLECT_REQUEST, (id_,)
-        case w.DropRequests(now=now):
-            yield sql.DROP_REQUESTS, (micros(now),)
-        case _:
-            assert_never(write)
-
-
-def _admin_steps(write: w.AdminWrite) -> Iterator[Step]:
-    match write:
-        case w.DropAnswers(before=before):
-            yield sql.DROP_ANSWERS, (micros(before),)
-        case w.TakeLease(lease=lease, now=now, by_force=by_force):
-            yield sql.TAKE_LEASE, (*mapping.LEASE.row(lease), micros(now), int(by_force))
         case _:
             assert_never(write)
 
@@ -216,7 +199,7 @@ def _retention_steps(write: w.RetentionWrite) -> Iterator[Step]:
                 yield sql.DROP_CREDENTIAL, (fingerprint,)
         case w.DropAudit(upto=upto):
             yield sql.DROP_AUDIT, (upto, 1 << NODE_LEVELS[0])
-        case w.DropEvents(upto=upto):
-            yield sql.DROP_EVENTS, (upto,)
+        case w.TakeLease(lease=lease, now=now, by_force=by_force):
+            yield sql.TAKE_LEASE, (*mapping.LEASE.row(lease), micros(now), int(by_force))
         case _:
             assert_never(write)

@@ -5,14 +5,30 @@ queue overflows, and its clients repeat their SYN a second later, then three. An
 and close, and nothing is logged.
 """
 
+import _socket
 import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 AT_ONCE_MAX = 64  # in one turn: two milliseconds
 PAUSE_SECONDS = 0.1  # without a descriptor or memory
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class _Socket(socket.socket):
+    """Its family and type are numbers. The enumerations that the standard library makes of them, seven for each
+    connection, would take longer than the system calls.
+    """
+
+    __slots__ = ()
+    family, type = _socket.socket.family, _socket.socket.type  # type: ignore[assignment]
+
+    def accept(self) -> tuple["_Socket", Any]:
+        """As a socket's own, for one that does not block."""
+        descriptor, address = self._accept()  # type: ignore[attr-defined]  # what it calls
+        return _Socket(self.family, self.type, self.proto, fileno=descriptor), address
 
 
 class Acceptor:
@@ -27,20 +43,15 @@ class Acceptor:
         self._backlog = backlog
         self._on_exhausted = on_exhausted
         self._server: asyncio.Server | None = None
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[_Socket] = []
         self._opening: set[asyncio.Task[object]] = set()
-        self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._pauses: dict[_Socket, asyncio.TimerHandle] = {}
 
-    async def start(self, host: str | Sequence[str] | None, port: int, *, reuse_port: bool) -> None:
-        """Bind and listen. Raises: OSError."""
-        # The event loop binds, in its way and with its errors; it does not listen.
-        self._server = await self._loop.create_server(
-            self._factory, host, port, reuse_port=reuse_port or None, start_serving=False
-        )
+    def start_on(self, bound: Sequence[socket.socket]) -> None:
+        """Listen on bound sockets, which are taken over, and which other processes may have too. Raises: OSError."""
+        self._sockets.extend(_Socket(each.family, each.type, each.proto, each.detach()) for each in bound)
         try:
-            for bound in self._server.sockets:
-                own = bound.dup()
-                self._sockets.append(own)
+            for own in self._sockets:
                 own.setblocking(False)
                 own.listen(self._backlog)
         except OSError:
@@ -48,6 +59,14 @@ class Acceptor:
             raise
         for own in self._sockets:
             self._loop.add_reader(own, self._accept, own)
+
+    async def start(self, host: str | Sequence[str] | None, port: int, *, reuse_port: bool) -> None:
+        """Bind and listen. Raises: OSError."""
+        # The event loop binds, in its way and with its errors; it does not listen.
+        self._server = await self._loop.create_server(
+            self._factory, host, port, reuse_port=reuse_port or None, start_serving=False
+        )
+        self.start_on([bound.dup() for bound in self._server.sockets])
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -58,6 +77,7 @@ class Acceptor:
         """Stop listening. What has been accepted goes on."""
         for pause in self._pauses.values():
             pause.cancel()
+        self._pauses.clear()
         for own in self._sockets:
             self._loop.remove_reader(own)
             own.close()
@@ -66,7 +86,7 @@ class Acceptor:
             self._server.close()
             self._server = None
 
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: _Socket) -> None:
         for _ in range(AT_ONCE_MAX):
             try:
                 connection, _address = listening.accept()
@@ -83,11 +103,11 @@ class Acceptor:
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
 
-    def _resume(self, listening: socket.socket) -> None:
+    def _resume(self, listening: _Socket) -> None:
         del self._pauses[listening]
         self._loop.add_reader(listening, self._accept, listening)
 
-    async def _open(self, connection: socket.socket) -> None:
+    async def _open(self, connection: _Socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._factory, connection)
         except OSError:  # it has gone already

@@ -9,6 +9,7 @@ import functools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -33,13 +34,7 @@ GROUPS = (b"X25519MLKEM768:X25519:P-256:P-384:P-521", b"X25519:P-256:P-384:P-521
 # A client that prefers ChaCha20 has no AES hardware. (From OpenSSL's ssl.h; the bindings lack it.)
 OP_PRIORITIZE_CHACHA = 1 << 21
 
-OPTIONS = (
-    SSL.OP_NO_TICKET
-    | SSL.OP_NO_COMPRESSION
-    | SSL.OP_NO_RENEGOTIATION
-    | SSL.OP_CIPHER_SERVER_PREFERENCE
-    | OP_PRIORITIZE_CHACHA
-)
+OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE | OP_PRIORITIZE_CHACHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +97,21 @@ class ClientTrust:
 
 
 def server_context(
-    identity: ServerIdentity, trust: ClientTrust, *, require_client: bool, clock: Clock, expired_leaf: bool = False
+    identity: ServerIdentity,
+    trust: ClientTrust,
+    *,
+    require_client: bool,
+    clock: Clock,
+    expired_leaf: bool = False,
+    alpn: Sequence[bytes] = (),
 ) -> TlsContext:
     """A context for `identity` that accepts clients whose chain ends at an anchor of `trust`.
 
     Every anchor is trusted as such, self-signed or not: with the issuing CA given beside its root, chains end at the
     issuing CA, which saves a signature verification in every handshake. With `require_client` false a client may omit
     its certificate; one that it presents must verify all the same. With `expired_leaf` an expired client certificate
-    is accepted, for an application that checks the time itself.
+    is accepted, for an application that checks the time itself. A client that offers a protocol of `alpn` (RFC 7301)
+    gets the first of these, one that offers others alone is refused, and one that offers none connects.
 
     Raises: ValueError: no certificate, no anchor, or the key is not the certificate's.
     """
@@ -130,16 +132,29 @@ def server_context(
     context.set_mode(engine.lib.SSL_MODE_RELEASE_BUFFERS)
     _forbid_resumption(context)
     _present(context, identity)
+    if alpn:
+        context.set_alpn_select_callback(partial(_selected, tuple(alpn)))
     anchors = _trust(context, trust, require_client=require_client, expired_leaf=expired_leaf)
     return TlsContext(context, clock, require_client, anchors, trust.tenants)
+
+
+def _selected(alpn: Sequence[bytes], connection: SSL.Connection, offered: Sequence[bytes]) -> bytes:
+    """RFC 7301, 3.2: with none in common, a fatal no_application_protocol. pyOpenSSL sends it for whatever is raised
+    here, and raises that from the handshake.
+    """
+    for each in alpn:
+        if each in offered:
+            return each
+    raise SSL.Error([("SSL routines", "", "no application protocol")])
 
 
 def _forbid_resumption(context: SSL.Context) -> None:
     """A resumed session would skip the certificate check.
 
-    OP_NO_TICKET disables tickets on TLS 1.2 and makes those of TLS 1.3 stateful; without a cache they refer to nothing.
-    The random session id context makes sessions of another context unusable here.
+    There are neither tickets nor a cache. The random session id context makes sessions of another context unusable
+    here.
     """
+    engine.send_no_tickets(context)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF | SSL.SESS_CACHE_NO_INTERNAL)
     context.set_session_id(secrets.token_bytes(32))
 

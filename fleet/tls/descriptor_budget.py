@@ -33,7 +33,10 @@ class DescriptorBudget:
 
     @property
     def taken(self) -> int:
-        return sum(listener.descriptors for listener in self._listeners)
+        taken = 0  # a plain loop: each connection asks
+        for listener in self._listeners:
+            taken += listener.descriptors
+        return taken
 
     def make_room(self, newcomer: str, needed: int) -> bool:
         """Have `needed` descriptors for a connection from the address block `newcomer`; False when it is refused."""

@@ -7,6 +7,7 @@ when a client has been admitted from there before.
 """
 
 import asyncio
+from dataclasses import replace
 from typing import Protocol
 
 from fleet.config.deadlines import Deadlines
@@ -68,16 +69,25 @@ class HalfOpen:
         self.known = KnownBlocks() if known is None else known
         self._ranking = Ranking(self.known)
 
+    def set_limits(self, limits: ListenerLimits) -> None:
+        """For the connections to come; the deadline stays as it was."""
+        self._limits = replace(limits, deadline_s=self._limits.deadline_s)
+        self._arrivals.set_rate(limits.per_address_per_second)
+        self._known_arrivals.set_rate(limits.per_address_per_second * KNOWN_WEIGHT)
+
     def __len__(self) -> int:
         return len(self._due) + len(self._waiting)
 
-    def enter(self, entry: Expiring) -> Refusal | None:
-        """Add `entry`; the reason if it is refused."""
+    def enter(self, entry: Expiring, *, from_balancer: bool = False) -> Refusal | None:
+        """Add `entry`; the reason if it is refused. A balancer's address is that of many: no limit of one is applied
+        to it.
+        """
         if self._closed:
             return Refusal.GONE  # accepted in the turn of the loop before
         block = network_of(entry.address)
         holder = self._holders.get(block)
-        if holder is not None and len(holder) >= self._limits.per_address_max and not self._drop_silent(holder):
+        is_full = holder is not None and len(holder) >= self._limits.per_address_max
+        if holder is not None and is_full and not from_balancer and not self._drop_silent(holder):
             return Refusal.ADDRESS_CAP
         if len(self) >= self._limits.total_max and not self.make_room(block):
             return Refusal.TOTAL_CAP
@@ -85,7 +95,7 @@ class HalfOpen:
         if budget is not None and not budget.make_room(block, self._limits.descriptors_each):
             return Refusal.NO_DESCRIPTOR
         arrivals = self._known_arrivals if block in self.known else self._arrivals
-        if arrivals.take(block, self._loop.time()):
+        if not from_balancer and arrivals.take(block, self._loop.time()):
             return Refusal.ADDRESS_RATE
         # Looked up again: it is gone when its last connection has just given way.
         holder = self._holders.setdefault(block, _Holder())
@@ -111,6 +121,21 @@ class HalfOpen:
         if entry in self._waiting:
             self._waiting.remove(entry)
             self._due.enter(entry)
+
+    def age(self, entry: Expiring) -> float:
+        """Seconds since an entry, which has to be there and not to wait, has entered."""
+        return self._due.age(entry)
+
+    def shorten(self, entry: Expiring, spent: float) -> None:
+        """The entry's deadline began `spent` seconds before it entered; up to SILENT_SECONDS are passed over. One that
+        waits, or has left, is left alone.
+        """
+        if spent > SILENT_SECONDS and entry in self._due:
+            self._loop.call_later(max(0.0, self._limits.deadline_s - spent), self._expire, entry)
+
+    def _expire(self, entry: Expiring) -> None:
+        if entry in self._due:
+            entry.expire()
 
     def leave(self, entry: Expiring) -> None:
         """Remove an entry, completed or failed. An unknown entry is ignored."""

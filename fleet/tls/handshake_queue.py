@@ -116,7 +116,8 @@ class HandshakeQueue:
             ring.remove(block, entry)
         elif entry in self._under_way:
             self._stop(block, entry)
-            self._schedule()
+            if self._waiting:
+                self._schedule()
 
     def close(self) -> None:
         """Begin none any more."""
@@ -142,8 +143,9 @@ class HandshakeQueue:
         self._by_block[block] -= 1
         if not self._by_block[block]:
             del self._by_block[block]
-        for ring in (self._of_known, self._of_strangers):  # it may have become known meanwhile
-            ring.make_ready(block)
+        if self._waiting:
+            for ring in (self._of_known, self._of_strangers):  # it may have become known meanwhile
+                ring.make_ready(block)
 
     def _forget_slow(self) -> None:
         earliest = self._loop.time() - COUNTS_SECONDS
@@ -151,11 +153,13 @@ class HandshakeQueue:
             self._stop(network_of(first.address), first)
 
     def _schedule(self) -> None:
-        may_begin = self._has_room() and (self._of_known or self._of_strangers)
-        if self._scheduled is None and (self._begun or may_begin):
+        if self._scheduled is None and (self._begun or self._may_begin()):
             self._scheduled = self._loop.call_soon(self._next_turn)
         elif self._timer is None and self._waiting:
             self._timer = self._loop.call_later(COUNTS_SECONDS, self._on_time)
+
+    def _may_begin(self) -> bool:
+        return bool(self._waiting) and self._has_room() and bool(self._of_known or self._of_strangers)
 
     def _on_time(self) -> None:
         self._timer = None

@@ -29,9 +29,12 @@ class Ranking:
 
     def set(self, block: str, count: int) -> None:
         """`block` now holds `count`."""
-        is_known = block in self._known
-        self._of_known.set(block, count if is_known else 0)
-        self._of_strangers.set(block, 0 if is_known else count)
+        own, other = self._of_strangers, self._of_known
+        if block in self._known:
+            own, other = other, own
+        own.set(block, count)
+        if other.most:  # it may have become known, or been forgotten, meanwhile
+            other.set(block, 0)
 
     def biggest(self) -> str | None:
         """The block that holds most; None when none holds any."""

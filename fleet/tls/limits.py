@@ -1,8 +1,10 @@
 """Limits of a listener."""
 
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 from fleet.tls.descriptor_budget import DescriptorBudget
+from fleet.tls.known_blocks import KnownBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,12 @@ class ListenerLimits:
     """Descriptors shared with other listeners of the process."""
     descriptors_each: int = 1
     """That a connection takes of them."""
+    known: KnownBlocks | None = None
+    """Address blocks of admitted clients, shared with other listeners of the process; None: it has its own."""
     backlog: int = 1024
     """Pending connections in the kernel during a burst, which caps it at somaxconn."""
+    balancers: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Whose connections begin with a PROXY header: limits then count the address that it says."""
 
     def __post_init__(self) -> None:
         if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0 or self.per_address_per_second < 0:

@@ -5,10 +5,11 @@ unauthenticated data can reach one. A listener without contexts has no TLS, and 
 """
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TypeGuard
 
 from fleet.domain.peer import Peer, network_of
 from fleet.tls.acceptor import Acceptor
@@ -18,23 +19,19 @@ from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen
 from fleet.tls.handshake import Handshake
 from fleet.tls.handshake_queue import HandshakeQueue
+from fleet.tls.idle import Holder, MayGiveWay
 from fleet.tls.known_blocks import Ranking
 from fleet.tls.limits import ListenerLimits
 from fleet.tls.plain import Established, PlainConnection
+from fleet.tls.proxied import Proxied
 from fleet.tls.quickack import QuickAcks
 from fleet.tls.transport import TlsTransport
 
 __all__ = ["Listener", "ListenerLimits", "ListenerStats", "listen"]
 
 
-@runtime_checkable
-class MayGiveWay(Protocol):
-    """A protocol whose connection may be ended for another's while nothing is in progress on it."""
-
-    @property
-    def is_idle(self) -> bool: ...
-
-
+Place = tuple[str | Sequence[str] | None, int] | list[socket.socket]
+"""Host (several, or None for every interface) and port (0: any free one); or bound sockets."""
 ProtocolFactory = Callable[[Peer], asyncio.Protocol]
 OnRefused = Callable[[str, str], None]
 
@@ -66,7 +63,8 @@ class Listener:
         self._contexts = contexts
         self.scratch = Scratch()
         self.close_deadline_s = limits.close_deadline_s
-        self.half_open = HalfOpen(self.loop, limits)
+        self.balancers = limits.balancers
+        self.half_open = HalfOpen(self.loop, limits, limits.known)
         if limits.descriptor_budget is not None:
             limits.descriptor_budget.join(self)
         self.queue = HandshakeQueue(self.loop, self.half_open.known)
@@ -78,21 +76,30 @@ class Listener:
         self._refused: Counter[Refusal] = Counter()
         self._limits = limits
         self._connected = 0
+        self._kinds: dict[type, bool] = {}
+        """Of its protocols, and whether those may give way."""
         self._may_be_idle = False
-        """Whether its protocols may have nothing in progress."""
-        self._by_source: dict[str, dict[Established, None]] = {}  # each in order of arrival
+        """Whether any of them may."""
+        self._by_source: dict[str, Holder] = {}
         self._ranking = Ranking(self.half_open.known)
         self._acceptor: Acceptor | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def start(self, host: str | Sequence[str] | None, port: int, *, reuse_port: bool) -> None:
-        """Bind and listen."""
+    async def start(self, place: Place, *, reuse_port: bool) -> None:
+        """Bind, unless that is done, and listen."""
         acceptor = Acceptor(self._opened, self._limits.backlog, self._on_exhausted)
-        await acceptor.start(host, port, reuse_port=reuse_port)
+        if isinstance(place, tuple):
+            await acceptor.start(*place, reuse_port=reuse_port)
+        else:
+            acceptor.start_on(place)
         self._acceptor = acceptor
 
     def _opened(self) -> asyncio.BaseProtocol:
+        return Proxied(self) if self.balancers else self.connection()
+
+    def connection(self) -> PlainConnection | Handshake:
+        """The first protocol of a connection whose client's address is known."""
         return PlainConnection(self) if self._contexts is None else Handshake(self)
 
     @property
@@ -125,19 +132,28 @@ class Listener:
             refused=dict(self._refused),
         )
 
-    def close(self) -> None:
-        """Stop accepting and drop incomplete handshakes. Established connections continue."""
+    def set_limits(self, limits: ListenerLimits) -> None:
+        """For the connections to come; deadlines, backlog and balancers stay as they were."""
+        self._limits = limits
+        self.half_open.set_limits(limits)
+
+    def stop_accepting(self) -> None:
+        """What has been accepted goes on, incomplete handshakes too."""
         if self._acceptor is not None:
             self._acceptor.close()
             self._acceptor = None
+
+    def close(self) -> None:
+        """Stop accepting and drop incomplete handshakes. Established connections continue."""
+        self.stop_accepting()
         self.half_open.close()
         self.queue.close()
         self.silent.close()
 
     def abort_connections(self) -> None:
         """Abort every connection."""
-        for transports in list(self._by_source.values()):
-            for transport in list(transports):
+        for holder in list(self._by_source.values()):
+            for transport in list(holder.connections):
                 transport.abort()
 
     async def wait_closed(self) -> None:
@@ -196,10 +212,11 @@ class Listener:
         return None
 
     def _end_idle(self, source: str) -> bool:
-        """End an idle connection from `source`, the oldest without a certificate first; False when there is none."""
-        held = self._by_source.get(source, {})
-        ended = next((one for one in held if one.peer.certificate_der is None and _is_idle(one)), None)
-        ended = ended or next((one for one in held if _is_idle(one)), None)
+        """End the connection from `source` that has been idle for longest, of those without a certificate if there
+        are any; False when none is idle.
+        """
+        holder = self._by_source.get(source)
+        ended = holder.longest_idle() if holder is not None else None
         if ended is None:
             return False
         self._remove(ended)
@@ -211,13 +228,22 @@ class Listener:
         self._established += 1
         self._connected += 1
         source = network_of(transport.peer.address)
-        held = self._by_source.setdefault(source, {})
-        held[transport] = None
-        self._ranking.set(source, len(held))
+        if (holder := self._by_source.get(source)) is None:
+            holder = self._by_source[source] = Holder()
+        holder.connections[transport] = None
+        self._ranking.set(source, len(holder))
         self._empty.clear()
         protocol = self._protocol_factory(transport.peer)
-        self._may_be_idle = self._may_be_idle or isinstance(protocol, MayGiveWay)
+        if self._gives_way(protocol):
+            holder.watch(transport, protocol)
         transport.begin(protocol, early)
+
+    def _gives_way(self, protocol: asyncio.Protocol) -> TypeGuard[MayGiveWay]:
+        kind = type(protocol)
+        if kind not in self._kinds:  # each once: to ask it of a protocol takes as long as 20 calls
+            self._kinds[kind] = isinstance(protocol, MayGiveWay)
+            self._may_be_idle = any(self._kinds.values())
+        return self._kinds[kind]
 
     def lost(self, transport: Established) -> None:
         if isinstance(transport, TlsTransport):
@@ -228,32 +254,26 @@ class Listener:
 
     def _remove(self, transport: Established) -> None:
         source = network_of(transport.peer.address)
-        held = self._by_source.get(source, {})
-        if transport not in held:
+        holder = self._by_source.get(source)
+        if holder is None or transport not in holder.connections:
             return
-        del held[transport]
-        self._ranking.set(source, len(held))
+        holder.remove(transport)
+        self._ranking.set(source, len(holder))
         self._connected -= 1
-        if not held:
+        if not holder:
             del self._by_source[source]
-
-
-def _is_idle(transport: Established) -> bool:
-    protocol = transport.get_protocol()
-    return isinstance(protocol, MayGiveWay) and protocol.is_idle
 
 
 async def listen(
     protocol_factory: ProtocolFactory,
-    address: tuple[str | Sequence[str] | None, int],
+    place: Place,
     *,
     contexts: ContextSource | None,
     limits: ListenerLimits | None = None,
     on_refused: OnRefused | None = None,
     reuse_port: bool = False,
 ) -> Listener:
-    """Listen on `address`: host (several, or None for every interface) and port (0: any free one). Without `contexts`,
-    without TLS.
+    """Listen at `place`. Without `contexts`, without TLS.
 
     `on_refused` is called for each refused connection with its address and a value of `Refusal`, often with a detail
     after a colon. `reuse_port` lets several processes share the port.
@@ -261,5 +281,5 @@ async def listen(
     Raises: OSError: the address cannot be bound.
     """
     listener = Listener(protocol_factory, contexts, limits or ListenerLimits(), on_refused)
-    await listener.start(*address, reuse_port=reuse_port)
+    await listener.start(place, reuse_port=reuse_port)
     return listener

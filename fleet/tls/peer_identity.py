@@ -19,8 +19,9 @@ def peer_of(
 ) -> Peer:
     """The Peer of `connection`, whose handshake has just completed. `anchors`, `tenants`: its context's."""
     chain = engine.verified_chain_der(connection, anchors)
-    version, cipher, group = engine.agreed_on(connection)
+    version = engine.version_of(connection)
     binding_type, binding = _BINDINGS[version]
+    living = ref(connection)  # a Peer that is kept must not keep the engine's 30 KB
     return Peer(
         address=address,
         certificate_der=chain[0] if chain else None,
@@ -28,12 +29,10 @@ def peer_of(
         fingerprint=hashlib.sha256(chain[0]).digest() if chain else None,
         tenant=_signer(chain, tenants),
         tls_version=version,
-        cipher=cipher,
-        group=group,
         channel_binding_type=binding_type,
-        # A weak reference: a Peer that is kept must not keep the engine's 30 KB.
-        read_channel_binding=partial(_while_it_lives, binding, ref(connection)),
-        read_exporter=partial(_while_it_lives, _late_exporter, ref(connection)) if version == "TLSv1.2" else bytes,
+        read_channel_binding=partial(_while_it_lives, binding, living),
+        read_exporter=partial(_while_it_lives, _late_exporter, living) if version == "TLSv1.2" else bytes,
+        read_agreed=partial(_agreed, living),
     )
 
 
@@ -47,6 +46,11 @@ def _signer(chain: tuple[bytes, ...], tenants: Mapping[bytes, str] | None) -> st
 def _while_it_lives(binding: Callable[[SSL.Connection], bytes], connection: ref[SSL.Connection]) -> bytes:
     living = connection()
     return b"" if living is None else binding(living)
+
+
+def _agreed(connection: ref[SSL.Connection]) -> tuple[str, str]:
+    living = connection()
+    return ("", "") if living is None else engine.agreed_on(living)
 
 
 def _tls_exporter(connection: SSL.Connection) -> bytes:

@@ -1,8 +1,10 @@
 """A connection without TLS, for a listener whose answers are signed: it has the bounds of those with TLS."""
 
 import asyncio
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
+from fleet.config.addresses import unmapped
+from fleet.config.layered_transport import NO_PROTOCOL, LayeredTransport
 from fleet.domain.peer import Peer
 from fleet.tls.errors import Refusal
 from fleet.tls.half_open import HalfOpen
@@ -13,12 +15,11 @@ class Established(Protocol):
 
     peer: Peer
 
-    def get_protocol(self) -> asyncio.BaseProtocol: ...
     def begin(self, protocol: asyncio.Protocol, early: bytes) -> None: ...
     def abort(self) -> None: ...
 
 
-class PlainOwner(Protocol):
+class ConnectionOwner(Protocol):
     """The listener, as a connection uses it."""
 
     loop: asyncio.AbstractEventLoop
@@ -32,26 +33,29 @@ class PlainOwner(Protocol):
     def lost(self, transport: Established) -> None: ...
 
 
-class PlainConnection(asyncio.Transport, asyncio.Protocol):
+class PlainConnection(LayeredTransport, asyncio.Protocol):
     """The socket's protocol, and the transport of the application: established at once, or refused."""
 
-    def __init__(self, owner: PlainOwner) -> None:
+    def __init__(self, owner: ConnectionOwner) -> None:
         super().__init__()
         self.address = ""
         self.peer = Peer("")
         self._owner = owner
-        self._protocol = asyncio.Protocol()
+        self._protocol = NO_PROTOCOL
         self._is_established = False
         self._close_timer: asyncio.TimerHandle | None = None
 
     # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._raw = raw = cast(asyncio.Transport, transport)  # a stream socket's
+        raw = cast(asyncio.Transport, transport)  # a stream socket's
+        self._owner.count_accepted()
+        self.open(raw, peer_address(raw))
+
+    def open(self, raw: asyncio.Transport, address: str, early: bytes = b"") -> None:
+        """Begin with a client at `address`, of which `early` has arrived already."""
+        self._raw, self.address = raw, address
         owner = self._owner
-        owner.count_accepted()
-        peername = raw.get_extra_info("peername")
-        self.address = plain_address(peername[0]) if peername else ""
         reason = owner.half_open.enter(self)  # of one address block, only so many arrive in a second
         owner.half_open.leave(self)
         if reason := reason or owner.has_no_room(self.address):
@@ -60,7 +64,7 @@ class PlainConnection(asyncio.Transport, asyncio.Protocol):
             return
         self.peer = Peer(self.address)
         self._is_established = True
-        owner.establish(self, b"")
+        owner.establish(self, early)
 
     def data_received(self, data: bytes) -> None:
         self._protocol.data_received(data)
@@ -78,7 +82,7 @@ class PlainConnection(asyncio.Transport, asyncio.Protocol):
         if self._close_timer is not None:
             self._close_timer.cancel()
         # Drop the reference to the application, so that both are freed at once, not at the next collection.
-        protocol, self._protocol = self._protocol, asyncio.Protocol()
+        protocol, self._protocol = self._protocol, NO_PROTOCOL
         if self._is_established:
             try:
                 protocol.connection_lost(exc)
@@ -90,6 +94,8 @@ class PlainConnection(asyncio.Transport, asyncio.Protocol):
     def begin(self, protocol: asyncio.Protocol, early: bytes) -> None:
         self._protocol = protocol
         protocol.connection_made(self)
+        if early:
+            protocol.data_received(early)
 
     def expire(self) -> None:
         self.abort()
@@ -97,12 +103,6 @@ class PlainConnection(asyncio.Transport, asyncio.Protocol):
     give_way = dismiss = expire
 
     # Called by the application
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = cast(asyncio.Protocol, protocol)
 
     def close(self) -> None:
         """Send what was written, then close; abort if the peer does not read it in time."""
@@ -112,43 +112,8 @@ class PlainConnection(asyncio.Transport, asyncio.Protocol):
         if self._raw.get_write_buffer_size():
             self._close_timer = self._owner.loop.call_later(self._owner.close_deadline_s, self._raw.abort)
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._raw.get_extra_info(name, default)
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._raw.write(data)
-
-    def write_eof(self) -> None:
-        self._raw.write_eof()
-
-    def can_write_eof(self) -> bool:
-        return self._raw.can_write_eof()
-
-    def abort(self) -> None:
-        self._raw.abort()
-
-    def is_closing(self) -> bool:
-        return self._raw.is_closing()
-
-    def is_reading(self) -> bool:
-        return self._raw.is_reading()
-
-    def pause_reading(self) -> None:
-        self._raw.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._raw.resume_reading()
-
-    def get_write_buffer_size(self) -> int:
-        return self._raw.get_write_buffer_size()
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._raw.get_write_buffer_limits()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._raw.set_write_buffer_limits(high, low)
-
-
-def plain_address(address: str) -> str:
-    """The IPv4 address of an IPv4 client on a dual-stack socket."""
-    return address.removeprefix("::ffff:") if "." in address else address
+def peer_address(raw: asyncio.BaseTransport) -> str:
+    """The IP address at the other end of a socket, that of an IPv4 client on a dual-stack socket too; "" if unknown."""
+    peername = raw.get_extra_info("peername")
+    return unmapped(peername[0] if peername else "")

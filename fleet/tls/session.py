@@ -56,6 +56,7 @@ class TlsSession:
         self._scratch = scratch or Scratch()
         self._handshake_size = 0
         self._is_compact = False
+        """Whether its buffers have been replaced, or need not be."""
         self._connection = SSL.Connection(context.engine_context)
         self._connection.set_accept_state()
         set_verification_time(self._connection, int(context.clock().timestamp()))
@@ -160,6 +161,7 @@ class TlsSession:
     def close(self) -> None:
         """Send close_notify. Data may still be received; nothing more can be written."""
         if self.peer is not None:
+            self._is_compact = True  # its buffers go soon
             lib.ERR_clear_error()
             lib.SSL_shutdown(self._ssl)
             lib.ERR_clear_error()

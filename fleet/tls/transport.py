@@ -12,21 +12,31 @@ The application's protocol is called as on any transport, with these differences
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from fleet.config.layered_transport import NO_PROTOCOL, LayeredTransport
 from fleet.domain.peer import Peer
 from fleet.tls.contexts import TlsContext
 from fleet.tls.engine import SLICE_SIZE, Scratch
 from fleet.tls.errors import TlsError, Truncated
 from fleet.tls.session import TlsSession
 
+Result = TypeVar("Result")
+
 CLOSE_DEADLINE_S = 10.0  # for a peer to read what close() still has to send
 
-_NOBODY = asyncio.Protocol()  # stands for an application that does not exist yet, or no longer
+_NO_EXTRA: dict[str, Any] = {}  # in place of one for each connection: `get_extra_info` does not look there
 
 
-class TlsTransport(asyncio.Transport):
+class TlsTransport(LayeredTransport):
     """One connection as the application sees it. Created when the handshake is complete, never before."""
+
+    __slots__ = (
+        "_answers_come_with_data", "_answers_unread", "_close_deadline_s", "_close_timer", "_closing", "_context",
+        "_delivering", "_eof_held", "_failure", "_flush_scheduled", "_held", "_loop", "_notified",
+        "_on_lost", "_pending", "_pending_size", "_reading_paused", "_session", "_socket_is_full", "_write_ended",
+        "has_received_data", "peer",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -40,7 +50,7 @@ class TlsTransport(asyncio.Transport):
         """The caller sets a Wire for this transport as the protocol of `raw`; `on_lost` is called last."""
         if session.peer is None:
             raise ValueError("A transport is made after the handshake.")
-        super().__init__()
+        super().__init__(_NO_EXTRA)
         self.peer: Peer = session.peer
         self.has_received_data = False
         """Whether data has been received since the handshake."""
@@ -50,7 +60,7 @@ class TlsTransport(asyncio.Transport):
         self._context = context
         self._on_lost = on_lost
         self._close_deadline_s = close_deadline_s
-        self._protocol: asyncio.Protocol = _NOBODY
+        self._protocol = NO_PROTOCOL
         self._failure: Exception | None = None
 
         self._pending: list[bytes | memoryview] = []
@@ -58,11 +68,8 @@ class TlsTransport(asyncio.Transport):
         self._flush_scheduled = False
         self._delivering = False
         self._socket_is_full = False
-        # On TLS 1.3 the engine ends the handshake with session tickets, of no use here: they travel with the
-        # first bytes of the application and save a send. After that it sends nothing unprompted but to end it.
-        is_tls13 = session.peer.tls_version == "TLSv1.3"
-        self._deferred_size = session.outgoing_size() if is_tls13 else 0
-        self._answers_come_with_data = not is_tls13
+        # On TLS 1.3 the engine sends nothing unprompted but to end it.
+        self._answers_come_with_data = session.peer.tls_version != "TLSv1.3"
 
         self._write_ended = False  # by write_eof or close
         self._notified = False  # close_notify sent
@@ -83,14 +90,6 @@ class TlsTransport(asyncio.Transport):
         if name == "sslcontext":
             return self._context
         return self._raw.get_extra_info(name, default)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        if not isinstance(protocol, asyncio.Protocol):
-            raise TypeError("The protocol must be an asyncio.Protocol: it is given bytes.")
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
 
     def is_closing(self) -> bool:
         return self._closing
@@ -145,7 +144,7 @@ class TlsTransport(asyncio.Transport):
             return
         if plain or session.closed_by_peer:
             self._take_in(plain)
-        if (not plain or self._answers_come_with_data) and session.outgoing_size() > self._deferred_size:
+        if (not plain or self._answers_come_with_data) and session.outgoing_size():
             self._send_outgoing()  # the engine's response to a record that was not data
             if self._socket_is_full:
                 self._answers_unread = True
@@ -165,9 +164,13 @@ class TlsTransport(asyncio.Transport):
 
     def _deliver(self, plain: bytes) -> None:
         """Pass one batch to the application; its writes in response are sent together."""
+        self.together(self._protocol.data_received, plain)
+
+    def together(self, act: Callable[[bytes], Result], data: bytes) -> Result:
+        """`act(data)`; what it writes is sent at its end, and not at the end of the event loop's turn."""
         self._delivering = True
         try:
-            self._protocol.data_received(plain)
+            return act(data)
         finally:
             self._delivering = False
             if self._pending and not self._flush_scheduled:
@@ -239,7 +242,6 @@ class TlsTransport(asyncio.Transport):
         return b"".join(parts)
 
     def _send_outgoing(self) -> None:
-        self._deferred_size = 0
         sealed = self._session.outgoing()
         if sealed and not self._raw.is_closing():
             self._raw.write(sealed)
@@ -255,12 +257,6 @@ class TlsTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return self._pending_size + self._raw.get_write_buffer_size()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._raw.set_write_buffer_limits(high, low)
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._raw.get_write_buffer_limits()
 
     def _pause_writing(self) -> None:
         """The socket's buffer is above its high-water mark."""
@@ -347,7 +343,7 @@ class TlsTransport(asyncio.Transport):
         if self._close_timer is not None:
             self._close_timer.cancel()
         # Drop the references to the application, so that both are freed at once, not at the next collection.
-        protocol, self._protocol = self._protocol, _NOBODY
+        protocol, self._protocol = self._protocol, NO_PROTOCOL
         try:
             protocol.connection_lost(self._failure or error)
         finally:
@@ -355,7 +351,7 @@ class TlsTransport(asyncio.Transport):
 
     def begin(self, protocol: asyncio.Protocol, early: bytes) -> None:
         """Connect the application, then pass it `early`: data that came with the end of the handshake."""
-        if self._deferred_size == 0:
+        if self._session.outgoing_size():
             self._send_outgoing()  # TLS 1.2: the client waits for our Finished
         self._protocol = protocol
         protocol.connection_made(self)
@@ -363,19 +359,21 @@ class TlsTransport(asyncio.Transport):
 
 
 class Wire(asyncio.BufferedProtocol):
-    """The socket's protocol after the handshake: forwards everything to a TlsTransport."""
+    """The socket's protocol after the handshake: forwards everything to a TlsTransport.
 
-    __slots__ = ("_buffer", "_transport")
+    The two that are called for each read are no methods: of thousands of connections, each object that a message
+    touches is one that is in no cache.
+    """
+
+    __slots__ = ("_transport", "buffer_updated", "get_buffer")
+
+    get_buffer: Callable[[int], memoryview]  # type: ignore[assignment]  # see above
+    buffer_updated: Callable[[int], None]  # type: ignore[assignment]
 
     def __init__(self, transport: TlsTransport, scratch: Scratch) -> None:
         self._transport = transport
-        self._buffer = scratch.received_view
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._transport._receive(nbytes)
+        self.get_buffer = scratch.get_buffer
+        self.buffer_updated = transport._receive
 
     def eof_received(self) -> bool:
         return self._transport._socket_ended()

@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 from yarl import URL
 
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_question
@@ -43,11 +44,14 @@ DEFAULT_CALL_LIMITS = CallLimits()
 def client_context(ca_file: Path | None) -> ssl.SSLContext:
     """A client context that trusts the CAs in `ca_file`, or the system's. Raises: Invalid (`bad-webhook-ca`)."""
     try:
-        return ssl.create_default_context(cadata=ca_pem(ca_file.read_bytes()) if ca_file is not None else None)
+        return ssl.create_default_context(cadata=_cas_in(ca_file) if ca_file is not None else None)
     except (OSError, WireError) as error:  # ssl.SSLError is an OSError
-        raise Invalid(
-            "bad-webhook-ca", f"{ca_file} cannot be read as PEM certificates, nor as DER or PKCS#7."
-        ) from error
+        message = f"{ca_file} cannot be read as PEM certificates, nor as DER or PKCS#7: {error}."
+        raise Invalid("bad-webhook-ca", message) from error
+
+
+def _cas_in(file: Path) -> str:
+    return ca_pem(read_small(file, CERTIFICATES_SIZE_MAX))
 
 
 class Webhooks:

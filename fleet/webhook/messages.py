@@ -1,12 +1,13 @@
 """Webhook request and response as JSON. A response must be unambiguous to be accepted."""
 
 import json
-from typing import Any
 
 from fleet.config.timestamps import rfc3339
 from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.domain.tags import checked_tags
+from fleet.wire import strict_json
+from fleet.wire.errors import WireError
 
 ANSWER_SIZE_MAX = 16 * 1024  # 32 tags of 128 characters, four octets each, and a reason
 REASON_SIZE_MAX = 200
@@ -36,8 +37,8 @@ def decode_answer(body: bytes) -> Verdict:
     Raises: Unreachable: anything else. Its content is not quoted.
     """
     try:
-        answer = json.loads(body.decode("utf-8"), object_pairs_hook=_members, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        answer = strict_json.loads(body)
+    except WireError:
         raise Unreachable("its answer is not JSON") from None
     if not isinstance(answer, dict) or not answer.keys() <= _MEMBERS or not isinstance(answer.get("allow"), bool):
         raise Unreachable("its answer is not of the agreed form")
@@ -50,14 +51,3 @@ def decode_answer(body: bytes) -> Verdict:
         return Verdict(answer["allow"], reason, checked_tags(attributes.items()))
     except Invalid as error:
         raise Unreachable("its attributes cannot be tags") from error
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a member twice")
-    return members
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)

@@ -2,7 +2,6 @@
 
 import binascii
 
-CRL_HEADER, CRL_FOOTER = "-----BEGIN X509 CRL-----", "-----END X509 CRL-----"
 LINE_COLUMNS = 64  # RFC 7468, 2; libest wants it too
 
 _WHITE_SPACE = b" \t\r\n"
@@ -28,3 +27,8 @@ def lines(data: bytes) -> bytes:
     """`data` as base64 in lines of LINE_COLUMNS, each ended by LF."""
     text = one_line(data)
     return b"".join(text[at : at + LINE_COLUMNS] + b"\n" for at in range(0, len(text), LINE_COLUMNS))
+
+
+def pem(label: str, data: bytes) -> str:
+    """`data` as the PEM block that `label` names (RFC 7468)."""
+    return f"-----BEGIN {label}-----\n{lines(data).decode('ascii')}-----END {label}-----\n"

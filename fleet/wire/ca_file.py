@@ -2,8 +2,7 @@
 
 from fleet.wire import armor
 from fleet.wire.errors import Malformed
-
-_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # byte order marks
+from fleet.wire.text import UTF8_MARK, UTF16_MARKS
 
 
 def ca_pem(data: bytes) -> str:
@@ -13,7 +12,7 @@ def ca_pem(data: bytes) -> str:
 
     Raises: WireError: TooLarge, Malformed, Unsupported.
     """
-    if b"-----BEGIN CERTIFICATE-----" in data and not data.startswith(_MARKS):
+    if b"-----BEGIN CERTIFICATE-----" in data and not data.startswith((UTF8_MARK, *UTF16_MARKS)):
         return data.decode("ascii", "replace")
     from cryptography.hazmat.primitives.serialization import Encoding  # 10 MB that an agent seldom needs
 
@@ -22,8 +21,4 @@ def ca_pem(data: bytes) -> str:
     certificates = read(data).certificates
     if not certificates:
         raise Malformed("The file holds no certificate.")
-    return "".join(_pem(each.public_bytes(Encoding.DER)) for each in certificates)
-
-
-def _pem(der: bytes) -> str:
-    return f"-----BEGIN CERTIFICATE-----\n{armor.lines(der).decode('ascii')}-----END CERTIFICATE-----\n"
+    return "".join(armor.pem("CERTIFICATE", each.public_bytes(Encoding.DER)) for each in certificates)

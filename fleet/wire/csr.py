@@ -28,11 +28,11 @@ from fleet.wire.names import (
     Subject,
     alt_name,
     alt_name_values,
+    attribute_values,
     subject_name,
-    subject_values,
 )
 from fleet.wire.parsing import library_errors
-from fleet.wire.spki import encode_spki, is_for_pss, load_spki
+from fleet.wire.spki import canonical_spki, is_for_pss, load_spki
 
 CSR_SIZE_MAX = 16 * 1024  # an ML-DSA-87 request takes 7.5 KB, an RSA-8192 one 2.5 KB, names included
 ATTRIBUTES_MAX = 16
@@ -159,7 +159,7 @@ def _key_of(spki: der.Element) -> tuple[PublicKeyTypes, bytes]:
     """The public key, and its SubjectPublicKeyInfo as a certificate will hold it."""
     with library_errors("public key"):
         key = load_spki(spki.whole)
-        canonical = encode_spki(key)
+        canonical = canonical_spki(spki.whole, key)
     if canonical == spki.whole or _is_rsa_encryption(spki):
         return key, canonical
     if is_for_pss(spki):
@@ -175,10 +175,16 @@ def _is_rsa_encryption(spki: der.Element) -> bool:
 
 
 def _subject_of(name: der.Element) -> Subject:
-    if any(len(list(der.children(rdn))) != 1 for rdn in der.children(name)):
-        # Two values in one RDN would compare equal to two RDNs once flattened.
-        raise Unsupported("The subject has an RDN without or with several attributes; give each attribute its own RDN.")
-    return subject_values(name)
+    attributes: list[der.Element] = []
+    for rdn in der.children(name):
+        single = list(der.children(rdn))
+        if len(single) != 1:
+            # Two values in one RDN would compare equal to two RDNs once flattened.
+            raise Unsupported(
+                "The subject has an RDN without or with several attributes; give each attribute its own RDN."
+            )
+        attributes += single
+    return attribute_values(attributes)
 
 
 def _attributes_of(attributes: der.Element | None) -> dict[str, der.Element]:

@@ -15,15 +15,15 @@ from fleet.wire.parsing import library_errors
 from fleet.wire.spki import RSASSA_PSS
 
 _SHA3 = "2.16.840.1.101.3.4.3"
-_ECDSA: dict[str, hashes.HashAlgorithm] = {
-    "1.2.840.10045.4.3.1": hashes.SHA224(),
-    "1.2.840.10045.4.3.2": hashes.SHA256(),
-    "1.2.840.10045.4.3.3": hashes.SHA384(),
-    "1.2.840.10045.4.3.4": hashes.SHA512(),
-    f"{_SHA3}.9": hashes.SHA3_224(),
-    f"{_SHA3}.10": hashes.SHA3_256(),
-    f"{_SHA3}.11": hashes.SHA3_384(),
-    f"{_SHA3}.12": hashes.SHA3_512(),
+_ECDSA: dict[str, ec.ECDSA] = {
+    "1.2.840.10045.4.3.1": ec.ECDSA(hashes.SHA224()),
+    "1.2.840.10045.4.3.2": ec.ECDSA(hashes.SHA256()),
+    "1.2.840.10045.4.3.3": ec.ECDSA(hashes.SHA384()),
+    "1.2.840.10045.4.3.4": ec.ECDSA(hashes.SHA512()),
+    f"{_SHA3}.9": ec.ECDSA(hashes.SHA3_224()),
+    f"{_SHA3}.10": ec.ECDSA(hashes.SHA3_256()),
+    f"{_SHA3}.11": ec.ECDSA(hashes.SHA3_384()),
+    f"{_SHA3}.12": ec.ECDSA(hashes.SHA3_512()),
 }
 _RSA: dict[str, hashes.HashAlgorithm] = {
     "1.2.840.113549.1.1.14": hashes.SHA224(),
@@ -50,6 +50,7 @@ _WEAK = frozenset(
         "1.2.840.113549.2.5",  # MD5
     }
 )
+_CURVES = frozenset(each.name for each in KEY_TYPES if each.curve)
 _OWN_HASH = {each.algorithm: each.name for each in KEY_TYPES if each.is_plain}
 _SALT_SIZE_MAX = 512  # of an RSA-4096 signature
 
@@ -61,8 +62,8 @@ def verify_signature(
     kind, parameters = _algorithm(algorithm)
     with library_errors("signature"):
         try:
-            if isinstance(key, ec.EllipticCurvePublicKey) and kind in _ECDSA:
-                key.verify(signature, signed, ec.ECDSA(_ECDSA[kind]))
+            if key_type in _CURVES and kind in _ECDSA:
+                key.verify(signature, signed, _ECDSA[kind])  # type: ignore[union-attr,call-arg,arg-type]
             elif isinstance(key, rsa.RSAPublicKey) and kind in _RSA:
                 key.verify(signature, signed, padding.PKCS1v15(), _RSA[kind])
             elif isinstance(key, rsa.RSAPublicKey) and kind == RSASSA_PSS:

@@ -49,6 +49,7 @@ _CODECS = {
 
 _INDEFINITE = 0x80
 _CONSTRUCTED = 0x20
+_LONG_TAG = 0x1F
 
 
 class Element(NamedTuple):
@@ -74,6 +75,9 @@ class Element(NamedTuple):
         return self.data[self.begin : self.end]
 
 
+_made = tuple.__new__  # without a call of Element's own, which is written in Python
+
+
 def read_element(data: bytes, at: int, stop: int, *, ber: bool = False, depth: int = 0) -> Element:
     """The element that begins at `at` and ends no later than `stop`.
 
@@ -81,10 +85,37 @@ def read_element(data: bytes, at: int, stop: int, *, ber: bool = False, depth: i
 
     Raises: Malformed when it is cut off or badly formed, TooLarge when it nests too deep.
     """
-    if stop - at < 2:
-        raise Malformed("The data ends in the middle of an ASN.1 element.")
+    if at + 2 > stop:
+        raise _cut_off()
+    return _read(data, at, stop, ber, depth)
+
+
+def _elements(data: bytes, position: int, stop: int, ber: bool, depth: int = 0) -> Iterator[Element]:
+    """Those that fill data[position:stop] exactly, without a call for each: a request holds dozens."""
+    for _ in range(CHILDREN_MAX):
+        if position >= stop:
+            return
+        begin = position
+        position += 2
+        if position > stop:
+            raise _cut_off()
+        tag, length = data[begin], data[begin + 1]
+        end = position + length
+        if length < _INDEFINITE and end <= stop and tag & _LONG_TAG != _LONG_TAG:  # as nearly all are
+            element = _made(Element, (data, tag, begin, position, end, end))
+        else:
+            element = _read(data, begin, stop, ber, depth)
+            end = element.end
+        yield element
+        position = end
+    if position < stop:
+        raise _too_many()
+
+
+def _read(data: bytes, at: int, stop: int, ber: bool, depth: int) -> Element:
+    """The element at `at`, of which two octets are here at least. Raises: Malformed, TooLarge."""
     tag, first = data[at], data[at + 1]
-    if tag & 0x1F == 0x1F:
+    if tag & _LONG_TAG == _LONG_TAG:
         raise Malformed("An ASN.1 tag of more than one octet has no place here.")
     start = at + 2
     if first == _INDEFINITE:
@@ -103,7 +134,7 @@ def read_element(data: bytes, at: int, stop: int, *, ber: bool = False, depth: i
         start += octets
     if length > stop - start:
         raise Malformed("An ASN.1 length is longer than the data.")
-    return Element(data, tag, at, start, start + length, start + length)
+    return _made(Element, (data, tag, at, start, start + length, start + length))
 
 
 def _read_indefinite(data: bytes, at: int, stop: int, depth: int) -> Element:
@@ -114,26 +145,23 @@ def _read_indefinite(data: bytes, at: int, stop: int, depth: int) -> Element:
     count = 0
     while data[position : position + 2] != b"\0\0" or position + 2 > stop:
         count += 1
-        _check_count(count)
+        if count > CHILDREN_MAX:
+            raise _too_many()
         position = read_element(data, position, stop, ber=True, depth=depth + 1).end
     return Element(data, data[at], at, at + 2, position, position + 2)
 
 
 def children(parent: Element, *, ber: bool = False) -> Iterator[Element]:
     """Yield the elements in `parent`'s content, which they must fill exactly. Raises: Malformed, TooLarge."""
-    position = parent.start
-    count = 0
-    while position < parent.stop:
-        count += 1
-        _check_count(count)
-        child = read_element(parent.data, position, parent.stop, ber=ber)
-        yield child
-        position = child.end
+    return _elements(parent.data, parent.start, parent.stop, ber)
 
 
-def _check_count(count: int) -> None:
-    if count > CHILDREN_MAX:
-        raise TooLarge(f"More than {CHILDREN_MAX} ASN.1 elements lie side by side.")
+def _cut_off() -> Malformed:
+    return Malformed("The data ends in the middle of an ASN.1 element.")
+
+
+def _too_many() -> TooLarge:
+    return TooLarge(f"More than {CHILDREN_MAX} ASN.1 elements lie side by side.")
 
 
 def only_element(data: bytes, tag: int, *, ber: bool = False) -> Element:
@@ -169,20 +197,22 @@ def dotted_oid(content: bytes) -> str:
 
 def encode_element(tag: int, content: bytes) -> bytes:
     """Tag, DER length and `content`."""
-    length = len(content)
-    if length < 0x80:
-        return bytes((tag, length)) + content
-    if length < 0x100:
-        return bytes((tag, 0x81, length)) + content
-    if length < 0x10000:
-        return bytes((tag, 0x82, length >> 8, length & 0xFF)) + content
-    octets = length.to_bytes((length.bit_length() + 7) // 8)
-    return bytes((tag, 0x80 | len(octets))) + octets + content
+    return _head(tag, len(content)) + content
 
 
 def sequence(*parts: bytes) -> bytes:
     """A SEQUENCE of `parts`, whole elements."""
-    return encode_element(SEQUENCE, b"".join(parts))
+    content = b"".join(parts)
+    return _head(SEQUENCE, len(content)) + content
+
+
+@lru_cache(maxsize=1024)  # nearly all elements are short
+def _head(tag: int, length: int) -> bytes:
+    """Tag and DER length (X.690, 10.1)."""
+    if length < 0x80:
+        return bytes((tag, length))
+    octets = length.to_bytes((length.bit_length() + 7) // 8)
+    return bytes((tag, 0x80 | len(octets))) + octets
 
 
 def encode_oid(dotted: str) -> bytes:

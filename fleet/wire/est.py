@@ -35,6 +35,9 @@ def decode_body(body: bytes) -> bytes:
     if not body.strip():
         raise Malformed("The body is empty; base64 of DER is expected.")
     data = armor.unwrap(body)
+    if data is None and body.lstrip().startswith(b"-----BEGIN"):
+        how = "openssl req -outform DER | openssl base64"
+        raise Malformed(f"The body is PEM. Send the base64 of the DER, without the BEGIN and END lines, as of: {how}.")
     if data is None:
         raise Malformed("The body is not base64.")
     return data

@@ -1,9 +1,10 @@
-"""Client certificates as reverse proxies forward them in a header, read into DER.
+"""Client certificates as reverse proxies and brokers forward them, read into DER.
 
     nginx     $ssl_client_escaped_cert        PEM, percent-encoded
     HAProxy   ssl_c_der,base64                base64 of DER
     Traefik   X-Forwarded-Tls-Client-Cert     base64 of DER, the client's own certificate first, commas in between
     Envoy     X-Forwarded-Client-Cert         Cert="..." of one element: PEM, percent-encoded
+    EMQX      ${cert_pem} in a JSON body      base64 of PEM or of DER, or PEM
 
 Each reads one certificate, the one whose key TLS has proved, and nothing of what is in it but its outer form.
 """
@@ -30,12 +31,35 @@ def from_escaped_pem(value: str) -> bytes:
     _check_size(value)
     if not _ENCODED.fullmatch(value):
         raise Malformed("The certificate is not percent-encoded PEM.")
-    text = unquote_to_bytes(value).strip(b"\r\n")
+    return _in_pem(unquote_to_bytes(value), "The certificate is not percent-encoded PEM.")
+
+
+def _in_pem(text: bytes, otherwise: str) -> bytes:
+    """DER of the one certificate in PEM `text`. Raises: Malformed: with `otherwise`, where it is no PEM."""
+    text = text.strip(b"\r\n")
     if text.count(_BEGIN) > 1:
         raise Malformed("There is more than one certificate.")
     if not (text.startswith(_BEGIN) and text.endswith(_END)):
-        raise Malformed("The certificate is not percent-encoded PEM.")
+        raise Malformed(otherwise)
     return _certificate(text[len(_BEGIN) : -len(_END)])
+
+
+def from_emqx(value: str) -> bytes:
+    """Raises: Malformed, TooLarge."""
+    _check_size(value)
+    not_pem = "The certificate is not PEM, nor base64 of a certificate."
+    if not value.isascii():
+        raise Malformed(not_pem)
+    text = value.encode()
+    if text.startswith(_BEGIN):
+        return _in_pem(text, not_pem)
+    data = unwrap(text)
+    if data is None:
+        raise Malformed(not_pem)
+    if data.startswith(_BEGIN):
+        return _in_pem(data, not_pem)
+    certificate_fields(data)
+    return data
 
 
 def from_base64(value: str) -> bytes:

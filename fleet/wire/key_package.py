@@ -127,7 +127,7 @@ def _key_agreement(content_key: bytes, key: ec.EllipticCurvePublicKey, identifie
     kdf = X963KDF(hashes.SHA256(), _WRAP_KEY_OCTETS, shared_info)
     wrapped = aes_key_wrap(kdf.derive(ephemeral.exchange(ec.ECDH(), key)), content_key)
     spki = spki_of(ephemeral.public_key())
-    originator = der.only_element(spki, der.SEQUENCE).content  # [1] IMPLICIT stands in for the SEQUENCE tag
+    originator = der.only_element(spki, der.SEQUENCE).content  # [1] IMPLICIT replaces the SEQUENCE tag
     for_recipient = der.sequence(
         der.encode_element(der.CONTEXT_0, der.encode_element(der.OCTET_STRING, identifier)),
         der.encode_element(der.OCTET_STRING, wrapped),

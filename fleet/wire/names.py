@@ -14,7 +14,7 @@
 """
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -55,10 +55,14 @@ def subject_values(name: der.Element) -> Subject:
 
     Raises: TooLarge. Malformed: it is badly formed, or the commonName or the serialNumber is no text.
     """
+    return attribute_values([attribute for rdn in der.children(name) for attribute in der.children(rdn)])
+
+
+def attribute_values(attributes: Iterable[der.Element]) -> Subject:
+    """As `subject_values`, of the attributes of a Name. Raises: likewise."""
     values = [
         (oid, _text_of_attribute(oid, value))
-        for rdn in der.children(name)
-        for kind, value in map(_pair, der.children(rdn))
+        for kind, value in map(_pair, attributes)
         for oid in (der.dotted_oid(kind.content),)
     ]
     if len(values) > SUBJECT_ATTRIBUTES_MAX:

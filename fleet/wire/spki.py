@@ -8,6 +8,13 @@ from fleet.wire import der
 RSASSA_PSS = "1.2.840.113549.1.1.10"
 KEYS_REMEMBERED_MAX = 256  # an enrollment needs its key twice within milliseconds; a key takes about 1 KB
 
+# Up to the coordinates of an uncompressed point on P-256, P-384 and P-521: one of these has no second encoding.
+_POINTS = (
+    bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004"),
+    bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004"),
+    bytes.fromhex("30819b301006072a8648ce3d020106052b810400230381860004"),
+)
+
 _remembered: dict[bytes, PublicKeyTypes] = {}
 
 
@@ -18,7 +25,15 @@ def spki_of(key: PublicKeyTypes) -> bytes:
 
 def encode_spki(key: PublicKeyTypes) -> bytes:
     """As `spki_of`; `load_spki` of the same bytes costs nothing for a while."""
-    spki_der = spki_of(key)
+    return _remember(spki_of(key), key)
+
+
+def canonical_spki(spki_der: bytes, key: PublicKeyTypes) -> bytes:
+    """`encode_spki(key)`, of a key that was read from `spki_der`."""
+    return _remember(spki_der, key) if spki_der.startswith(_POINTS) else encode_spki(key)
+
+
+def _remember(spki_der: bytes, key: PublicKeyTypes) -> bytes:
     if len(_remembered) >= KEYS_REMEMBERED_MAX:
         _remembered.clear()
     _remembered[spki_der] = key

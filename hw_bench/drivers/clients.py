@@ -25,7 +25,6 @@ from hw_bench.drivers.publish import Subscriber, connect_packet, publish_packet
 CONNACK_ACCEPTED = b"\x20\x02\x00\x00"
 READ_SIZE = 4096
 WAIT_SECONDS = 0.2  # at the most between two looks at the clock
-LAST_SECONDS_MAX = 10.0  # for the last messages to arrive; without them, they are lost
 END_SECONDS_MAX = 10.0  # from DISCONNECT to the end of the connection
 DISCONNECT = b"\xe0\x00"
 STAMP = struct.Struct("d")

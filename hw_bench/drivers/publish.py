@@ -1,7 +1,7 @@
 """Devices that publish as fast as possible, and a subscriber at the broker that counts what arrives.
 
 Each device has its own TLS connection and sends `burst` messages at a time, each in a separate TLS record, as real
-devices do. With QoS 1 it waits for the acknowledgements of a burst before the next one.
+devices do. With QoS 1 and 2 it waits for the acknowledgements of a burst before the next one.
 All devices together wait while more than `under_way` messages have not arrived yet: without a limit, the figure would
 be of how fast messages can be thrown into buffers, and a broker drops what a subscriber is too slow for.
 
@@ -28,7 +28,8 @@ from hw_bench.drivers.handshake import client_context, connect
 READ_SIZE = 256 * 1024
 DRAIN_SECONDS_MAX = 10.0  # for the last messages to arrive; without them, they are lost
 KEEP_ALIVE_SECONDS = 3600  # longer than any run: no PINGREQ needed
-PUBACK_SIZE = 4
+ACK_SIZE = 4  # of PUBACK, PUBREC and PUBCOMP
+PUBREC, PUBREL = 0x50, b"\x62\x02"
 MARKS_SIZE = 2  # device and place, at the start of each payload
 DEVICES_MAX = 256  # a device's number is one byte
 
@@ -59,11 +60,17 @@ def subscribe_packet(topic_filter: str) -> bytes:
     return packet(0x82, (1).to_bytes(2, "big") + text(topic_filter) + bytes([0]))
 
 
-def publish_packet(topic: str, payload: bytes, packet_id: int | None) -> bytes:
-    """QoS 0 without `packet_id`, QoS 1 with."""
+def publish_packet(topic: str, payload: bytes, packet_id: int | None, qos: int = 1) -> bytes:
+    """QoS 0 without `packet_id`."""
     if packet_id is None:
         return packet(0x30, text(topic) + payload)
-    return packet(0x32, text(topic) + packet_id.to_bytes(2, "big") + payload)
+    return packet(0x30 | qos << 1, text(topic) + packet_id.to_bytes(2, "big") + payload)
+
+
+def releases_of(acknowledgements: bytes) -> list[bytes]:
+    """A PUBREL for each PUBREC in them."""
+    each = (acknowledgements[at : at + ACK_SIZE] for at in range(0, len(acknowledgements), ACK_SIZE))
+    return [PUBREL + one[2:] for one in each if one[0] == PUBREC]
 
 
 def connect_unix(path: Path) -> socket.socket:
@@ -91,11 +98,13 @@ class Device:
         self._tls = SSL.Connection(context)
         self._tls.set_connect_state()
         topic = f"devices/{identity['name']}/up/{config['topic']}"
+        qos: int = config["qos"]
         self.packets = [
-            publish_packet(topic, _payload(number, place, config["size"]), place + 1 if config["qos"] else None)
+            publish_packet(topic, _payload(number, place, config["size"]), place + 1 if qos else None, qos)
             for place in range(config["burst"])
         ]
-        self._acknowledged = bool(config["qos"])
+        self._acks = qos  # for each message
+        self._acked = b""  # the beginning of one
         self._open(identity["name"])
 
     def _open(self, client_id: str) -> None:
@@ -134,23 +143,29 @@ class Device:
     def burst(self) -> None:
         """Send every packet once."""
         self._send(self.packets)
-        if self._acknowledged:
-            self.unacknowledged = len(self.packets)
+        self.unacknowledged = self._acks * len(self.packets)
 
     def read_acknowledgements(self) -> None:
-        """Take what has come; `unacknowledged` is less by the PUBACKs in it. Raises: ConnectionError."""
+        """Take what has come, and release what was received; `unacknowledged` is less by the acknowledgements in it.
+
+        Raises: ConnectionError.
+        """
         received = self.socket.recv(READ_SIZE)
         if not received:
             raise ConnectionError(f"device {self.number} was disconnected")
         self._tls.bio_write(received)
-        size = 0
+        came = self._acked
         # Stops at the last one that is due, to spare itself the engine's "nothing more".
-        while size < self.unacknowledged * PUBACK_SIZE:
+        while len(came) < self.unacknowledged * ACK_SIZE:
             try:
-                size += len(self._tls.recv(READ_SIZE))
+                came += self._tls.recv(READ_SIZE)
             except SSL.WantReadError:
                 break
-        self.unacknowledged -= size // PUBACK_SIZE
+        whole = len(came) - len(came) % ACK_SIZE
+        self._acked = came[whole:]
+        self.unacknowledged -= whole // ACK_SIZE
+        if self._acks == 2 and (releases := releases_of(came[:whole])):
+            self._send(releases)
 
 
 class Subscriber:

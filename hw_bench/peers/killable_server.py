@@ -1,15 +1,10 @@
-"""`fleet serve --workers N` for runs that kill and restart it: one worker, or the supervisor with all its children.
-
-Its ports lie below the system's ephemeral range: a client that connects while the server is down must not be given the
-server's port as its own local port.
-"""
+"""`fleet serve --workers N` for runs that kill and restart it: one worker, or the supervisor with all its children."""
 
 import contextlib
 import random
 import re
 import select
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,11 +12,10 @@ from pathlib import Path
 
 from hw_bench.cpu_time import PROC, process_time, process_tree
 from hw_bench.peers.home import FleetHome
-from hw_bench.processes import BenchError, handle_of, running, wait_until
+from hw_bench.processes import BenchError, free_ports, handle_of, running, wait_until
 
 WORKER_PROGRAM = b"fleet.runtime.worker_main"
 ORPHAN_SECONDS_MAX = 60.0  # a hang is found, a busy machine is not: the broker saves its state first
-PORTS = range(20_000, 32_000)
 LAST_LINES = 5
 LISTENERS = ("est", "mqtt", "http")
 
@@ -40,7 +34,7 @@ class KillableServer:
         self._words: list[str] = []
 
     def __enter__(self) -> "KillableServer":
-        ports = dict(zip(LISTENERS, _free_ports(len(LISTENERS)), strict=True))
+        ports = dict(zip(LISTENERS, free_ports(len(LISTENERS)), strict=True))
         self.est = ("127.0.0.1", ports["est"])
         self._words = [word for name, port in ports.items() for word in (f"--{name}", f"127.0.0.1:{port}")]
         self.start()
@@ -134,14 +128,3 @@ def _is_worker(pid: int) -> bool:
         return WORKER_PROGRAM in (PROC / str(pid) / "cmdline").read_bytes()  # empty for a zombie
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def _free_ports(count: int) -> list[int]:
-    found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):  # not from the run's seed: which ports are free is not reproducible
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise BenchError("There are no free ports.")

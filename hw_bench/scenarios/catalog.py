@@ -6,6 +6,7 @@ from hw_bench.scenarios.crash import Crash
 from hw_bench.scenarios.crl import CrlCost
 from hw_bench.scenarios.enroll import Enroll
 from hw_bench.scenarios.fanin import FanIn
+from hw_bench.scenarios.fleet_year import FleetYear
 from hw_bench.scenarios.forward_auth import ForwardAuth
 from hw_bench.scenarios.handshakes import Handshakes
 from hw_bench.scenarios.idle import Idle
@@ -37,5 +38,6 @@ _ALL: tuple[Scenario, ...] = (
     LargeRegistry(),
     Crash(),
     BrokerCrash(),
+    FleetYear(),
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

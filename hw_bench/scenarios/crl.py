@@ -18,7 +18,7 @@ from fleet.domain.access import Act
 from fleet.domain.crl import CrlHead, Revocation
 from fleet.domain.distribution import bucket_of, full_crl_path, shard_crl_path
 from fleet.domain.ports import Registry
-from fleet.home.crl_authorities import crl_authorities
+from fleet.home.home_cas import crl_authorities
 from fleet.home.layout import Home, open_home, open_registry
 from fleet.services.crl_publishing import CrlCa, CrlPolicy, CrlPublisher
 from fleet.services.revocation import revoke
@@ -32,6 +32,8 @@ SHARDS = 128
 URL = "http://pki.example"
 REVOCATIONS = 5
 ROWS_AT_ONCE = 10_000
+INSERT = """INSERT INTO revoked (serial, not_after, revoked_at, reason, issuer, bucket, entry, number)
+    VALUES (?, ?, ?, 0, ?, ?, ?, 1)"""
 LIFE = timedelta(days=90)
 
 
@@ -120,7 +122,7 @@ def _fill(home: Home, ca: CrlCa, count: int, now: datetime) -> None:
         db.execute("DELETE FROM lease")
         for start in range(0, count, ROWS_AT_ONCE):
             serials = [os.urandom(19) for _ in range(min(ROWS_AT_ONCE, count - start))]
-            db.executemany("INSERT INTO revoked VALUES (?, ?, ?, 0, ?, ?, ?, 1)", [_row(ca, s, now) for s in serials])
+            db.executemany(INSERT, [_row(ca, s, now) for s in serials])
         db.commit()
 
 

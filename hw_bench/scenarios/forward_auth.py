@@ -17,7 +17,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from fleet.config.addresses import LocalAddress
-from fleet.config.settings import read_settings
+from fleet.config.settings_file import read_settings
 from fleet.config.template import render
 from hw_bench.certificates import Identity
 from hw_bench.peers.contract import Environment

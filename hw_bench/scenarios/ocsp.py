@@ -11,7 +11,7 @@ from msgspec.structs import replace as changed
 
 from fleet.ca.ocsp import issuer_ids
 from fleet.config.addresses import Address
-from fleet.config.settings import read_settings
+from fleet.config.settings_file import read_settings
 from fleet.config.template import render
 from fleet.domain.distribution import OCSP_PATH
 from fleet.home.layout import certificate_in

@@ -41,11 +41,12 @@ class Publish:
         return tuple(Goal(f"gateway-qos{qos}", "per_second", 1.0, f"mosquitto-qos{qos}") for qos in QOS)
 
     def run(self, plan: Plan, progress: Progress) -> Report:
+        chosen = QOS if plan.qos is None else (plan.qos,)
         with contextlib.ExitStack() as stack:
-            pair = stack.enter_context(beside_mosquitto(self.devices * len(QOS), progress))
+            pair = stack.enter_context(beside_mosquitto(self.devices * len(chosen), progress))
             contenders = [
-                stack.enter_context(self._contender(server, qos, pair.devices, pair.environment))
-                for qos in QOS
+                stack.enter_context(self._contender(server, qos, pair.devices[at :: len(chosen)], pair.environment))
+                for at, qos in enumerate(chosen)
                 for server in pair.servers
             ]
             cores = pair.environment.cores
@@ -55,9 +56,9 @@ class Publish:
             "messages",
             cores,
             {contender.name: contender.version for contender in contenders},
-            pairs=tuple((f"gateway-qos{qos}", f"mosquitto-qos{qos}") for qos in QOS),
+            pairs=tuple((f"gateway-qos{qos}", f"mosquitto-qos{qos}") for qos in chosen),
             ratios_by=("per_second", "per_core"),
-            goals=self.goals,
+            goals=self.goals if plan.qos is None else (),
             checks=(f"of all messages, compared one by one with those sent, {lost} were lost or doubled",),
         )
         return conclude(self, plan, turns, findings)
@@ -66,9 +67,8 @@ class Publish:
     def _contender(
         self, server: Running, qos: int, devices: list[Identity], environment: Environment
     ) -> Iterator[Contender]:
+        """With devices of its own, connected for the whole run: an id can be connected once."""
         name = f"{server.name}-qos{qos}"
-        # Each contender has devices of its own, connected for the whole run: an id can be connected once.
-        mine = devices[QOS.index(qos) :: len(QOS)]
         host, port = server.address
         config = {
             "host": host,
@@ -81,7 +81,9 @@ class Publish:
             "size": self.size,
             "burst": self.burst,
             "under_way": self.under_way,
-            "devices": [{"name": one.name, "certificate": str(one.certificate), "key": str(one.key)} for one in mine],
+            "devices": [
+                {"name": one.name, "certificate": str(one.certificate), "key": str(one.key)} for one in devices
+            ],
         }
         with DriverPool(
             "hw_bench.drivers.publish", 1, config, cores=environment.load_cores, folder=environment.new_folder(name)

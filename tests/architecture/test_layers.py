@@ -53,7 +53,7 @@ def test_the_package_root_is_empty() -> None:
     [
         "device_agent",
         "device_agent.cli",
-        "device_agent.enroll_child",
+        "device_agent.store.enroll_child",
         "firmware_tools.station_cli",
         "firmware_tools.cli",
         "fleet.est_client.client",
@@ -65,13 +65,14 @@ def test_device_and_factory_load_three_packages_only(module: str) -> None:
     loaded = modules_after(f"import {module}")
     assert not {m for m in loaded if m.split(".")[0] in SERVER_MODULES}
     others = {m for m in loaded if m.startswith("fleet.") and m.split(".")[1] not in ("wire", "est_client")}
-    assert others <= {"fleet.config", "fleet.config.streams"}
+    assert others <= {"fleet.config", "fleet.config.small_files", "fleet.config.streams"}
     assert module.startswith("device_agent") or not {m for m in loaded if m.startswith("device_agent")}
 
 
-def test_the_est_client_imports_wire_alone() -> None:
+def test_the_est_client_imports_wire_alone_and_reads_small_files() -> None:
     loaded = modules_after("import " + ", ".join(modules_of("fleet/est_client")))
-    assert {m.split(".")[1] for m in loaded if m.startswith("fleet.")} == {"wire", "est_client"}
+    loaded = {m for m in loaded if m.startswith("fleet.")} - {"fleet.config", "fleet.config.small_files"}
+    assert {m.split(".")[1] for m in loaded} == {"wire", "est_client"}
 
 
 def test_the_emulated_board_is_loaded_by_its_command_alone() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,14 +14,19 @@ FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
 PARAMETERS_MAX = 6
 FILES = sorted(file.relative_to(PROJECT) for package in PACKAGES for file in (PROJECT / package).rglob("*.py"))
-TREES = {file: ast.parse((PROJECT / file).read_bytes()) for file in FILES}
 MODULES = {".".join(file.with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """The source of each file; read by a test, not by every process that collects."""
+    return {file: ast.parse((PROJECT / file).read_bytes()) for file in FILES}
+
+
 def functions() -> Iterator[tuple[Path, Function]]:
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, Function):
                 yield file, node
@@ -68,7 +74,7 @@ def _run(node: ast.AST) -> Iterator[ast.AST]:
 def imported(module: str) -> set[str]:
     """The modules of ours that `module` imports, anywhere in it but for types alone."""
     found: set[str] = set()
-    for node in _run(TREES[MODULES[module]]):
+    for node in _run(trees()[MODULES[module]]):
         if isinstance(node, ast.Import):
             found.update(each.name for each in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -6,11 +6,11 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.backup.archive import Manifest, Member, is_name, manifest_bytes, parse_manifest, read_archive, write_archive
 from fleet.domain.errors import Invalid

@@ -24,11 +24,12 @@ from fleet.domain.approval import ApprovalRequest, WaitingLimits, request_id
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.claim import claim_state
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station
+from fleet.domain.crl import CrlEntry, CrlReason
 from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
 from fleet.domain.peer import Peer
 from fleet.domain.tags import Retag
-from fleet.domain.writes import AddCredential, AddRequest, Insert
+from fleet.domain.writes import AddCredential, AddRequest, Insert, MarkUsed
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry, revocation_journal
 from fleet.home.pki import load_issuer
@@ -39,6 +40,7 @@ from fleet.services.identity import identify
 from fleet.services.operators import revoke_operator
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine
+from fleet.storage.journals.revoked_certificates import RevokedCertificates
 from tests.services.tagging import tag_device
 
 NOW = datetime.now(UTC)
@@ -73,7 +75,8 @@ def certificate(holder: str, n: int = 1, kind: CredentialKind = CredentialKind.D
     digest = hashlib.sha256(der).digest()
     serial = f"{int.from_bytes(digest[:20]):x}"
     end = NOW + timedelta(days=90)
-    return Credential(digest, serial, kind, holder, digest, NOW, end, CredentialState.ACTIVE, NOW, der)
+    right = "certificate 5d"
+    return Credential(digest, serial, kind, holder, digest, NOW, end, CredentialState.ACTIVE, NOW, der, right)
 
 
 async def enroll(registry: Engine, name: str) -> None:
@@ -369,6 +372,47 @@ class TestRestoring:
         await inventory.create_token(opened, device="cam-7", act=Act("operator", NOW))  # how it gets back in
         await opened.close()
 
+    async def test_a_certificate_that_was_revoked_since_is_revoked_with_its_reason_and_its_key_stays_barred(
+        self, home: Home, registry: Engine, tmp_path: Path
+    ) -> None:
+        act, entry = Act("operator", NOW), AuditEntry(NOW, "t", "t", "", "ok")
+        old, used, lost, renewed = (
+            certificate(name, n) for name, n in (("cam-7", 1), ("cam-8", 1), ("cam-9", 1), ("cam-9", 2))
+        )
+        for name in ("cam-7", "cam-9"):
+            fresh = replace(certificate(name, 2), state=CredentialState.ISSUED)
+            await registry.commit(
+                Change(entry, (AddCredential(fresh), *((MarkUsed(fresh.fingerprint),) if name == "cam-7" else ())))
+            )
+        log = revocation_journal(home)
+        await catch_up(registry, log)
+        await save(home, registry, tmp_path / "b")
+        await revocation.revoke_certificate(registry, old, act=act, crl_reason=CrlReason.PRIVILEGE_WITHDRAWN)
+        await revocation.revoke_certificate(registry, used, act=act)
+        await revocation.revoke_certificate(registry, lost, act=act, crl_reason=CrlReason.KEY_COMPROMISE)
+        assert await door(registry, "cam-9", 2) == "in"
+        pending = await registry.pending_revocations(9)
+        noted = [CrlEntry(each.revocation, b"k" * 20, 0, b"") for each in pending]
+        RevokedCertificates(home.revoked_certificates).note(noted)
+        await catch_up(registry, log)
+        done = await restore(tmp_path / "b", tmp_path / "home2", home.revocations)
+        assert done.reapplied.certificates == 3
+        opened = await open_registry(Home(tmp_path / "home2"))
+        for held, n, reason in ((old, 1, 9), (used, 1, 0), (lost, 1, 1)):
+            assert await door(opened, held.holder, n) == "certificate-revoked"
+            known = await opened.revocation(held.serial)
+            assert known is not None
+            assert known.reason == reason
+            with pytest.raises(Conflict) as caught:
+                again = replace(certificate(held.holder, 9), key_sha256=held.key_sha256)
+                await opened.commit(Change(entry, (AddCredential(again),)))
+            assert caught.value.code == "key-taken"
+        assert await door(opened, "cam-7", 2) == "in"
+        await opened.commit(Change(entry, (AddCredential(replace(renewed, serial="9", fingerprint=b"9" * 32)),)))
+        rows = [row.entry for row in await opened.audit() if row.entry.action == "certificate.revoke"]
+        assert [row.detail.get("crl_reason", "") for row in rows] == ["", "keyCompromise", "privilegeWithdrawn"]
+        await opened.close()
+
     async def test_without_the_log_nobody_is_trusted(self, home: Home, registry: Engine, tmp_path: Path) -> None:
         await revocation.suspend(registry, "cam-9", act=Act("operator", NOW))
         await save(home, registry, tmp_path / "b")
@@ -416,7 +460,7 @@ class TestRestoring:
         lineage = revocation_journal(home).mark(newest=0).lineage
         home.revocations.unlink()
         await revocation.revoke(registry, "cam-7", act=Act("operator", NOW))
-        await catch_up(registry, revocation_journal(home))
+        revocation_journal(home).mark(newest=await registry.last_event())  # as fleet db begin-journal does
         text = home.revocations.read_text()
         for given in (text, text.replace(revocation_journal(home).mark(newest=99).lineage, lineage)):
             home.revocations.write_text(given)

@@ -150,16 +150,8 @@ async def test_both_schemas_hold_the_same_tables(home: Home, tmp_path: Path) -> 
         await session.close()
 
 
-@pytest.mark.parametrize("into", ["postgres", "sqlite"])
-async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
-    into: str,
-    home: Home,
-    registry: Engine,
-    place: Callable[[], Database],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(postgres_copy, "ROWS_AT_ONCE", 7)  # many batches a table
+async def saved_under_load(home: Home, registry: Engine, folder: Path) -> int:
+    """Save `home` into `folder` while devices enroll; how many had enrolled when it was done."""
     done, warm = asyncio.Event(), asyncio.Event()
     enrolled = 0
 
@@ -172,16 +164,13 @@ async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
                 warm.set()
 
     workers = [asyncio.create_task(load(n)) for n in range(8)]
+    copied: list[str] = []
     try:
         await warm.wait()
         before = enrolled
-        copied: list[str] = []
-
-        def slowly(table: str, _rows: int) -> None:
-            copied.append(table)
-
+        encryption = Encryption(PASSPHRASE, COST)
         await save_home(
-            home, registry, tmp_path / "b", encryption=Encryption(PASSPHRASE, COST), act=ACT, progress=slowly
+            home, registry, folder, encryption=encryption, act=ACT, progress=lambda table, _: copied.append(table)
         )
         after = enrolled
     finally:
@@ -189,6 +178,20 @@ async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
         await asyncio.gather(*workers)
     assert after > before, "nobody enrolled while the backup was taken"
     assert {"device", "credential", "audit"} <= set(copied)
+    return after
+
+
+@pytest.mark.parametrize("into", ["postgres", "sqlite"])
+async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
+    into: str,
+    home: Home,
+    registry: Engine,
+    place: Callable[[], Database],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_copy, "ROWS_AT_ONCE", 7)  # many batches a table
+    after = await saved_under_load(home, registry, tmp_path / "b")
     manifest = check_backup(tmp_path / "b", PASSPHRASE)
     await catch_up(registry, revocation_journal(home))
 
@@ -221,14 +224,18 @@ async def test_under_load_it_is_of_one_moment_and_comes_back_row_by_row(
     assert {row[holder] for row in copy["credential"]} == known  # certificates and their devices are of one moment
     for name in ("model", "token", "station", "operator", "device_tag", "revoked_key", "approval_request"):
         assert copy[name] == source[name], name
+    await must_count_on(second)
 
+
+async def must_count_on(second: Home) -> None:
+    """It lets in who was restored, and enrolls behind what was restored."""
     opened = await open_registry(second)
     try:
         assert [await door(opened, name) for name in ("cam-7", "load-0-00000")] in (
             ["in", "in"],
             ["in", "unknown-device"],
         )
-        await enroll(opened, "new-1")  # the server counts on behind what was restored
+        await enroll(opened, "new-1")
         assert await door(opened, "new-1") == "in"
     finally:
         await opened.close()

@@ -97,7 +97,9 @@ def every_kind(now: datetime) -> Iterator[tuple[str, x509.Certificate]]:
 
 def every_published_kind(now: datetime) -> Iterator[tuple[str, x509.Certificate]]:
     """Likewise, of a CA that publishes CRLs and an OCSP responder."""
-    issuing = create_issuing("Acme", *create_root("Acme", now), now)
+    below_root = Publication("http://pki.example.com", ocsp=False)
+    issuing = create_issuing("Acme", *create_root("Acme", now), now, publication=below_root)
+    yield "issuing CA", issuing[0]
     server_key = KEYS["EC-P256"]
     assert isinstance(server_key, ec.EllipticCurvePrivateKey)
     for shards in (1, 128):

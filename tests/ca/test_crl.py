@@ -64,6 +64,8 @@ def test_the_library_reads_what_was_assembled(form: CrlForm, count: int) -> None
         (int(each.serial, 16), each.revoked_at, CrlReason(each.reason).text) for each in revoked
     ]
     assert builder_made(form, revoked).tbs_certlist_bytes == crl.tbs_certlist_bytes
+    in_a_row = LocalCrlSigner(CA, KEY).sign(form, [b"".join(map(crl_entry, revoked)), b""])
+    assert x509.load_der_x509_crl(in_a_row).tbs_certlist_bytes == crl.tbs_certlist_bytes
 
 
 def reason_of(entry: x509.RevokedCertificate) -> str:

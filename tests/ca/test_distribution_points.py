@@ -33,8 +33,12 @@ PUBLICATIONS = {
 }
 
 
+def is_ca(certificate: x509.Certificate) -> bool:
+    return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
 def named(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
-    """URLs of CRLs; those of the OCSP responder and of the CA's certificate."""
+    """URLs of CRLs; those of the OCSP responder, but for a CA's certificate, and of the CA's certificate."""
     crls: list[str] = []
     places: list[str] = []
     for each in certificate.extensions:
@@ -42,7 +46,8 @@ def named(certificate: x509.Certificate) -> tuple[list[str], list[str]]:
             crls += [name.value for point in each.value for name in point.full_name or ()]
         elif isinstance(each.value, x509.AuthorityInformationAccess):
             methods = [access.access_method for access in each.value]
-            assert methods == [AuthorityInformationAccessOID.OCSP, AuthorityInformationAccessOID.CA_ISSUERS]
+            wanted = [AuthorityInformationAccessOID.OCSP, AuthorityInformationAccessOID.CA_ISSUERS]
+            assert methods == wanted[is_ca(certificate) :]
             places += [access.access_location.value for access in each.value]
     return crls, places
 

@@ -2,6 +2,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -152,20 +153,23 @@ def test_every_other_rule_is_broken_below() -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
+    "make_key",
     [
-        rsa.generate_private_key(65537, 1024),  # noqa: S505  the very point
-        rsa.generate_private_key(3, 2048),
-        ec.generate_private_key(ec.SECP224R1()),
-        ec.generate_private_key(ec.SECP256K1()),
-        dsa.generate_private_key(2048),
+        partial(rsa.generate_private_key, 65537, 1024),
+        partial(rsa.generate_private_key, 3, 2048),
+        partial(ec.generate_private_key, ec.SECP224R1()),
+        partial(ec.generate_private_key, ec.SECP256K1()),
+        partial(dsa.generate_private_key, 2048),
     ],
     ids=["RSA-1024", "RSA-e3", "P-224", "secp256k1", "DSA"],
 )
 def test_a_weak_key_stays_here_even_when_it_was_permitted(
-    right: Draft, permit: IssuePermit, issuing: Certified, key: CertificateIssuerPrivateKeyTypes
+    right: Draft,
+    permit: IssuePermit,
+    issuing: Certified,
+    make_key: Callable[[], CertificateIssuerPrivateKeyTypes],
 ) -> None:
-    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    spki = make_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     digest = hashlib.sha256(spki).digest()
     permitted = structs.replace(permit, spki_der=spki, key_sha256=digest)
     draft = replace(right, spki=spki, own=(x509.SubjectKeyIdentifier(digest[:20]), False))

@@ -23,6 +23,7 @@ from fleet.ca.ocsp import RENEW_BEFORE, Responder, issuer_ids
 from fleet.domain.enrollment import IssuePermit
 from fleet.domain.errors import Invalid
 from fleet.wire.ocsp import CertId, Revoked, SingleResponse, Unrevoked, read_request
+from tests.waiting import PATIENCE_SECONDS
 
 HOUR = timedelta(hours=1)
 STATES: dict[str, Revoked | Unrevoked] = {
@@ -116,7 +117,7 @@ def test_openssl_takes_the_answers(
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert "Response verify OK" in done.stderr, done.stderr

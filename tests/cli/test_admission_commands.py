@@ -18,7 +18,7 @@ from fleet.ca.keys import generate_key
 from fleet.cli import main
 from fleet.services.importing import ROWS_AT_ONCE
 from fleet.wire.csr import build_csr
-from fleet.wire.encodings import read
+from fleet.wire.encodings.reading import read
 from tests.servers.makers import new_maker
 
 KEY_1, KEY_2 = "11" * 32, "22" * 32
@@ -72,6 +72,15 @@ class TestClaim:
         certificate = x509.load_pem_x509_certificates(Path(made["certificate"]).read_bytes())[0]
         assert certificate.public_key() == key.public_key()
         assert certificate.subject.rfc4514_string() == "CN=batch-7"
+
+    def test_a_model_that_admits_none_is_warned_of(self, home: Path, tmp_path: Path) -> None:
+        assert run_fleet(home, "model", "set", "default", "--admit", "claim").exit_code == 0
+        assert "does not admit claims" not in self.create(home, tmp_path / "one").stderr
+        assert run_fleet(home, "model", "set", "default", "--admit", "token").exit_code == 0
+        words = ("--model", "default", "--quota", "1", "--expires", "1d", "--out", tmp_path / "two")
+        made = run_fleet(home, "claim", "create", "b8", *words)
+        assert made.exit_code == 0
+        assert "fleet model set default --admit token --admit claim" in made.stderr
 
     def test_its_states(self, home: Path, tmp_path: Path) -> None:
         done(self.create(home, tmp_path / "claim"))

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.cli import main, output
+from fleet.client.client import Answer, Transport
 from fleet.client.home import HomeTransport
-from fleet.client.transport import Answer, Transport
 from tests.servers.makers import new_maker
 
 COMMANDS: tuple[tuple[str, ...], ...] = (
@@ -187,7 +187,7 @@ def test_what_is_not_json_is_refused(filled: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_mistake_of_ours_at_a_home_is_not_hidden(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lying = Scripted(HomeTransport(filled), lambda *_: b"{}")
-    monkeypatch.setattr("fleet.client.home.HomeTransport", lambda _: lying)
+    monkeypatch.setattr("fleet.client.home.HomeTransport", lambda *_: lying)
     done = CliRunner().invoke(main, ["operator", "show", "bob"], env={"FLEET_HOME": str(filled)})
     assert isinstance(done.exception, KeyError)
 
@@ -253,7 +253,7 @@ def test_a_table_holds_a_bounded_number_of_rows(monkeypatch: pytest.MonkeyPatch)
 def test_a_record_with_an_endless_list_is_refused(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleet.client.client.ITEMS_MAX", 25)
     endless = Endless()
-    monkeypatch.setattr("fleet.client.client.Client.get", lambda *_: {})
+    monkeypatch.setattr("fleet.client.client.Client.get", lambda *_: {"sessions": []})
     done = invoke(monkeypatch, endless, "device", "show", "cam-1")
     assert done.exit_code == 1
     assert "(bad-answer)" in done.stderr

@@ -21,6 +21,7 @@ from fleet.domain.writes import Insert
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.serving import interrupted
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 RunFleet = Callable[..., Result]
 NOW = datetime.now(UTC)
 
@@ -184,3 +185,41 @@ def test_ctrl_c_finishes_what_was_begun_and_says_how_far_it_came(home: Path) -> 
     assert asyncio.run(count(home, SUSPENDED)) == result["done"]
     again = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert again["done"] == 3000 - result["done"]
+
+
+def test_notify_says_what_is_wrong_with_a_message_and_that_nothing_is_served(
+    run_fleet: RunFleet, home: Path, tmp_path: Path
+) -> None:
+    asyncio.run(fill(home, 2))
+    for words, says in (
+        ((), "Missing argument 'NAME'"),
+        (("renew",), "Give a DEVICE_ID or --filter"),
+        (("d0000",), "Missing argument 'NAME'"),
+        (("d0000", "a/+"), "one to four levels of letters, digits, . _ - separated by /"),
+        (("d0000", "renew", "--payload", "{"), "It is not JSON in UTF-8: Expecting property name"),
+        (("d0000", "renew", "--payload", "renew"), "A text is written in quotes"),
+        (("d0000", "renew", "--payload", '{"a": 1, "a": 2}'), "has a member twice"),
+        (("d0000", "renew", "--payload", "1" * 70_000), "a number is too long"),
+        (("d0000", "renew", "--payload", f"@{tmp_path / 'none'}"), "cannot be read: No such file"),
+        (("d0000", "renew", "--payload", "@\0"), "cannot be read"),
+        (("--filter", "lot=L0", "d0000", "renew"), "Give a DEVICE_ID or --filter"),
+    ):
+        assert says in run_fleet("notify", *words, expect=2).stderr
+    payload = tmp_path / "payload.json"
+    payload.write_text('{"within": 60}')
+    away = ("--payload", f"@{payload}", "-o", "json")
+    assert "broker-unreachable" in run_fleet("notify", "d0000", "renew", *away, expect=1).stderr
+    done = run_fleet("notify", "--filter", "lot=L0", "renew", "--yes", *away, expect=1)
+    assert [each["code"] for each in parsed(done)["failed"]] == ["broker-unreachable"]
+    payload.write_text('"' + "x" * 70_000 + '"')
+    assert "payload-too-large" in run_fleet("notify", "d0000", "renew", *away, expect=1).stderr
+    payload.write_text(" " * 200_000)
+    assert "It has more than 128KiB" in run_fleet("notify", "d0000", "renew", *away, expect=2).stderr
+    payload.write_bytes(b'{"a":\n \xff}')
+    assert (
+        f"'{payload}' is not JSON in UTF-8: byte 7 is" in run_fleet("notify", "d0000", "renew", *away, expect=2).stderr
+    )
+    payload.write_text('{"a":\n 1,}')
+    assert "at line 2, column " in run_fleet("notify", "d0000", "renew", *away, expect=2).stderr
+    for ids in (("d0000",), ("d0000", "d0001")):
+        assert "name-is-device" in run_fleet("notify", *ids, "d0001", expect=1).stderr

@@ -13,7 +13,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from fleet.cli.cert import cert
 from fleet.config.durable_files import write_file
-from fleet.wire.encodings import FORM_BY_SUFFIX, Bundle, Content, Form, read, recognize, write
+from fleet.wire.encodings.bundle import FORM_BY_SUFFIX, Bundle, Form
+from fleet.wire.encodings.reading import read
+from fleet.wire.encodings.recognize import Content, recognize
+from fleet.wire.encodings.writing import write
+from tests.waiting import PATIENCE_SECONDS
 from tests.wire.encodings.material import BUNDLE, CHAIN, CHAIN_PEM, KEY, KEY_PEM, LEAF, PASSWORD, key_bytes
 
 
@@ -251,7 +255,7 @@ def on_a_terminal(arguments: list[str], answers: list[bytes]) -> bytes:
         shown += _until(main, None)
     finally:
         os.close(main)
-        assert process.wait(30) == 0, shown
+        assert process.wait(PATIENCE_SECONDS) == 0, shown
     return shown
 
 

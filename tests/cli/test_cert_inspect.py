@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from fleet.cli.cert import cert
-from fleet.wire.encodings import Bundle, Form, write
+from fleet.wire.encodings.bundle import Bundle, Form
+from fleet.wire.encodings.writing import write
 from tests.odd_certificates import certificate as odd_certificate
 from tests.wire.encodings.material import (
     ALT_NAMES,

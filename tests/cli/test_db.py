@@ -16,9 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fleet.cli import main
-from fleet.config.settings import read_settings
+from fleet.config.settings_file import read_settings
+from fleet.home.layout import open_home, revocation_journal
 from fleet.storage.sqlite import connection as sqlite_file
 from tests.postgres_server import PASSWORD, PostgresServer
+from tests.waiting import PATIENCE_SECONDS
 
 RunFleet = Callable[..., Result]
 
@@ -72,7 +74,7 @@ class TestSqlite:
         }
         assert "newest schema:" in run_fleet("db", "status").stdout
 
-    def test_migrate(self, run_fleet: RunFleet, tmp_path: Path) -> None:
+    def test_migrate(self, run_fleet: RunFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         run_fleet("init", str(tmp_path / "home"))
         registry = tmp_path / "home" / "registry.db"
         registry.unlink()
@@ -82,8 +84,11 @@ class TestSqlite:
         registry.chmod(0o600)
         newest = sqlite_file.migrations()[-1][0]
         assert parsed(run_fleet("db", "status", "-o", "json"))["schema"] == 1
-        done = parsed(run_fleet("db", "migrate", "-o", "json"))
+        with caplog.at_level("WARNING"):
+            done = parsed(run_fleet("db", "migrate", "-o", "json"))
         assert (done["schema_before"], done["schema"]) == (1, newest)
+        said = f"event=registry.upgraded where={registry} schema_before=1 schema={newest}"
+        assert [each.getMessage() for each in caplog.records] == [said]
         done = parsed(run_fleet("db", "migrate", "-o", "json"))
         assert (done["schema_before"], done["schema"]) == (newest, newest)
 
@@ -124,7 +129,7 @@ class TestPostgres:
         postgres_server.run("DROP SCHEMA fleet CASCADE", database)
         for words in (("db", "status"), ("device", "list"), ("serve", "--est", "127.0.0.1:0")):
             command = [sys.executable, "-m", "fleet", *words, "--home", str(home)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
             assert (done.returncode, done.stderr.count("(no-registry)")) == (1, 1), done.stderr
 
     def test_a_restore_into_a_database_in_use_is_refused_at_once(
@@ -135,7 +140,7 @@ class TestPostgres:
         run_fleet("backup", str(file), "--plain")
         words = ("restore", str(file), str(new), "--no-revocations-after-backup", "--database", url)
         command = [sys.executable, "-m", "fleet", *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
         assert (done.returncode, done.stderr.count("(registry-exists)")) == (1, 1), done.stderr
         assert not new.exists()
 
@@ -216,3 +221,50 @@ class TestPostgres:
         run_fleet("device", "add", "cam-7", "--model", "default", FLEET_HOME=str(copy))
         assert parsed(run_fleet("device", "show", "cam-7", "-o", "json"))["id"] == "cam-7"
         assert stat.S_IMODE((copy / "fleet.toml").stat().st_mode) == 0o600
+
+
+READING = (
+    ("device", "list"),
+    ("device", "show", "cam-1"),
+    ("audit", "list"),
+    ("audit", "verify"),
+    ("crl", "list"),
+    ("ca", "show"),
+    ("status",),
+)
+
+
+@pytest.mark.parametrize("is_whole", [False, True], ids=["the journal", "all of state/"])
+def test_a_home_whose_journal_is_lost_is_left_alone_until_one_is_begun(
+    run_fleet: RunFleet, tmp_path: Path, is_whole: bool
+) -> None:
+    home = tmp_path / "home"
+    run_fleet("init", str(home))
+    run_fleet("device", "add", "cam-1", "--model", "default")
+    run_fleet("device", "add", "cam-2", "--model", "default")
+    run_fleet("device", "suspend", "cam-1")
+    run_fleet("device", "resume", "cam-1")
+    journal = revocation_journal(open_home(home)).path
+    if is_whole:
+        shutil.rmtree(journal.parent)
+    else:
+        journal.unlink()
+    for command in (("device", "revoke", "cam-1"), ("serve", "--est", "localhost:0", "--mqtt", "localhost:0")):
+        assert "fleet db begin-journal" in run_fleet(*command, expect=1).stderr
+    for reading in READING:
+        warned = run_fleet(*reading).stderr
+        assert [line[:31] for line in warned.splitlines() if ":" in line] == ["Warning: The revocation journal"], (
+            reading
+        )
+    assert "cam-1" in run_fleet("device", "list").stdout
+    beginning = run_fleet("db", "begin-journal", "-o", "json")
+    assert "device.suspend device cam-1" in beginning.stderr
+    begun = parsed(beginning)
+    assert (begun["journal"], begun["begun"], begun["after_event"] > 0) == (str(journal), True, True)
+    run_fleet("device", "revoke", "cam-1")
+    again = parsed(run_fleet("db", "begin-journal", "-o", "json"))
+    assert (again["begun"], again["after_event"] > begun["after_event"]) == (False, True)
+    rows = [row for row in parsed(run_fleet("audit", "list", "-o", "json")) if row["action"] == "journal.begin"]
+    assert [(row["subject"], row["detail"]) for row in rows] == [
+        ("revocation journal", {"event": str(begun["after_event"])})
+    ]

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
-from fleet.cli import main, options
+from fleet.cli import distrust, main, options
 from fleet.domain.credential import Credential
 from fleet.domain.device import DeviceState
 from fleet.domain.distrust import KEY_MARKS
@@ -38,11 +38,9 @@ def enrolled(home: Path) -> Path:
     async def add() -> None:
         registry = await open_engine(home / "registry.db")
         for name in ("cam-1", "cam-2"):
-            writes = (
-                Insert(replace(device(name, DeviceState.ACTIVE, "default"), hardware_serial="")),
-                AddCredential(issued(name)),
-            )
-            await registry.commit(change(*writes))
+            held = issued(name)
+            made = replace(device(name, DeviceState.ACTIVE, "default"), hardware_serial="", expires_at=held.not_after)
+            await registry.commit(change(Insert(made), AddCredential(held)))
         await registry.close()
 
     asyncio.run(add())
@@ -77,9 +75,13 @@ def test_a_dry_run_then_the_rule_its_progress_and_its_end(enrolled: Path) -> Non
     assert "default 2" in fleet(enrolled, "distrust", "show", rule["id"]).stdout
     cam = json.loads(fleet(enrolled, "device", "show", "cam-1", "-o", "json").stdout)
     assert cam["distrusted_by"] == [{"id": rule["id"], "refuses": True, "reason": "leak"}]
-    assert f"{rule['id']} (leak)" in fleet(enrolled, "device", "show", "cam-1").stdout
+    assert (cam["usable_certificates"], cam["usable_until"]) == (0, None)
+    assert f"{rule['id']} (leak)" in (text := fleet(enrolled, "device", "show", "cam-1").stdout)
+    assert "no valid certificate" in text
     assert fleet(enrolled, "distrust", "undo", rule["id"], "--reason", "false alarm").exit_code == 0
-    assert "distrusted" not in fleet(enrolled, "device", "show", "cam-1").stdout
+    text = fleet(enrolled, "device", "show", "cam-1").stdout
+    assert "distrusted" not in text
+    assert "no valid certificate" not in text
     gone = fleet(enrolled, "distrust", "show", rule["id"])
     assert gone.exit_code == 1
     assert "no-such-distrust" in gone.stderr
@@ -157,6 +159,7 @@ def test_devices_that_renew_after_the_confirmation_are_left_out_and_no_more_come
     monkeypatch: pytest.MonkeyPatch, lefts: tuple[int, ...], expected: list[int], exit_code: int
 ) -> None:
     api = RenewingFleet(*lefts)
-    monkeypatch.setattr(options, "client_at", lambda **_: nullcontext(api))
+    for module in (options, distrust):  # commands are loaded when they are first used
+        monkeypatch.setattr(module, "client_at", lambda **_: nullcontext(api))
     run = CliRunner().invoke(main, ["distrust", "revoke", "0" * 12, "--yes"])
     assert (api.expected, run.exit_code) == (expected, exit_code), run.output

@@ -5,7 +5,7 @@ from datetime import timedelta
 import click
 import pytest
 
-from fleet.cli.durations import DURATION, duration_text
+from fleet.cli.parameters import DURATION, duration_text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fleet.cli import main, token_batch
+from tests.forks import write_script
 
 RunFleet = Callable[..., Result]
 
@@ -274,11 +275,10 @@ def test_ids_complete_in_the_shell(
         "COMP_CWORD": str(len(words.split()) + 1),
     }
     program = tmp_path / "fleet"
-    program.write_text("from fleet.cli import main\nmain()\n")
-    command = [sys.executable, str(program)]
+    write_script(program, "fleet.cli:main")
     for where, wanted in ((str(home), expected), ("/nowhere", [])):
         done = subprocess.run(
-            command, env={**environment, "FLEET_HOME": where}, capture_output=True, text=True, check=False
+            [program], env={**environment, "FLEET_HOME": where}, capture_output=True, text=True, check=False
         )
         found = [line.partition(",")[2] for line in done.stdout.splitlines() if line.startswith("plain,")]
         assert (found, done.stderr) == (wanted, "")

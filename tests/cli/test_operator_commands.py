@@ -109,7 +109,8 @@ def test_tokens_that_it_made_are_shown_and_revoked(run_fleet: RunFleet, home: Pa
     asyncio.run(made())
     assert parsed(run_fleet("show", "bob", "-o", "json"))["open_tokens"] == 2
     assert "2 tokens that 'bob' made can still be used" in run_fleet("revoke", "bob").stderr
-    assert run_fleet("revoke", "bob", "--tokens").stderr == ""
+    done = run_fleet("revoke", "bob", "--tokens", "-o", "json")
+    assert (done.stderr, parsed(done)["revoked_tokens"]) == ("", 2)
     assert parsed(run_fleet("show", "bob", "-o", "json"))["open_tokens"] == 0
 
 

@@ -76,6 +76,22 @@ def test_a_value_as_a_table() -> None:
     assert "ok:    yes" in lines
 
 
+def test_records_of_a_value_are_blocks_of_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"id": "cam-7", "certificates": [{"serial": "4f", "revoked_at": None}, {"serial": "50"}], "state": "active"}
+    print_value(row, "table")
+    assert capsys.readouterr().out.splitlines() == [
+        "id:    cam-7",
+        "state: active",
+        "",
+        "certificates 1 of 2:",
+        "  serial:     4f",
+        "  revoked at: -",
+        "",
+        "certificates 2 of 2:",
+        "  serial: 50",
+    ]
+
+
 def test_the_revision_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"id": "pump-7", "revision": 3}
     print_value(row, "table")

@@ -14,6 +14,7 @@ from fleet.ca.key_identifiers import identifier_of
 from fleet.home.layout import certificate_in
 from tests.home.corporate import below, corporate_root
 from tests.serving import run_fleet, start
+from tests.waiting import PATIENCE_SECONDS
 
 
 def test_the_command_is_run_when_files_have_changed_and_only_then(tmp_path: Path) -> None:
@@ -81,9 +82,9 @@ def test_a_kill_before_the_command_has_ended_does_not_lose_it(tmp_path: Path) ->
     home, folder, ran = tmp_path / "home", tmp_path / "pki", tmp_path / "ran"
     run_fleet(home, "init")
     words = ("-m", "fleet", "publish", "--home", str(home), str(folder), "--run")
-    assert start("killed", *words, "kill -9 $PPID").process.wait(60) == -signal.SIGKILL
+    assert start("killed", *words, "kill -9 $PPID").process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
     again = f"echo again >>'{ran}'; kill -TERM $PPID"
-    assert start("following", *words, again, "--follow").process.wait(60) == 0
+    assert start("following", *words, again, "--follow").process.wait(PATIENCE_SECONDS) == 0
     assert ran.read_text() == "again\n"
 
 

@@ -1,5 +1,6 @@
 """The commands on a home: model, device, token, station, audit. Each runs on a real one, made by `fleet init`."""
 
+import asyncio
 import getpass
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec.structs import replace
 
 from fleet.cli import main
+from fleet.config.settings_file import read_settings
+from fleet.domain.device import DeviceId, DeviceState
 from fleet.domain.model_rules import DEFAULT_RULES, rules_json
+from fleet.domain.writes import AddCredential, MoveDevice
+from fleet.storage.sqlite.registry import SqliteRegistry
+from tests.storage.samples import change, credential
 
 RunFleet = Callable[..., Result]
 
@@ -65,6 +72,77 @@ class TestModel:
         assert [m["name"] for m in parsed(run_fleet("model", "list", "-o", "json"))] == ["cam2", "default"]
         assert "30d" in run_fleet("model", "list").stdout
 
+    def test_one_of_applications(self, run_fleet: RunFleet) -> None:
+        added = run_fleet("model", "add", "backend", "--application", "--max-sessions", "8")
+        assert added.stderr == ""
+        assert re.search("^kind: +application$", added.stdout, re.MULTILINE)
+        assert run_fleet("model", "list").stdout.splitlines()[1].split()[:2] == ["backend", "application"]
+        run_fleet("device", "add", "app-1", "--model", "backend")
+        run_fleet("device", "add", "cam-1", "--model", "default")
+        for kind, listed in (("application", "app-1"), ("device", "cam-1")):
+            found = parsed(run_fleet("device", "list", "--kind", kind, "-o", "json"))
+            assert [(each["id"], each["kind"]) for each in found] == [(listed, kind)]
+        assert re.search("^kind: +application$", run_fleet("device", "show", "app-1").stdout, re.MULTILINE)
+        assert "--admit token" in run_fleet("model", "set", "backend", "--admit", "claim", expect=1).stderr
+        run_fleet("model", "add", "b", "--application", "--admit", "station", expect=2)
+
+    def test_a_model_of_devices_with_the_topics_of_applications_is_told_of_them(self, run_fleet: RunFleet) -> None:
+        for wide in ("devices/+/up/#", "devices/#", "#", "+/+/up", "+/#"):
+            assert f": {wide}." in run_fleet("model", "set", "default", "--subscribe", wide).stderr
+        said = run_fleet("model", "set", "default", "--publish", "devices/cam-9/up/x").stderr
+        assert "has a topic of device cam-9 now: devices/cam-9/up/x." in said
+        assert ": devices/#." in run_fleet("model", "override", "default", "a=b", "--subscribe", "devices/#").stderr
+        for narrow in ("devices/{id}/#", "news/#", "devices", "devices/{tag:site}/+", "+"):
+            assert run_fleet("model", "set", "default", "--publish", narrow).stderr == ""
+
+    def test_policy(self, home: Path, run_fleet: RunFleet) -> None:
+        def ask(*words: str) -> Result:
+            return CliRunner().invoke(main, ("policy", "test", "cam-7", *words), env={"FLEET_HOME": str(home)})
+
+        run_fleet("device", "add", "cam-7", "--model", "default")
+        denied = ask("publish", "devices/cam-7/up/a", "--retain", "--size", "1KiB")
+        assert (denied.exit_code, denied.stderr) == (1, "")
+        assert "device-registered" in denied.stdout
+        shown = ask("subscribe", "a", "-o", "json")
+        assert (shown.exit_code, parsed(shown)["allowed"]) == (1, False)
+        with closing(sqlite3.connect(home / "registry.db", isolation_level=None)) as db:
+            db.execute("UPDATE device SET state = 'active'")
+        allowed = ask("publish", "devices/cam-7/up/a", "--size", "1KiB")
+        assert (allowed.exit_code, allowed.stderr) == (0, "")
+        assert "rule:      devices/{id}/up/#" in allowed.stdout
+        assert "advice" not in allowed.stdout
+        misused = ask("subscribe", "a", "--retain")
+        assert (misused.exit_code, "are those of a message" in misused.stderr) == (2, True)
+        wrong = ask("publish", "a/+")
+        assert (wrong.exit_code, "(bad-topic)" in wrong.stderr) == (1, True)
+
+    def test_override(self, run_fleet: RunFleet) -> None:
+        def overrides(*words: str) -> Any:
+            return parsed(run_fleet("model", "override", "cam2", *words, "-o", "json"))["mqtt"]["overrides"]
+
+        run_fleet("model", "add", "cam2")
+        gold, oslo = {"tag": "tier=gold", "qos_max": 1, "publish": ["gold/{id}"]}, {"tag": "site=oslo", "retain": True}
+        assert overrides("tier=gold", "--max-qos", "1", "--publish", "gold/{id}") == [gold]
+        assert overrides("site=oslo", "--retain") == [gold, oslo]
+        assert overrides("site=oslo", "--first") == [oslo, gold]
+        gold["packet_size_max"] = 2048
+        assert overrides("tier=gold", "--max-packet-size", "2KiB") == [oslo, gold]
+        shown = run_fleet("model", "show", "cam2").stdout
+        assert "tier=gold: publish=gold/{id} qos_max=1 packet_size_max=2048\n" in shown
+        assert overrides("site=oslo", "--remove") == [gold]
+        assert (
+            "no override for site=oslo"
+            in run_fleet("model", "override", "cam2", "site=oslo", "--remove", expect=1).stderr
+        )
+        for words in (
+            ["tier=gold"],
+            ["tier=gold", "--remove", "--retain"],
+            ["gold", "--retain"],
+            ["a=b", "--publish", "#a"],
+        ):
+            run_fleet("model", "override", "cam2", *words, expect=2)
+        assert parsed(run_fleet("model", "set", "cam2", "--max-qos", "0", "-o", "json"))["mqtt"]["overrides"] == [gold]
+
     def test_rules(self, run_fleet: RunFleet) -> None:
         run_fleet("tenant", "add", "acme")
         options = (
@@ -86,6 +164,11 @@ class TestModel:
             "--max-packet-size",
             "2KiB",
             "--no-check-response-topic",
+            "--max-qos",
+            "0",
+            "--no-shared-subscriptions",
+            "--publish",
+            "sites/{tag:site}/{id}",
         )
         added = parsed(run_fleet("model", "add", "cam2", *options, "--tenant", "acme", "-o", "json"))
         assert added["tenant"] == "acme"
@@ -97,7 +180,7 @@ class TestModel:
         ended = parsed(run_fleet("model", "set", "cam2", "--end-former-tenants", "-o", "json"))
         assert ended == {**changed, "former_tenants": []}
         changes = {"on_denied": "close", "messages_per_second": 50, "check_response_topic": False}
-        changes |= {"subscriptions_max": 7, "packet_size_max": 2_048}
+        changes |= {"subscriptions_max": 7, "packet_size_max": 2_048, "qos_max": 0, "shared_subscriptions": False}
         assert added["mqtt"] == {**rules_json(DEFAULT_RULES)["mqtt"], **changes}
         table = " ".join(run_fleet("model", "show", "cam2").stdout.split())
         assert "mqtt on denied: close mqtt messages per second: 50" in table
@@ -108,6 +191,10 @@ class TestModel:
         )
         table = " ".join(run_fleet("model", "show", "cam2").stdout.split())
         assert "mqtt bytes per second: no limit" in table
+        assert "mqtt client id: exact mqtt sessions max: 4" in table
+        usual = " ".join(run_fleet("model", "show", "default").stdout.split())
+        assert "mqtt qos max: 2 mqtt shared subscriptions: yes" in usual
+        assert "mqtt on denied: acknowledge" in usual
         assert "mqtt subscriptions max: fleet.toml's (filters_per_device_max)" in table
         assert "mqtt packet size max: fleet.toml's (packet_size_max)" in table
         assert "admission paths:" in table
@@ -123,6 +210,9 @@ class TestModel:
             (("add", "default"), 1, "adding model 'default': model default exists already"),
             (("add", "a/b"), 2, "is not a name for a model"),
             (("add", "m", "--publish", "a/#/b"), 2, "is not a topic filter"),
+            (("add", "m", "--publish", "a/{ID}"), 2, "holds braces other than {id}, {model}, {tenant} and {tag:KEY}"),
+            (("add", "m", "--publish", "a/{tag:model}"), 2, "'model' cannot be a tag's key"),
+            (("add", "m", "--max-qos", "3"), 2, "3 is not in the range 0<=x<=2"),
             (("add", "m", "--lifetime", "soon"), 2, "'soon' is not a duration; write 90s, 15m, 1h or 30d"),
             (("add", "m", "--lifetime", "0s"), 2, "greater than zero"),
             (("add", "m", "--key-type", "RSA-1024"), 2, "RSA-1024"),
@@ -176,6 +266,7 @@ class TestDevice:
         assert run_fleet("device", "list").stdout.splitlines()[0].split() == [
             "ID",
             "MODEL",
+            "KIND",
             "STATE",
             "HARDWARE",
             "SERIAL",
@@ -430,3 +521,71 @@ class TestRenewal:
     )
     def test_refusals(self, run_fleet: RunFleet, arguments: tuple[str, ...], code: int, says: str) -> None:
         assert says in run_fleet("renewal", "campaign", *arguments, expect=code).stderr
+
+
+@pytest.mark.parametrize(
+    ("hosts", "listens"),
+    [((), "127.0.0.1"), (("localhost", "::1"), "127.0.0.1"), (("localhost", "iot.example"), "0.0.0.0")],
+)
+def test_a_home_listens_on_all_interfaces_only_for_a_host_beyond_this_machine(
+    tmp_path: Path, hosts: tuple[str, ...], listens: str
+) -> None:
+    named = [word for host in hosts for word in ("--host", host)]
+    assert CliRunner().invoke(main, ["init", str(tmp_path / "home"), *named]).exit_code == 0
+    settings = read_settings(tmp_path / "home" / "fleet.toml")
+    assert {settings.est.host, settings.mqtt.host, settings.http.host} == {listens}
+
+
+def test_one_certificate_of_a_device_is_revoked_by_its_serial_number(run_fleet: RunFleet, home: Path) -> None:
+    run_fleet("device", "add", "cam-7", "--model", "default")
+    old, new = credential("cam-7", serial="a1b2"), credential("cam-7", serial="c3d4")
+
+    async def given() -> None:
+        registry = await SqliteRegistry.open(home / "registry.db")
+        await registry.commit(change(AddCredential(old), AddCredential(new)))
+        await registry.close()
+
+    asyncio.run(given())
+    done = run_fleet("device", "revoke-certificate", "cam-7", "00:A1:B2", "--crl-reason", "superseded", "-o", "json")
+    assert (json.loads(done.stdout)["serial"], json.loads(done.stdout)["state"]) == ("a1b2", "revoked")
+    shown = json.loads(run_fleet("device", "show", "cam-7", "-o", "json").stdout)
+    assert {each["serial"]: each["state"] for each in shown["certificates"]} == {"a1b2": "revoked", "c3d4": "issued"}
+    again = run_fleet("device", "revoke-certificate", "cam-7", "0xa1b2", expect=1).stderr
+    assert "revoked already" in again
+    assert "only keyCompromise" in again
+    assert "fleet device show cam-7" in run_fleet("device", "revoke-certificate", "cam-7", "a1", expect=1).stderr
+
+
+def test_a_serial_number_may_be_given_by_its_beginning(run_fleet: RunFleet, home: Path) -> None:
+    run_fleet("device", "add", "cam-7", "--model", "default")
+    end = datetime(2099, 1, 1, tzinfo=UTC)
+    held = [replace(credential("cam-7", serial=serial), not_after=end) for serial in ("abcdef11", "abcdef22")]
+
+    async def given() -> None:
+        registry = await SqliteRegistry.open(home / "registry.db")
+        states = frozenset({DeviceState.REGISTERED})
+        moved = MoveDevice(DeviceId("cam-7"), states, DeviceState.ACTIVE, expires_at=held[0].not_after)
+        await registry.commit(change(moved, *map(AddCredential, held)))
+        await registry.close()
+
+    asyncio.run(given())
+    assert "begin with abcdef" in run_fleet("device", "revoke-certificate", "cam-7", "abcdef", expect=1).stderr
+    for serial, left in (("abcdef1", 1), ("abcdef2", 0)):
+        run_fleet("device", "revoke-certificate", "cam-7", serial)
+        assert parsed(run_fleet("device", "show", "cam-7", "-o", "json"))["usable_certificates"] == left
+        text = run_fleet("device", "show", "cam-7").stdout
+        assert ("no valid certificate" in text) == ("expires at" not in text) == (left == 0)
+        [listed] = parsed(run_fleet("device", "list", "-o", "json"))
+        assert (listed["expires_at"], listed["state"]) == ("2099-01-01T00:00:00Z", "active")
+        assert listed["usable_until"] == (listed["expires_at"] if left else None)
+        assert ("2099-01-01" in run_fleet("device", "list").stdout) == (left == 1)
+    assert "serial number" in run_fleet("device", "revoke-certificate", "cam-7", "cam", expect=2).stderr
+    assert "2099" not in run_fleet("device", "revoke", "cam-7").stdout
+    assert "That is final" in run_fleet("device", "resume", "cam-7", expect=1).stderr
+
+
+def test_lists_without_rows_and_lost_admission_say_so(run_fleet: RunFleet) -> None:
+    assert "There are no such devices." in run_fleet("device", "list").stderr
+    assert run_fleet("device", "list", "-o", "json").stderr == ""
+    assert "There are none." in run_fleet("claim", "list").stderr
+    assert "No longer admitted: token, station." in run_fleet("model", "set", "default", "--admit", "claim").stderr

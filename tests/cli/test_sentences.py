@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from fleet.cli import main
 from fleet.client.client import Client
+from fleet.config import streams
 from fleet.runtime.host import Endpoints, ready_file_with
 
 
@@ -87,3 +89,12 @@ def test_requests_complete_that_can_be_decided(
     found = completion.get_completions(["--home", str(home), "request", verb], "0123")
     assert asked == states
     assert len(found) == len(states)
+
+
+def test_an_option_that_help_does_not_list_is_not_suggested() -> None:
+    options = [click.Option(["--prompt"], hidden=True), click.Option(["--prod"])]
+    context = click.Context(click.Command("serve", params=list[click.Parameter](options)))
+    error = click.NoSuchOption("--prot", possibilities=["--prompt", "--prod"], ctx=context)
+    shown = streams.without_hidden(error)
+    assert isinstance(shown, click.NoSuchOption)
+    assert shown.possibilities == ["--prod"]

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from fleet.cli.sizes import size_in_bytes
+from fleet.cli.parameters import size_in_bytes
 
 SIZE = size_in_bytes(64 * 1024**2)
 

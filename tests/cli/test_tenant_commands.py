@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from fleet.cli import main
-from fleet.home.ca_listing import root_keys_here
+from fleet.home.home_cas import root_keys_here
 from fleet.home.layout import Home
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from fleet.client.client import Answer
 from fleet.client.home import HomeTransport
-from fleet.client.transport import Answer
 from fleet.domain.errors import NotFound
 from fleet.home.layout import Home
 

@@ -192,7 +192,7 @@ def test_one_deadline_covers_every_byte(serving: Callable[[Serve], Server], file
     started = time.monotonic()
     with Client(transport(server, file, 1.0)) as client, pytest.raises(Unavailable, match="no whole answer within 1 s"):
         client.get("/v1/a")
-    assert time.monotonic() - started < 10  # and not the 20 s that the answer takes
+    assert time.monotonic() - started < 15  # and not the 20 s that the answer takes
 
 
 def test_a_server_that_never_shakes_hands(file: Path) -> None:

@@ -33,3 +33,42 @@ def test_force_replaces_a_file(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_file(path, b"newer", secret=True)
     assert path.read_bytes() == b"new"
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        write_file(tmp_path / "away" / "x.pem", b"", secret=False)
+    assert caught.value.filename == str(tmp_path / "away" / "x.pem")
+
+
+OTHER = 12345  # a user and a group that nobody here is
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give files away")
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "taken"),
+    [
+        (0, 0, 0o755, True),
+        (0, 0, 0o775, True),  # a group of our own
+        (0, 0, 0o1777, True),  # as /tmp
+        (0, OTHER, 0o775, False),
+        (0, OTHER, 0o755, True),
+        (0, 0, 0o777, False),
+        (OTHER, 0, 0o700, False),
+        (OTHER, 0, 0o1777, False),
+    ],
+)
+def test_a_secret_goes_into_no_folder_that_others_may_change(
+    tmp_path: Path, owner: int, group: int, mode: int, taken: bool
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    os.chown(folder, owner, group)
+    folder.chmod(mode)
+    write_file(folder / "root.pem", b"public", secret=False)
+    if taken:
+        write_file(folder / "key", b"secret", secret=True)
+    else:
+        with pytest.raises(PermissionError, match="others may write"):
+            write_file(folder / "key", b"secret", secret=True)
+    assert (folder / "key").exists() is taken

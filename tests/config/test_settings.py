@@ -10,12 +10,15 @@ from fleet.config.addresses import (
     Address,
     Broker,
     parse_address,
+    parse_api_address,
     parse_broker,
     parse_control_address,
     parse_database,
     parse_local_address,
+    parse_network,
 )
-from fleet.config.settings import SETTINGS_SIZE_MAX, Settings, SettingsError, read_settings
+from fleet.config.settings import Settings
+from fleet.config.settings_file import SETTINGS_SIZE_MAX, SettingsError, read_settings
 from fleet.config.template import render
 from tests.tiers import Tier
 
@@ -38,7 +41,17 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         upstream=parse_broker("mqtt://b:1883"),
         log_format="json",
         durable=True,
+        presence_events=True,
+        server_reference="b.example:8883 c.example",
+        presence_topic="fleet/presence/{id}",
         dynsec_broker=parse_control_address("mqtts://broker.example:8883"),
+        upstream_ca="upstream-ca.pem",
+        upstream_certificate="gateway.pem",
+        upstream_key="gateway.key",
+        upstream_password_file="upstream.password",
+        upstream_user_properties=True,
+        upstream_proxy_v2=True,
+        upstream_refuse_dots=True,
         dynsec_user="root",
         dynsec_password_file="control.password",
         dynsec_ca="broker.pem",
@@ -47,6 +60,17 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         forward_auth=parse_local_address("unix:/run/auth.sock"),
         forward_auth_secret_file="proxy.secret",
         forward_auth_group="www-data",
+        broker_auth=parse_local_address("unix:broker.sock"),
+        broker_auth_group="daemon",
+        broker_sessions=parse_api_address("emqx+https://b:18084"),
+        broker_sessions_password_file="api.password",
+        broker_sessions_ca="broker.pem",
+        broker_auth_secret_file="broker.secret",
+        rabbitmq_vhost="iot",
+        wss=Address("::", 443),
+        wss_origins=("https://app.example", "http://[::1]:8080"),
+        proxy_trusted=(parse_network("192.0.2.7"), parse_network("2001:db8::/48")),
+        proxy_listeners=("publish",),
         publish_url="http://pki.example/fleet",
         publish_cdp=("fleet", "tenant:acme"),
         publish_aia=(),
@@ -73,12 +97,46 @@ def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("10.0.0.5", "10.0.0.5/32"),
+        ("::ffff:10.0.0.5", "10.0.0.5/32"),
+        ("::ffff:a00:0/104", "10.0.0.0/8"),
+        ("::fffe:0:0/95", "::fffe:0:0/95"),
+        ("2001:db8::/48", "2001:db8::/48"),
+    ],
+)
+def test_a_network_is_written_as_addresses_of_peers_are(text: str, network: str) -> None:
+    assert str(parse_network(text)) == network
+
+
+@pytest.mark.parametrize(
     ("text", "line", "says"),
     [
         ('[fleet]\nname = "a"\n\n[listn]\nest = "h:1"\n', 4, "did you mean 'listen'"),
         ('[listen]\nmqtt = "h:1"\nest = 8443\n', 3, "listen.est must be a text"),
         ('[listen]\n# est = 1\nest = "nowhere"\n', 3, "listen.est 'nowhere' is not HOST:PORT"),
         ('[publish]\naddress = "nowhere"\n', 2, "publish.address 'nowhere' is not HOST:PORT"),
+        ('[wss]\naddress = "nowhere"\n', 2, "wss.address 'nowhere' is not HOST:PORT"),
+        ('[wss]\norigins = ["null"]\n', 2, "wss.origins must be a list of origins"),
+        ('[wss]\norigins = ["https://app.example/"]\n', 2, "wss.origins must be a list of origins"),
+        ('[wss]\norigins = ["*"]\n', 2, "wss.origins must be a list of origins"),
+        ('[proxy_protocol]\ntrusted = "10.0.0.0/8"\n', 2, "proxy_protocol.trusted must be a list of IP addresses"),
+        (
+            '[proxy_protocol]\ntrusted = ["10.0.0.1/8"]\n',
+            2,
+            "'10.0.0.1/8' has host bits set; the network is 10.0.0.0",
+        ),
+        ('[proxy_protocol]\ntrusted = ["::1:2/64"]\n', 2, "'::1:2/64' has host bits set; the network is ::/64"),
+        ('[proxy_protocol]\ntrusted = ["10.0.0.1/33"]\n', 2, "'10.0.0.1/33' is not an IP address, nor a network"),
+        ('[proxy_protocol]\ntrusted = ["balancer"]\n', 2, "'balancer' is not an IP address, nor a network"),
+        ('[proxy_protocol]\ntrusted = ["::/0"]\n', 2, "'::/0' covers every address"),
+        ('[proxy_protocol]\ntrusted = ["::ffff:0:0/96"]\n', 2, "'::ffff:0:0/96' covers every address"),
+        ('[proxy_protocol]\ntrusted = ["10.0.0.5"]\nlisteners = []\n', 3, "proxy_protocol.listeners is empty"),
+        ('[proxy_protocol]\nlisteners = ["est", "ssh"]\n', 2, "proxy_protocol.listeners must be a list of est, "),
+        ('[proxy_protocol]\nlisteners = ["est", "ssh"]\n', 2, "; not 'ssh'"),
+        ('[wss]\norigins = ["https://app.example/"]\n', 2, "'https://app.example/' is none"),
+        ('[listen]\nest = "localhost:99999"\n', 2, "a port is at most 65535"),
         ("[publish]\naddress = false\n", 2, "publish.address must be a text"),
         ('[publish]\ncdp = "all"\n', 2, "publish.cdp must be a list of CAs"),
         ('[publish]\naia = ["tenant:"]\n', 2, "publish.aia must be a list of CAs"),
@@ -91,6 +149,10 @@ def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
         ("[limits]\nhalf_open_max = true\n", 2, "limits.half_open_max must be a whole number"),
         ("[limits]\nhandshake_seconds_max = nan\n", 2, "limits.handshake_seconds_max must be a number"),
         ('[gateway]\nupstream = "http://x"\n', 2, "gateway.upstream 'http://x' is not auto"),
+        ('[gateway]\npresence_topic = "presence/{id}"\n', 2, "is no topic beneath fleet/presence"),
+        ('[gateway]\npresence_topic = "fleet/presence"\n', 2, "is no topic beneath fleet/presence"),
+        ('[gateway]\npresence_topic = "fleet/presence/#"\n', 2, "is no topic beneath fleet/presence"),
+        ('[gateway]\npresence_topic = "fleet/presence/{model}"\n', 2, "is no topic beneath fleet/presence"),
         ("[serve]\nworkers = -1\n", 2, "serve.workers '-1' is not a whole number from 0 to 256"),
         ('[serve]\nworkers = "all"\n', 2, "serve.workers 'all' is not a whole number"),
         ("[serve]\nworkers = true\n", 2, "serve.workers must be a whole number"),
@@ -102,6 +164,7 @@ def test_a_key_left_out_has_its_default(tmp_path: Path) -> None:
             4,
             "forward_auth.group is for a Unix socket",
         ),
+        ('[broker_auth]\n\naddress = "127.0.0.1:9000"\n', 3, "broker_auth.address is a TCP port: it needs"),
         ('[forward_auth]\nadress = "off"\n', 2, "did you mean 'address'"),
         ('[forward_auth]\nforward_auth = "off"\n', 2, "forward_auth.forward_auth is not a setting"),
         ("[forward_auth]\nsecret_file = 1\n", 2, "forward_auth.secret_file must be a text"),
@@ -133,7 +196,7 @@ def test_bytes_that_are_not_utf8_and_files_too_large_or_missing(tmp_path: Path) 
 
 def test_a_file_cut_anywhere_is_refused_or_holds_no_half_value(tmp_path: Path, tier: Tier) -> None:
     whole = render(Settings(est=Address("0.0.0.0", 18443), half_open_max=2000))
-    for end in range(0, len(whole), tier.times(3, all=1, quick=11)):
+    for end in range(0, len(whole), tier.times(11, all=1)):
         try:
             settings = read_settings(written(tmp_path, whole[:end]))
         except SettingsError:
@@ -162,7 +225,7 @@ NO_UPSTREAMS = ["", "Auto", "auto:x", "mqtt:host", "mqtt://", "mqtt://h:", "mqtt
 
 
 @pytest.mark.parametrize(
-    "text", [*NO_UPSTREAMS, "mqtt://a:b:1883", "mqtt://user@h:1883", "unix:", "mqtts://h", "tcp://h:1", "h:1"]
+    "text", [*NO_UPSTREAMS, "mqtt://a:b:1883", "mqtt://user@h:1883", "unix:", "mqtts://", "tcp://h:1", "h:1"]
 )
 def test_an_upstream_that_is_none(text: str) -> None:
     with pytest.raises(ValueError):
@@ -176,6 +239,7 @@ def test_an_upstream_is_kept_as_it_is_written(text: str) -> None:
 
 def test_an_upstream_without_a_port_has_mqtts_own() -> None:
     assert str(parse_broker("mqtt://h")) == "mqtt://h:1883"
+    assert str(parse_broker("mqtts://h")) == "mqtts://h:8883"
 
 
 @pytest.mark.parametrize("text", ["", " \n\t\n"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fleet.config.streams import json_text, printable
+from tests.waiting import PATIENCE_SECONDS
 
 PROGRAM = """
 import warnings
@@ -127,7 +128,7 @@ def test_ends(program: Path, words: str, code: int, out: str, err: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert "Traceback" not in done.stderr
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)

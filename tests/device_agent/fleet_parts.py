@@ -29,7 +29,7 @@ from fleet.ca.issuer import LocalIssuer
 from fleet.domain.access import Act
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.device import Model
-from fleet.servers.est import build_est_server
+from fleet.servers.est.server import build_est_server
 from fleet.services import inventory
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.services.revocation import suspend
@@ -188,13 +188,13 @@ class EstServer:
 class Broker:
     """mosquitto: one listener with mutual TLS for devices, one plain one on loopback for the test's subscriber."""
 
-    def __init__(self, authority: Authority, folder: Path) -> None:
+    def __init__(self, authority: Authority, folder: Path, extra: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._authority = authority
         self.port, self.plain_port = free_ports(2)
         self._process: subprocess.Popen[str] | None = None
-        self.extra = ""
+        self.extra = extra
         self.start()
 
     def start(self) -> None:
@@ -203,6 +203,7 @@ class Broker:
         authority = self._authority
         config.write_text(
             f"user {getpass.getuser()}\nper_listener_settings true\nset_tcp_nodelay true\npersistence false\n"
+            "max_queued_messages 0\n"  # it loses none that a busy machine's subscriber has not read yet
             f"listener {self.port} 127.0.0.1\nallow_anonymous true\ncafile {authority.ca_file}\n"
             f"certfile {authority.server_file}\nkeyfile {authority.server_key_file}\n"
             f"require_certificate true\nuse_identity_as_username true\n{self.extra}\n"
@@ -313,8 +314,9 @@ class Device:
         found: dict[str, Any] = json.loads(self.call("status", "-o", "json", expect=None).stdout)
         return found
 
-    def run(self, *words: str) -> "Agent":
-        agent = Agent(self.home, words)
+    def run(self, *words: str, through: tuple[str, ...] = ()) -> "Agent":
+        """Started, by the program `through` that becomes it, if there is one."""
+        agent = Agent(self.home, words, through)
         self._agents.append(agent)
         return agent
 
@@ -326,9 +328,9 @@ class Device:
 class Agent:
     """A running `device-agent run`; its log is read as it is written."""
 
-    def __init__(self, home: Path, words: tuple[str, ...]) -> None:
+    def __init__(self, home: Path, words: tuple[str, ...], through: tuple[str, ...] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "device_agent", "--home", home, "run", *words],
+            [*through, sys.executable, "-m", "device_agent", "--home", home, "run", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

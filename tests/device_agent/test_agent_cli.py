@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from device_agent.cli import cli
-from device_agent.device_key import certificate_info
-from device_agent.identity_store import IdentityStore
+from device_agent.cli import cli, missing_module
+from device_agent.store.atomic_files import held_lock
+from device_agent.store.device_key import certificate_info
+from device_agent.store.enrollment import ENROLL_LOCK_NAME
+from device_agent.store.identity_store import IdentityStore
 from tests.device_agent.fleet_parts import Authority, Device, EstServer, device_id_for, key_pem, pem
 from tests.free_ports import free_port
+
+pytestmark = pytest.mark.usefixtures("forked_programs")
 
 
 @pytest.fixture
@@ -52,6 +56,39 @@ def test_init_refuses_twice_and_harms_nothing(lone: Device, tmp_path: Path) -> N
     refused = lone.call(*again, "--ca", str(lone.est.authority.ca_file), expect=1)
     assert "already" in refused.stderr
     assert before == {path: path.read_bytes() for path in lone.home.iterdir()}
+
+
+def test_init_takes_no_folder_with_files_of_others(lone: Device) -> None:
+    """`reset` would erase them."""
+    lone.home.mkdir(mode=0o700)
+    (lone.home / "thesis.txt").write_text("years of work")
+    words = ["init", "--device-id", "x", "--est", "https://h", "--mqtt", "h:1"]
+    refused = lone.call(*words, "--ca", str(lone.est.authority.ca_file), expect=1)
+    assert "is not empty: it has 'thesis.txt'" in refused.stderr
+    (lone.home / "thesis.txt").rename(lone.home / ".agent.toml.new")  # an init that was cut off leaves it
+    lone.init()
+
+
+def test_one_enrollment_at_a_time(lone: Device) -> None:
+    lone.init()
+    token = lone.est.token(lone.device_id)
+    with held_lock(lone.home / ENROLL_LOCK_NAME, "busy"):
+        assert "Another enrollment works in this home" in lone.call("enroll", give=token, expect=1).stderr
+    lone.call("enroll", give=token)  # it is not spent
+
+
+def test_an_empty_variable_is_named(lone: Device) -> None:
+    lone.init()
+    said = lone.call("enroll", "--token-env", "NO_SUCH_VARIABLE", expect=2).stderr
+    assert "The environment variable NO_SUCH_VARIABLE is not set, or empty" in said
+
+
+@pytest.mark.parametrize(("word", "taken"), [("-5.2", True), ("-.5", True), ("--wiat", False), ("-x", False)])
+def test_a_negative_reading_is_no_option(lone: Device, word: str, taken: bool) -> None:
+    lone.init()
+    for words in (["send", "--ttl", "5", "t", word, "--wait"], ["request", "t", word, "--timeout", "1"]):
+        said = lone.call(*words, expect=1 if taken else 2).stderr
+        assert ("No agent answers" in said) == taken
 
 
 @pytest.mark.parametrize(
@@ -229,3 +266,20 @@ def test_help_names_every_command_and_loads_none() -> None:
     for name in ("init", "enroll", "run", "status", "renew", "send", "emulate"):
         assert f"\n  {name} " in done.stdout
     assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("cbor2", "agent,board"), ("cobs", "agent,board"), ("serial.tools", "agent,board"), ("paho", "agent")],
+)
+def test_the_extra_that_a_missing_module_is_of(name: str, extra: str) -> None:
+    assert missing_module(name).endswith(f"pip install '.[{extra}]'.")
+
+
+def test_emulate_without_its_extra_names_it(tmp_path: Path) -> None:
+    code = "import sys\nsys.modules['cbor2'] = None\nfrom device_agent.cli import main\nmain()"
+    words = [sys.executable, "-c", code, "--home", str(tmp_path / "board"), "emulate", "--pty", str(tmp_path / "port")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    expected = "Error: The Python module cbor2 is missing. Install the board's part: pip install '.[agent,board]'.\n"
+    assert done.stderr == expected

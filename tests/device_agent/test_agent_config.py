@@ -1,10 +1,12 @@
 """agent.toml: written once, read strictly."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from device_agent.agent_config import NewHome, read_config, write_config
+from device_agent.spool.settings import SpoolConfig
 from fleet.est_client.arguments import check_device_id, parse_host_port
 from fleet.est_client.errors import BadConfig
 
@@ -24,6 +26,19 @@ def test_what_is_written_is_read(home: Path) -> None:
     assert config.ca_file.read_bytes() == CA
     assert config.renew_at_fraction == pytest.approx(2 / 3, abs=0.001)
     assert (home / "agent.toml").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_home_begins_without_a_spool_unless_asked(home: Path) -> None:
+    assert read_config(home).spool == SpoolConfig()
+    file = home / "agent.toml"
+    before, after = file.read_text().split("\n[spool]")
+    file.write_text(before)  # as homes of before have it
+    assert read_config(home).spool == SpoolConfig()
+    after = after.replace("enabled = false", "enabled = true").replace("newest", "oldest")
+    file.write_text(f"{before}\n[spool]{after}")
+    assert read_config(home).spool == SpoolConfig(enabled=True, drop="oldest")
+    new = NewHome("cam-7", "https://h:8443", "h", 8883, CA, spool=True)
+    assert read_config(write_config(home / "other", new).parent).spool.enabled
 
 
 def test_a_second_one_is_refused(home: Path) -> None:
@@ -51,7 +66,32 @@ def test_a_home_that_is_none(tmp_path: Path) -> None:
         ("keepalive_seconds = 60", "keepalive_seconds = nan", "keepalive_seconds"),
         ("at_fraction = 0.667", "at_fraction = 1.5", "renewal.at_fraction"),
         ("[est]", "[est", "line"),
+        ("enabled = false", "enabled = 1", "spool.enabled"),
+        ("enabled = false", 'on = "yes"', "spool.on"),
+        ("bytes_max = 16777216", "bytes_max = 1", "spool.bytes_max"),
+        ("bytes_max = 16777216", "bytes_max = 2e7", "spool.bytes_max"),
+        ("age_max_seconds = 604800", "age_max_seconds = nan", "spool.age_max_seconds"),
+        ('drop = "newest"', 'drop = "all"', "spool.drop"),
+        ("[spool]  ", "[[spool]]  ", "spool must be a section"),
         ("[est]", "est = 1\n[other]", "est"),
+        ('device_id = "cam-7"', 'device_id = "a/b"', r"agent\.toml: device_id"),
+        ('hardware_serial = "SN 1"', 'hardware_serial = "SN\\u0000"', r"agent\.toml: hardware_serial"),
+        ('ca_file = "ca.pem"', 'ca_file = "ca\\u0000"', r"agent\.toml: ca_file"),
+        ("port = 8883", "port = 8883.9", r"agent\.toml: mqtt\.port"),
+        ("keepalive_seconds = 60", "keepalive_seconds = 60.9", r"agent\.toml: mqtt\.keepalive_seconds"),
+        (
+            "session_expiry_seconds = 86400",
+            "session_expiry_seconds = 0.5",
+            r"agent\.toml: mqtt\.session_expiry_seconds",
+        ),
+        ("messages_max = 1000", "messages_max = 1.5", r"agent\.toml: outbox\.messages_max"),
+        ('url = "https://h:8443"', 'url = "ftp://nonsense"', r"agent\.toml: est\.url"),
+        ('url = "https://h:8443"', 'url = "https://"', r"agent\.toml: est\.url"),
+        ('url = "https://h:8443"', 'url = "https://h:99999"', r"agent\.toml: est\.url"),
+        ('url = "https://h:8443"', 'url = "https://h"\nservers = ["https://[h"]', r"agent\.toml: est\.servers"),
+        ('host = "mqtt.example"', 'host = "mqtts://mqtt.example"', r"agent\.toml: mqtt\.host"),
+        ("port = 8883", 'port = 8883\nservers = ["h:x"]', r"agent\.toml: mqtt\.servers"),
+        ("[renewal]", '[trust]\npins = ["x"]\n[renewal]', r"agent\.toml: trust\.pins"),
     ],
 )
 def test_a_mistake_is_named(home: Path, old: str, new: str, named: str) -> None:
@@ -61,6 +101,12 @@ def test_a_mistake_is_named(home: Path, old: str, new: str, named: str) -> None:
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(BadConfig, match=named):
         read_config(home)
+
+
+def test_a_whole_number_may_be_written_with_a_point(home: Path) -> None:
+    file = home / "agent.toml"
+    file.write_text(file.read_text().replace("keepalive_seconds = 60", "keepalive_seconds = 90.0"))
+    assert read_config(home).keepalive_seconds == 90
 
 
 def test_not_text_or_too_long(home: Path) -> None:
@@ -107,3 +153,46 @@ def test_an_editors_byte_order_mark(home: Path) -> None:
     file.write_text(text, "utf-16")
     with pytest.raises(BadConfig, match="UTF-16 text; save it as UTF-8"):
         read_config(home)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can give files away")
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "taken"),
+    [
+        (0, 0, 0o755, True),
+        (0, 0, 0o775, True),
+        (0, 12345, 0o775, False),
+        (0, 0, 0o777, False),
+        (12345, 0, 0o700, False),
+    ],
+)
+def test_a_folder_that_others_may_change_is_no_home(
+    tmp_path: Path, owner: int, group: int, mode: int, taken: bool
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, owner, group)
+    home.chmod(mode)
+    if taken:
+        write_config(home, NewHome("cam-7", "https://h", "h", 1, b"ca"))
+    else:
+        with pytest.raises(PermissionError, match="others may write"):
+            write_config(home, NewHome("cam-7", "https://h", "h", 1, b"ca"))
+    assert any(home.iterdir()) is taken
+
+
+def test_a_new_home_may_be_behind_a_websocket(tmp_path: Path) -> None:
+    write_config(tmp_path / "home", NewHome("cam-7", "https://h", "mqtt.example", 443, b"root", mqtt_path="/mqtt"))
+    config = read_config(tmp_path / "home")
+    assert [str(each) for each in config.mqtt_servers] == ["wss://mqtt.example:443/mqtt"]
+
+
+def test_no_hook_copies_into_the_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    file = write_config(home, NewHome("cam-7", "https://h", "h", 1, b"root"))
+    text = file.read_text()
+    (tmp_path / "link").symlink_to(home)
+    for folder in (home, home / "slot-a", tmp_path / "link"):
+        file.write_text(f'{text}[[hook]]\nname = "x"\n[[hook.copy]]\ncontent = "key"\nto = "{folder}/ca.pem"\n')
+        with pytest.raises(BadConfig, match="within the device's home"):
+            read_config(home)

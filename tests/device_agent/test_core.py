@@ -233,3 +233,8 @@ def test_a_proof_checks_dates_as_a_connection_does(now: datetime) -> None:
     assert ask(view, now) == core.Prove(check_time=now == NOW)
     alone = replace(DOWN, current=None, candidate=GOOD)
     assert ask(alone, now) == core.Connect(Role.CANDIDATE, check_time=now == NOW)
+
+
+def test_a_decision_is_shown_in_words() -> None:
+    assert core.shown(core.Connect(Role.CURRENT, check_time=True)) == "connect role=current check_time=True"
+    assert core.shown(core.Promote()) == "promote"

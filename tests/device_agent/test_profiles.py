@@ -14,6 +14,8 @@ from fleet.services import inventory
 from fleet.wire.keys import key_type_of
 from tests.device_agent.fleet_parts import Device
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
+
 
 def newest(device: Device) -> x509.Certificate:
     found = device.est.call(device.est.registry.credentials(device.device_id))

@@ -1,31 +1,40 @@
 """The runner in this process, against servers that mosquitto is not: older, expired, refusing, silent."""
 
+import base64
 import io
+import itertools
 import os
+import re
 import signal
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
 from device_agent.agent_config import NewHome, read_config, write_config
-from device_agent.control import ask
+from device_agent.apps.control import ask
+from device_agent.commands import renew
 from device_agent.core import TICK_SECONDS
-from device_agent.device_key import certificate_info
-from device_agent.enrollment import Outcome
-from device_agent.errors import NotEnrolled
-from device_agent.event_log import EventLog
-from device_agent.identity_store import Identity, IdentityStore
-from device_agent.line_reader import LineReader
-from device_agent.publisher import PublishInput
-from device_agent.renewal_schedule import RenewalSchedule
+from device_agent.errors import NotEnrolled, NotRunning
 from device_agent.runner import Runner
+from device_agent.service.event_log import EventLog
+from device_agent.spool.line_reader import LineReader
+from device_agent.spool.publisher import PublishInput
+from device_agent.store.device_key import certificate_info
+from device_agent.store.enrollment import Outcome
+from device_agent.store.identity_store import Identity, IdentityStore
+from device_agent.store.renewal_schedule import RenewalSchedule
+from fleet.ca.authority import SERVER_LIFETIME
+from tests.certs_only import encode_certs_only
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, key_pem, pem
-from tests.device_agent.wild_servers import read_packet, tls_server
+from tests.device_agent.wild_servers import answers, http, read_packet, tls_server
+from tests.free_ports import free_port
 
 CONNACK_5, CONNACK_3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
 BAD_VERSION_5, BAD_VERSION_3 = b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x01"
@@ -111,6 +120,7 @@ def test_an_older_server_is_spoken_to_in_its_version(authority: Authority, tmp_p
         store.promote(put(store, authority))
         log = run_until(tmp_path / "a home", lambda text: " connected " in text)
     assert "protocol=3.1.1" in log
+    assert re.search(r'started .* renews_by_itself_at="\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"', log)
 
 
 def test_the_new_identity_is_tried_first_and_stays_when_it_works(authority: Authority, tmp_path: Path) -> None:
@@ -266,7 +276,7 @@ def test_a_certificate_stored_while_a_renewal_ends_is_used_at_once(
         replacement.now()
         return Outcome(ok=True, slot="slot-b")
 
-    monkeypatch.setattr("device_agent.rotation.EnrollmentProcess", lambda _: EndedEnrollment(end))
+    monkeypatch.setattr("device_agent.store.rotation.EnrollmentProcess", lambda _: EndedEnrollment(end))
     monkeypatch.setattr(RenewalSchedule, "is_due", lambda _self, identity, _now: identity.slot == "slot-a")
     log = run_until(replacement.home, lambda text: " connected " in text)
     assert is_refused_once(log)
@@ -307,7 +317,8 @@ def test_a_candidate_that_another_process_promotes_while_it_connects_is_renewed_
         store.promote(candidates[0])
         ask(tmp_path / "a home", {"do": "prove"}, DEADLINE_SECONDS)
         stream.sendall(CONNACK_5)
-        read_packet(stream)
+        while read_packet(stream):  # until the agent leaves: a second connection would ask one that stops
+            pass
 
     def renews(text: str) -> bool:
         if text.endswith("session=new\n"):
@@ -319,6 +330,32 @@ def test_a_candidate_that_another_process_promotes_while_it_connects_is_renewed_
         store.promote(put(store, authority))
         candidates.append(put(store, authority))
         run_until(tmp_path / "a home", renews)
+
+
+def test_a_renewal_without_an_agent_leaves_messages_where_they_are(authority: Authority, tmp_path: Path) -> None:
+    """It ends before a program could take what the server sends, or the server what a program sends."""
+    home, asked = tmp_path / "a home", dict[str, str]()
+    sent = b"".join(b"\x32\x08\x00\x03x/y" + number.to_bytes(2) + b"\0" for number in range(1, 21))
+    answers = list[bytes]()
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        for request in ({"do": "send", "topic": "t"}, {"do": "subscribe", "topic": "t"}, {"do": "rejected"}):
+            try:
+                asked[request["do"]] = str(ask(home, request, DEADLINE_SECONDS))
+            except NotRunning:
+                asked[request["do"]] = "no agent"
+        stream.sendall(CONNACK_5 + sent)
+        while packet := read_packet(stream):
+            answers.append(packet[:1])
+
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        candidate = put(store, authority)
+        assert renew(read_config(home)) == candidate
+    assert answers == [b"\xe0"]  # DISCONNECT, and no PUBACK
+    assert asked == dict.fromkeys(("send", "subscribe", "rejected"), "no agent")
 
 
 def test_a_message_that_the_server_refuses_is_an_exit_code(authority: Authority, tmp_path: Path) -> None:
@@ -341,13 +378,124 @@ def test_a_message_that_the_server_refuses_is_an_exit_code(authority: Authority,
         store = home_at(tmp_path, authority, port)
         store.promote(put(store, authority))
         source = PublishInput(LineReader(reading), "t", 1, True)
-        assert Runner(read_config(tmp_path / "a home"), EventLog(stream=log), source).run() == 1
+        config = replace(read_config(tmp_path / "a home"), managed=False)  # sends nothing but messages
+        assert Runner(config, EventLog(stream=log), source).run() == 1
     os.close(reading)
-    assert "message-refused" in log.getvalue()
+    assert re.search(r"message-refused reason=.* topic=t id=[0-9a-f]{24}", log.getvalue())
     assert "stopped delivered=1 undelivered=0 refused=1" in log.getvalue().splitlines()[-1]
+
+
+def test_an_input_of_bad_lines_alone_is_an_exit_code(authority: Authority, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"no/#/wildcards x\n\n")
+    os.close(writing)
+    log = io.StringIO()
+    store = home_at(tmp_path, authority, free_port())
+    store.promote(put(store, authority))
+    source = PublishInput(LineReader(reading), None, 1, stop_at_end=True)
+    assert Runner(read_config(tmp_path / "a home"), EventLog(stream=log), source).run() == 1
+    os.close(reading)
+    assert [each in log.getvalue() for each in ("line-refused line=1 ", "line-refused line=2 ")] == [True, True]
+
+
+def test_an_agent_that_waits_at_its_start_says_so_and_connects_on_a_signal(
+    authority: Authority, tmp_path: Path
+) -> None:
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(CONNACK_5)
+        read_packet(stream)
+
+    said: list[object] = []
+
+    def enough(text: str) -> bool:
+        if "connect-delayed" in text and not said:
+            said.append("once")
+            os.kill(os.getpid(), signal.SIGHUP)
+        return " connected " in text
+
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        file = tmp_path / "a home" / "agent.toml"
+        file.write_text(file.read_text().replace("_seconds = 0.02", "_seconds = 3600.0"))
+        identity = store.current()
+        assert identity is not None
+        (file.parent / "attempts.txt").write_text(f"7 {identity.certificate.fingerprint[:16]}\n")
+        log = run_until(file.parent, enough, chance=lambda: 0.5)
+    assert 'reason="it waits 1800 s to connect: 7 short connections or starts in a row"' in log
 
 
 def test_nothing_to_run_with(authority: Authority, tmp_path: Path) -> None:
     home_at(tmp_path, authority, 1)
     with pytest.raises(NotEnrolled):
         Runner(read_config(tmp_path / "a home"), EventLog(stream=io.StringIO())).run()
+
+
+def test_a_clock_that_jumps_keeps_it_neither_out_nor_without_its_identity(authority: Authority, tmp_path: Path) -> None:
+    """At every look it is another year, in the middle of a handshake too."""
+    years = itertools.cycle((datetime(1970, 1, 1, tzinfo=UTC), datetime(2050, 1, 1, tzinfo=UTC), None))
+
+    def clock() -> datetime:
+        return next(years) or datetime.now(UTC)
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(CONNACK_5)  # and ends the connection
+
+    with tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, port)
+        store.promote(put(store, authority))
+        before = store.current()
+        run_until(tmp_path / "a home", lambda text: text.count(" connected ") > 3, clock=clock)
+    assert store.current() == before
+
+
+def test_another_server_takes_over(authority: Authority, tmp_path: Path) -> None:
+    """The first is down, the second is a stranger's, the third is ours."""
+    stranger = Authority(tmp_path / "stranger")
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(CONNACK_5)
+        read_packet(stream)
+
+    with tls_server(stranger, behave) as strange, tls_server(authority, behave) as port:
+        store = home_at(tmp_path, authority, free_port())
+        file = tmp_path / "a home" / "agent.toml"
+        servers = [f"localhost:{strange}", f"mqtts://127.0.0.1:{port}"]
+        text = file.read_text().replace("cap_seconds = 0.02", "cap_seconds = 3600.0")
+        text = text.replace("base_seconds = 0.02", "base_seconds = 3600.0")  # a wait would be seen
+        file.write_text(text.replace('# servers = ["mqtt2', f"servers = {servers} #"))
+        store.promote(put(store, authority))
+        log = run_until(tmp_path / "a home", lambda text: " connected " in text)
+    failed = [line for line in log.splitlines() if "connect-failed" in line]
+    assert ["setback=network" in failed[0], "setback=untrusted" in failed[1], len(failed)] == [True, True, 2]
+    assert all("retry_seconds=0.0" in line for line in failed)
+
+
+def test_a_clock_that_is_ahead_is_corrected_by_est_and_it_connects(tmp_path: Path) -> None:
+    """By our clock the certificates of both servers are over. EST's own time says that they are not."""
+    authority = Authority(tmp_path / "old ca", made_days_ago=SERVER_LIFETIME.days + 10)
+    true = datetime.now(UTC) - timedelta(days=20)
+
+    def mqtt(stream: ssl.SSLSocket) -> None:
+        read_packet(stream)
+        stream.sendall(CONNACK_5)
+        read_packet(stream)
+
+    body = base64.b64encode(encode_certs_only((authority.root, authority.issuing)))
+    date = f"Date: {format_datetime(true, usegmt=True)}"
+    est = answers(http("200 OK", body, "Content-Type: application/pkcs7-mime", date))
+    with tls_server(authority, mqtt) as port, tls_server(authority, est) as est_port:
+        store = home_at(tmp_path, authority, port)
+        file = tmp_path / "a home" / "agent.toml"
+        file.write_text(file.read_text().replace("https://localhost:1", f"https://localhost:{est_port}"))
+        certificate, key = authority.issue("cam-7", begin=true - timedelta(days=1), end=true + timedelta(days=90))
+        slot = store.spare_slot()
+        store.write_key(slot, key_pem(key))
+        info = certificate_info(certificate, "cam-7", certificate.not_valid_before_utc)
+        store.promote(store.complete(slot, pem(certificate, authority.issuing), info))
+        log = run_until(tmp_path / "a home", lambda text: " connected " in text)
+    assert "untrusted" in log
+    assert re.search(r"clock-corrected system_ahead_seconds=1728\d\d\d", log)

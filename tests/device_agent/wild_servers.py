@@ -23,8 +23,7 @@ def tls_server(
     if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(client_ca.ca_file)
-    listener = socket.create_server((address, 0))
-    listener.settimeout(0.1)
+    listener = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     over = threading.Event()
     served: list[ssl.SSLSocket] = []
 
@@ -32,8 +31,8 @@ def tls_server(
         while not over.is_set():
             try:
                 connection, _ = listener.accept()
-            except TimeoutError:
-                continue
+            except OSError:  # it is over
+                return
             connection.settimeout(DEADLINE_SECONDS)
             with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as stream:
                 served.append(stream)
@@ -46,10 +45,11 @@ def tls_server(
         yield listener.getsockname()[1]
     finally:
         over.set()
+        listener.shutdown(socket.SHUT_RDWR)
         for stream in served[-1:]:  # whoever still talks to a client that has not left
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(stream, socket.SHUT_RDWR)
-        thread.join(20)
+        thread.join(DEADLINE_SECONDS)
         listener.close()
 
 

@@ -117,7 +117,7 @@ def test_changed_places() -> None:
 
 def test_twice() -> None:
     rows = log(3)
-    assert broken([*rows, rows[2]]) == ("audit-moved", "row 3 stands after row 3.")
+    assert broken([*rows, rows[2]]) == ("audit-moved", "row 3 is after row 3.")
 
 
 def test_a_leaf_that_was_changed() -> None:

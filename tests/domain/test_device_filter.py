@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fleet.domain.device import DeviceFilter, DeviceState, Place
 from fleet.domain.device_filter import FILTER_MAX, parse_filter, parse_place, parse_time, place_text
 from fleet.domain.errors import Invalid
+from fleet.domain.model_rules import ModelKind
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -21,6 +22,8 @@ DAY = timedelta(days=1)
         ("  state = suspended\t", DeviceFilter(state=DeviceState.SUSPENDED)),
         ("group=pilot and lot=L7", DeviceFilter(group="pilot", tags=(("lot", "L7"),))),
         ("z=1 and a=2", DeviceFilter(tags=(("a", "2"), ("z", "1")))),
+        ("kind=application", DeviceFilter(kind=ModelKind.APPLICATION)),
+        ("lot=L7 and kind=device", DeviceFilter(tags=(("lot", "L7"),), kind=ModelKind.DEVICE)),
         ("expires<30d", DeviceFilter(expires_before=NOW + 30 * DAY)),
         ("expires < 2026-12-01", DeviceFilter(expires_before=datetime(2026, 12, 1, tzinfo=UTC))),
         ('site="Köln Süd" and lot="a \\"b\\" \\\\"', DeviceFilter(tags=(("lot", 'a "b" \\'), ("site", "Köln Süd")))),
@@ -56,6 +59,7 @@ def test_meaning(text: str, where: DeviceFilter) -> None:
         ("expires<2026-02-30", 9, "is not a time"),
         ("expires<999999w", 9, "is not a time"),
         ("state=dead", 7, "States are registered, active"),
+        ("kind=service", 6, "Kinds are device, application"),
         ("model=a/b", 7, "is not a name for a model"),
         ("lot='L 7'", 5, "a value for lot"),
         ('lot="L7', 5, "a closing quote"),

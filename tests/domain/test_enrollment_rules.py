@@ -172,10 +172,12 @@ def with_serials(*serials: str) -> Names:
         ((), "SN 1", ""),
         (("SN 1",), "SN 1", ""),
         (("SN 2",), "SN 1", "not-this-hardware"),
+        ((" sn  1",), "SN 1", ""),
         (("SN 2",), "", ""),
         (("SN 1", "SN 1"), "SN 1", "bad-hardware-serial"),
         (("SN_1",), "", "bad-hardware-serial"),
         (("",), "", "bad-hardware-serial"),
+        (("  ",), "", "bad-hardware-serial"),
         (("x" * 64,), "", ""),
         (("x" * 65,), "", "bad-hardware-serial"),
     ],
@@ -227,24 +229,27 @@ def test_permits_by_hand_are_of_their_kind() -> None:
 
 def refused(grant: Grant) -> str:
     with pytest.raises(Refused) as caught:
-        grant.model_for_new_device()
+        grant.model_for_new_device(DEVICE.id)
     return caught.value.code
 
 
 def test_the_model_of_a_new_device_follows_from_the_grant() -> None:
-    assert BY_MODEL_TOKEN.model_for_new_device() == "cam2"
+    assert BY_MODEL_TOKEN.model_for_new_device(DEVICE.id) == "cam2"
     assert refused(BY_TOKEN) == "unknown-device"
-    assert BY_STATION.model_for_new_device() == "cam2"
-    assert structs.replace(BY_STATION, model="").model_for_new_device() == "cam2"
+    assert refused(structs.replace(BY_TOKEN, token=structs.replace(BY_TOKEN.token, device_id=DeviceId("x")))) == (
+        "not-your-identity"
+    )
+    assert BY_STATION.model_for_new_device(DEVICE.id) == "cam2"
+    assert structs.replace(BY_STATION, model="").model_for_new_device(DEVICE.id) == "cam2"
     several = structs.replace(BY_STATION, station=structs.replace(BY_STATION.station, models=("cam2", "pump")))
-    assert structs.replace(several, model="pump").model_for_new_device() == "pump"
+    assert structs.replace(several, model="pump").model_for_new_device(DEVICE.id) == "pump"
     assert refused(structs.replace(several, model="")) == "model-not-named"
-    assert BY_CLAIM.model_for_new_device() == "cam2"
-    assert BY_IDEVID.model_for_new_device() == "cam2"
-    assert structs.replace(BY_IDEVID, entry=None, model="pump").model_for_new_device() == "pump"
+    assert BY_CLAIM.model_for_new_device(DEVICE.id) == "cam2"
+    assert BY_IDEVID.model_for_new_device(DEVICE.id) == "cam2"
+    assert structs.replace(BY_IDEVID, entry=None, model="pump").model_for_new_device(DEVICE.id) == "pump"
     assert refused(structs.replace(BY_IDEVID, entry=None, model="")) == "model-not-named"
-    assert BY_MANIFEST.model_for_new_device() == "cam2"
-    assert BY_APPROVAL.model_for_new_device() == "cam2"
+    assert BY_MANIFEST.model_for_new_device(DEVICE.id) == "cam2"
+    assert BY_APPROVAL.model_for_new_device(DEVICE.id) == "cam2"
     assert refused(BY_CERTIFICATE) == "unknown-device"
 
 

@@ -15,8 +15,6 @@ from fleet.domain.model_rules import (
     Campaign,
     HttpRules,
     ModelRules,
-    MqttRules,
-    OnDenied,
     ProfileRules,
     RenewalKey,
     RenewalRules,
@@ -25,6 +23,7 @@ from fleet.domain.model_rules import (
     rules_json,
     rules_of,
 )
+from fleet.domain.mqtt_rules import MqttRules, OnDenied
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 654321, tzinfo=UTC)
 EVERYTHING = ModelRules(

@@ -34,6 +34,10 @@ class TestBuckets:
         assert buckets.take("a", 1.0) == pytest.approx(99.0)
         assert buckets.take("a", 100.0) == 0.0
 
+    def test_the_first_is_let_in_at_any_time(self) -> None:
+        buckets = Buckets(0.001)
+        assert {buckets.take(number, 64_000 + number / 7) for number in range(1_000)} == {0.0}
+
     def test_no_limit(self) -> None:
         buckets = Buckets(0.0)
         assert {buckets.take("a", 0.0) for _ in range(10_000)} == {0.0}
@@ -160,3 +164,17 @@ class TestRates:
         rates.answered("a", 401, 0.0)
         assert all(rates.wait_s("nat", "a", 0.0) for _ in range(100))
         assert sum(not rates.wait_s("nat", None, 0.0) for _ in range(100)) == BURST_SECONDS
+
+
+def test_a_changed_rate_counts_from_now_on_and_forgets_no_debt() -> None:
+    rates = Rates(RateLimits(address_per_second=1, credential_per_second=0, failures_max=0))
+    assert all(rates.wait_s("a", None, 0.0) == 0.0 for _ in range(10))
+    assert rates.wait_s("a", None, 0.0) > 0
+    rates.set_limits(RateLimits(address_per_second=0, credential_per_second=1, failures_max=1))
+    assert rates.wait_s("a", None, 0.0) == 0.0
+    assert all(rates.wait_s("a", "key", 0.0) == 0.0 for _ in range(10))
+    assert rates.wait_s("a", "key", 0.0) > 0
+    rates.answered("other", 401, 0.0)
+    assert rates.wait_s("a", "other", 0.0) == 1.0
+    rates.set_limits(RateLimits(address_per_second=1))
+    assert rates.wait_s("a", None, 0.0) > 0

@@ -9,7 +9,20 @@ from msgspec.structs import replace
 
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Invalid
-from fleet.domain.topic_policy import TopicPolicy, check_filter, covers, is_well_formed, matches, policy_of, widened
+from fleet.domain.model_rules import ModelRules
+from fleet.domain.topic_policy import (
+    RESERVED,
+    TopicPolicy,
+    check_filter,
+    check_variables,
+    covers,
+    grants_reserved_alone,
+    is_reserved,
+    is_well_formed,
+    matches,
+    policy_of,
+    widened,
+)
 
 LEVELS = st.sampled_from(["a", "b", "", "$SYS", "+"])
 FILTERS = st.builds(
@@ -120,8 +133,68 @@ def test_nothing_is_retained_unless_the_model_says_so() -> None:
 def test_the_policy_of_a_device() -> None:
     model = Model("cam2", publish=("{model}/{id}/up",), subscribe=("{id}",))
     device = Device(DeviceId("c:1.x"), "cam2", DeviceState.ACTIVE, datetime.now(UTC))
-    assert policy_of(device, model) == TopicPolicy(("cam2/c:1.x/up",), ("c:1.x",))
+    assert policy_of(device, model) == TopicPolicy(("cam2/c:1.x/up",), ("c:1.x", "devices/c:1.x/fleet/#"))
     assert policy_of(device, replace(model, retain=True)).retain
+
+
+TAGGED = Model(
+    "cam2",
+    publish=("{tenant}/{model}/{id}", "sites/{tag:site}/x-{tag:row}/#", "{tag:site}/#"),
+    subscribe=("sites/{tag:site}/+",),
+    rules=ModelRules(tenant="acme"),
+)
+
+
+def tagged(**tags: str) -> Device:
+    return Device(DeviceId("c1"), "cam2", DeviceState.ACTIVE, datetime.now(UTC), tags=tuple(sorted(tags.items())))
+
+
+def test_tags_and_tenant_are_filled_in() -> None:
+    policy = policy_of(tagged(site="essen", row="7 a"), TAGGED)
+    assert policy.publish == ("acme/cam2/c1", "sites/essen/x-7 a/#", "essen/#")
+    assert policy.subscribe == ("sites/essen/+", "devices/c1/fleet/#")
+
+
+def test_a_variable_without_a_value_grants_nothing() -> None:
+    policy = policy_of(tagged(site="essen"), TAGGED)
+    assert policy.publish == ("acme/cam2/c1", "essen/#")
+    nothing = policy_of(tagged(row="7"), replace(TAGGED, rules=ModelRules()))
+    assert (nothing.publish, nothing.subscribe) == ((), ("devices/c1/fleet/#",))
+
+
+@pytest.mark.parametrize(
+    "value", ["+", "#", "a/b", "/", "a+", "$SYS", "a$", "{id}", "{tag:row}", "a{", "a\x7fb", "x/#", "$share/g/x"]
+)
+def test_a_value_of_a_tag_never_widens(value: str) -> None:
+    policy = policy_of(tagged(site=value, row="{id}"), TAGGED)
+    assert (policy.publish, policy.subscribe) == (("acme/cam2/c1",), ("devices/c1/fleet/#",))
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1, max_size=4, alphabet="+#/$ab{}:. "), TOPICS)
+def test_whatever_a_tag_says_it_stays_within_its_level(value: str, topic: str) -> None:
+    policy = policy_of(tagged(site=value), TAGGED)
+    widest = TopicPolicy(("acme/cam2/c1", "sites/+/+/#", "+/#"), ("sites/+/+",))
+    assert widest.may_publish(topic) or not policy.may_publish(topic)
+    assert all(covers("sites/+/+", each) for each in policy.subscribe[:-1])
+
+
+def test_what_braces_may_hold() -> None:
+    for text in ("{id}/{model}/{tenant}", "a/{tag:site}/b-{tag:a.b_c-d}"):
+        check_variables(text)
+    for text in ("{ID}", "{tag}", "{tag:}", "{tag:a/b}", "{tag:1}", "a{", "}", "{{id}}", "{tag:+}", "{tag:#}"):
+        with pytest.raises(Invalid) as caught:
+            check_variables(text)
+        assert caught.value.code == "bad-topic-filter"
+    with pytest.raises(Invalid) as caught:
+        check_variables("{tag:model}")  # a word of filters: no tag has it
+    assert caught.value.code == "bad-tag"
+
+
+def test_a_tag_is_no_narrower_than_another() -> None:
+    """For who may change a model within its topics only."""
+    assert widened(("a/{id}/#",), ("a/{tag:site}/#",)) == "a/{tag:site}/#"
+    assert not widened(("a/{id}/#", "a/+"), ("a/{id}/{tag:site}", "a/{tag:site}"))
 
 
 @pytest.mark.parametrize("text", ["a", "#", "a/+/b/#", "$SYS/#", "devices/{id}/up/#", "a b/c", "/", "a" * 1024])
@@ -147,3 +220,53 @@ def test_widened_names_the_first_filter_that_is_not_within_the_old_ones() -> Non
     for beyond in ("#", "devices/+/up/#", "devices/{model}/up/#", "all/#", "all/+/+", "$SYS/#", "devices/{id}"):
         assert widened(old, (*old, beyond, "x")) == beyond
     assert widened((), ("a",)) == "a"
+
+
+CAM = Device(DeviceId("cam-7"), "cam", DeviceState.ACTIVE, datetime(2026, 3, 1, tzinfo=UTC))
+FLEETS = ("devices/cam-7/fleet", "devices/cam-7/fleet/renew", "devices/other/fleet/a/b", "fleet/presence/cam-7")
+NOT_FLEETS = ("devices/cam-7/fleets", "devices/cam-7/up/fleet/a", "Devices/cam-7/fleet/a", "x/devices/cam-7/fleet/a")
+
+
+@pytest.mark.parametrize("publish", ["#", "devices/#", "+/+/+/#", "devices/{id}/#", "devices/{id}/fleet/#", "fleet/#"])
+def test_no_filter_lets_a_device_publish_what_is_the_fleets(publish: str) -> None:
+    policy = policy_of(CAM, Model("cam", publish=(publish, "#"), subscribe=()))
+    for topic in FLEETS:
+        assert is_reserved(topic)
+        assert policy.publish_refusal(topic) == "topic"
+    for topic in (*NOT_FLEETS, "fleet", "fleet/other", "devices/cam-7"):
+        assert not is_reserved(topic)
+        assert policy.may_publish(topic)
+
+
+def test_any_device_may_subscribe_to_what_the_fleet_sends_it() -> None:
+    policy = policy_of(CAM, Model("cam", publish=(), subscribe=()))
+    for topic_filter in ("devices/cam-7/fleet/#", "devices/cam-7/fleet/renew", "$share/g/devices/cam-7/fleet/+"):
+        assert policy.may_subscribe(topic_filter)
+    for topic_filter in ("devices/+/fleet/#", "devices/cam-8/fleet/#", "devices/#", "fleet/presence/#", "#"):
+        assert policy.subscribe_refusal(topic_filter) == "topic"
+    assert policy.may_receive("devices/cam-7/fleet/renew")
+    assert not policy.may_receive("devices/cam-8/fleet/renew")
+    assert not policy.may_ask_for_response("devices/cam-7/fleet/renew")
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["devices", "fleet", "presence", "", "x", "fleet\n", "$SYS"]), min_size=1, max_size=5))
+def test_reserved_is_what_the_filters_match(levels: list[str]) -> None:
+    topic = "/".join(levels)
+    assert is_reserved(topic) is any(matches(each, topic) for each in RESERVED)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("devices/{id}/fleet/#", True),
+        ("devices/{tag:x}/fleet/up", True),
+        ("devices/+/fleet", True),
+        ("fleet/presence/{id}", True),
+        ("devices/{id}/#", False),
+        ("devices/#", False),
+        ("{model}/{id}/fleet/#", False),
+    ],
+)
+def test_a_filter_that_grants_nothing(template: str, expected: bool) -> None:
+    assert grants_reserved_alone(template) is expected

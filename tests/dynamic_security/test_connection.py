@@ -17,6 +17,7 @@ from fleet.wire.mqtt.connect import Connack, Connect, decode_connect, encode_con
 from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import Suback, decode_subscribe, encode_suback
+from tests.waiting import PATIENCE_SECONDS
 from tests.webhook.hooks import server_tls
 
 PASSWORD = "between them"
@@ -117,7 +118,7 @@ async def test_an_administrator_who_is_refused_is_said(broker: ControlledBroker,
 async def test_the_block_ends_when_the_connection_is_lost(broker: ControlledBroker, plugin: Plugin) -> None:
     """So that the plugin is compared as a whole again, also when nothing changes in the registry."""
     with pytest.raises(Unavailable, match="closed the connection"):
-        async with asyncio.timeout(60), connected(broker):
+        async with asyncio.timeout(PATIENCE_SECONDS), connected(broker):
             assert plugin.writer is not None
             plugin.writer.close()
             await asyncio.Event().wait()

@@ -1,12 +1,14 @@
-"""A home made once, and a served copy of it for whoever asks."""
+"""A home made once, and a served copy of it for each test that needs one."""
 
+import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.serving import Served, run_fleet
+from tests.end_to_end.workers_fixtures import Devices
+from tests.serving import ANY_PORTS, Served, run_fleet
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +25,20 @@ def home(pristine_home: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def served(home: Path, tmp_path: Path) -> Iterator[Served]:
-    serving = Served(home, tmp_path / "ready.json").start()
+def ports() -> Sequence[str]:
+    """Where `served` listens."""
+    return ANY_PORTS
+
+
+@pytest.fixture
+def served(home: Path, tmp_path: Path, ports: Sequence[str]) -> Iterator[Served]:
+    serving = Served(home, tmp_path / "ready.json", ports).start()
     yield serving
     serving.stop()
+
+
+@pytest.fixture
+async def devices(shared: Served, tmp_path: Path) -> AsyncIterator[Devices]:
+    """Before the server that a module's tests share."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield Devices(shared, tmp_path, stack)

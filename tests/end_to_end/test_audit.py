@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.serving import Served, program, run_fleet
-
-DEADLINE_SECONDS = 120.0
+from tests.waiting import PATIENCE_SECONDS
 
 
 def verified(home: Path) -> Any:
@@ -17,7 +16,7 @@ def verified(home: Path) -> Any:
 
 def test_a_running_server_seals_what_others_write(served: Served) -> None:
     run_fleet(served.home, "device", "add", "cam-7", "--model", "default")
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (found := verified(served.home))["unsealed"]:
         assert time.monotonic() < deadline, found
     assert found["rows"] == found["sealed"] == 2

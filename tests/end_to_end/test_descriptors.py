@@ -4,8 +4,6 @@ import contextlib
 import resource
 import socket
 import ssl
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,10 +17,12 @@ from fleet.est_client.client import EstClient
 from fleet.wire.csr import build_csr
 from fleet.wire.mqtt.codes import V311
 from fleet.wire.mqtt.connect import Connect, encode_connect
+from tests import serving
+from tests.forks import executed
 from tests.serving import Served, program, run_fleet
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 FILES = 512  # of which 128 are left for connections
-PATIENCE_S = 60.0
 PING, PONG = b"\xc0\x00", b"\xd0\x00"
 
 
@@ -32,7 +32,7 @@ def few_files(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def limit(files: int) -> None:
         lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (min(files, 256), files))
-        monkeypatch.setattr(subprocess, "Popen", partial(subprocess.Popen, preexec_fn=lower))
+        monkeypatch.setattr(serving, "Forked", partial(executed, preexec_fn=lower))
 
     return limit
 
@@ -51,7 +51,9 @@ class Device:
 
     def connect(self) -> None:
         host, port = self._served.address("mqtt")
-        self.tls = self._context.wrap_socket(socket.create_connection((host, port), PATIENCE_S), server_hostname=host)
+        self.tls = self._context.wrap_socket(
+            socket.create_connection((host, port), PATIENCE_SECONDS), server_hostname=host
+        )
         self.tls.sendall(encode_connect(Connect(V311, self._name, keep_alive=600)))
         assert self.tls.recv(4) == b"\x20\x02\x00\x00"
 
@@ -68,7 +70,9 @@ def silent(address: tuple[str, int], count: int) -> Iterator[None]:
     """Connections from five addresses, on which nothing is sent."""
     held = []
     for number in range(count):
-        held.append(socket.create_connection(address, PATIENCE_S, source_address=(f"127.0.1.{number % 5 + 1}", 0)))
+        held.append(
+            socket.create_connection(address, PATIENCE_SECONDS, source_address=(f"127.0.1.{number % 5 + 1}", 0))
+        )
     try:
         yield
     finally:
@@ -78,13 +82,6 @@ def silent(address: tuple[str, int], count: int) -> Iterator[None]:
 
 def files_of(served: Served) -> int:
     return len(list(Path(f"/proc/{served.process.pid}/fd").iterdir()))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("listener", ["mqtt", "est"])
@@ -107,7 +104,7 @@ def test_strangers_take_no_descriptor_from_devices(
             assert files_of(served) < FILES
         for device in devices:
             device.close()
-        until(lambda: files_of(served) <= idle)
+        wait_until(lambda: files_of(served) <= idle)
     finally:
         code = served.stop()
     assert code == 0

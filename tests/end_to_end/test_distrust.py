@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.end_to_end.test_device_life import LiveDevice, csr_for, mqtt_answer, renewal_with
+from tests.end_to_end.live_device import LiveDevice, csr_for, mqtt_answer, renewal_with
 from tests.free_ports import free_ports
 from tests.serving import Served, run_fleet
 

@@ -13,10 +13,11 @@ import pytest
 from fleet.servers.gateway.broker.mosquitto import BACKEND, mosquitto_program
 from fleet.wire.mqtt.codes import V311
 from hw_bench.cpu_time import process_tree
-from tests.end_to_end.test_workers import TRIES_MAX, TWO, Identity, Street, until
+from tests.end_to_end.workers_fixtures import TRIES_MAX, TWO, Devices, Identity
 from tests.servers.paho_client import Paho
 from tests.serving import Served
 from tests.tiers import Tier
+from tests.waiting import until
 
 MESSAGES = 300  # of each publisher before each kill: the broker keeps 2,000 for a client that is offline
 ACKNOWLEDGED_MIN = 100  # and less than all: others are under way
@@ -50,12 +51,12 @@ class Publisher:
         return {self.sent[mid] for mid in self.acknowledged}
 
 
-async def publishers(street: Street, identities: list[Identity]) -> list[Publisher]:
+async def publishers(devices: Devices, identities: list[Identity]) -> list[Publisher]:
     """One at each worker."""
     first, second = identities
-    found = [Publisher(first, *await street.connect(first, V311))]
+    found = [Publisher(first, *await devices.connect(first, V311))]
     for _ in range(TRIES_MAX):
-        other = Publisher(second, *await street.connect(second, V311))
+        other = Publisher(second, *await devices.connect(second, V311))
         if other.worker != found[0].worker:
             return [*found, other]
     raise AssertionError("One worker got every connection.")
@@ -70,7 +71,7 @@ async def application(served: Served) -> Paho:
 
 
 async def restarted(served: Served, times: int) -> None:
-    await until(lambda: served.log.count("event=broker.restarted") == times)
+    await until(lambda: served.log.count("event=broker.restarted") >= times)
 
 
 def broker_pid(served: Served) -> int:
@@ -93,14 +94,14 @@ async def test_a_killed_broker_loses_nothing_that_either_worker_acknowledged(
     kills = tier.times(1, all=4)
     try:
         async with contextlib.AsyncExitStack() as stack:
-            street = await asyncio.to_thread(Street, served, tmp_path, stack)
-            identities = [await asyncio.to_thread(street.enroll, name) for name in ("cam-1", "cam-2")]
+            devices = await asyncio.to_thread(Devices, served, tmp_path, stack)
+            identities = [await asyncio.to_thread(devices.enroll, name) for name in ("cam-1", "cam-2")]
             listening = await application(served)
             await listening.subscribe("devices/#")
             await listening.close()
             kept = set[bytes]()
             for turn in range(kills):
-                at_both = await publishers(street, identities)
+                at_both = await publishers(devices, identities)
                 for each in at_both:
                     await asyncio.to_thread(each.start, turn)
                 for each in at_both:
@@ -110,7 +111,7 @@ async def test_a_killed_broker_loses_nothing_that_either_worker_acknowledged(
                     await each.client.got(each.client.disconnected)
                     kept |= each.kept()
                 await restarted(served, turn + 1)
-            last, _ = await street.connect(identities[0], V311)
+            last, _ = await devices.connect(identities[0], V311)
             assert await last.publish("devices/cam-1/up/last") == 0
             listening = await application(served)
             stack.push_async_callback(listening.close)

@@ -11,6 +11,7 @@ import pytest
 from firmware_tools import station_cli
 from fleet.cli import demo
 from hw_bench import cli as bench
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {
@@ -55,7 +56,7 @@ def started(program: str, words: str, folder: Path, stdout: int) -> "subprocess.
 def test_exit_code(program: str, words: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "nothing").write_text("")
     process = started(program, words, tmp_path, subprocess.DEVNULL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, "Traceback" in errors) == (code, False), errors
 
 
@@ -67,7 +68,7 @@ def test_a_pipe_that_its_reader_has_closed(program: str, tmp_path: Path) -> None
         process = started(program, "--help", tmp_path, writer)
     finally:
         os.close(writer)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, errors) == (141, "")
 
 

@@ -2,129 +2,48 @@
 
 import base64
 import http.client
-import http.server
-import json
-import os
-import re
 import shutil
 import signal
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from msgspec.structs import replace
 
-import fleet.servers.forward_auth
 from fleet.config.addresses import parse_local_address
-from fleet.config.settings import read_settings
+from fleet.config.settings_file import read_settings
 from fleet.config.template import render
-from fleet.est_client.client import EstClient
 from fleet.home.layout import Home
-from fleet.wire.csr import build_csr
-from hw_bench.processes import accepts, running, wait_until
+from tests.end_to_end.proxied_api import IDENTITY, Client, Site, block, identity, served_site, serving
 from tests.free_ports import free_port
-from tests.serving import ANY_PORTS, Served, program, run_fleet
+from tests.serving import ANY_PORTS, Served, program
+from tests.waiting import PATIENCE_SECONDS
 
-PAGE = Path(fleet.servers.forward_auth.__file__).with_name("README.md").read_text()
-PATIENCE = 60.0
 LOOKALIKES = ("x-device-id", "X_Device_Id", "X-Device_Id", "x.device.tenant", "X~Device-Tenant", "X.Client_Cert")
 """What some API reads as X-Device-Id, X-Device-Tenant, X-Client-Cert."""
-IDENTITY = ("X-Device-Id", "X-Device-Model", "X-Device-Tenant", "X-Device-Serial")
-
-
-def block(language: str) -> str:
-    """The configuration of `language` on the page."""
-    found: str
-    [found] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return found
-
-
-class Api(http.server.BaseHTTPRequestHandler):
-    """Answers with the headers that arrived."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        received = len(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-        body = json.dumps([received, *self.headers.items()]).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Site:
-    """A fleet with an API beside it."""
-
-    served: Served
-    folder: Path
-    socket: Path
-    api: int
-    """Port."""
-    certificate: Path
-    """Of the proxies: the fleet's own, with its key."""
-
-    def fleet(self, *words: str) -> str:
-        return run_fleet(self.served.home, *words)
-
-    def device(self, name: str, *, serial: str = "", model: str = "default") -> Path:
-        """A new device's key and certificate."""
-        self.fleet("device", "add", name, "--model", model, *(("--serial", serial) if serial else ()))
-        token = self.fleet("token", "create", "--device", name).strip()
-        key = ec.generate_private_key(ec.SECP256R1())
-        client = EstClient(self.served.est, self.served.ca_file, basic=(name, token))
-        certificate = client.simpleenroll(build_csr(key, (("2.5.4.3", name),), ()))
-        file = self.folder / f"{name}.pem"
-        file.write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            + certificate.public_bytes(Encoding.PEM)
-        )
-        return file
 
 
 @pytest.fixture(scope="module")
 def site(pristine_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    home = Path(shutil.copytree(pristine_home, folder / "home", symlinks=True))
     path = folder / "auth.sock"
-    settings = Home(home).settings_file
-    changed = replace(read_settings(settings), forward_auth=parse_local_address(f"unix:{path}"))
-    settings.write_text(render(changed))
-    certificate = folder / "proxy.pem"
-    certificate.write_bytes(Home(home).server_chain.read_bytes() + Home(home).server_key.read_bytes())
-    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    threading.Thread(target=api.serve_forever, daemon=True).start()
-    serving = Served(home, folder / "ready.json").start()
-    yield Site(serving, folder, path, api.server_address[1], certificate)
-    assert serving.stop() == 0
+    with served_site(pristine_home, folder, f"unix:{path}") as site:
+        yield site
     assert not path.exists()
-    api.shutdown()
-    api.server_close()
 
 
 def test_the_ready_file_names_it(site: Site) -> None:
-    assert site.served.endpoints["forward_auth"] == f"unix:{site.socket}"
+    assert site.served.endpoints["forward_auth"] == site.listener
 
 
 def adapted(text: str, site: Site, port: int, folder: Path) -> str:
     """The page's configuration with this machine's paths and ports."""
     for said, here in (
-        ("/run/fleet/auth.sock", str(site.socket)),
+        ("/run/fleet/auth.sock", site.listener.removeprefix("unix:")),
         ("/etc/nginx/api.pem", str(site.certificate)),
         ("/etc/nginx/api.key", str(site.certificate)),
         ("/etc/haproxy/api.pem", str(site.certificate)),
@@ -167,14 +86,6 @@ def haproxy(site: Site, folder: Path) -> Iterator[int]:
         yield port
 
 
-@contextmanager
-def serving(argv: list[str], port: int, folder: Path) -> Iterator[None]:
-    log = folder / "proxy.log"
-    with running(argv, cores=tuple(os.sched_getaffinity(0)), log=log) as process:
-        wait_until(lambda: accepts(("127.0.0.1", port)), argv[0], process, log)
-        yield
-
-
 Proxy = Callable[[Site, Path], AbstractContextManager[int]]
 PROXIES = [
     pytest.param(
@@ -184,46 +95,6 @@ PROXIES = [
     )
     for proxy in (nginx, haproxy)
 ]
-
-
-class Client:
-    """One kept connection of a device, or of a client without a certificate, to a proxy."""
-
-    def __init__(self, port: int, certificate: Path | None = None) -> None:
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        if certificate is not None:
-            context.load_cert_chain(certificate)
-        self._connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
-        self._connection.connect()
-        self._socket = self._connection.sock
-
-    def get(self, target: str, headers: Mapping[str, str] | None = None) -> tuple[int, list[list[str]]]:
-        """Status, and the headers that reached the API, if it was asked. The connection is kept."""
-        status, arrived = self._ask("GET", target, headers or {})
-        assert self._connection.sock is self._socket, "the connection was not kept"
-        return status, arrived[1:]
-
-    def post(self, target: str, body: bytes) -> tuple[int, int]:
-        """Status, and how much of `body` reached the API."""
-        status, arrived = self._ask("POST", target, {}, body)
-        return status, arrived[0] if arrived else 0
-
-    def refused(self, target: str, headers: Mapping[str, str]) -> int:
-        """Status of a request after which the proxy may close the connection; 0: it did while it was being sent."""
-        try:
-            return self._ask("GET", target, headers)[0]
-        except OSError:
-            return 0
-
-    def _ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes | None = None) -> tuple[int, Any]:
-        self._connection.request(method, target, body, headers)
-        answer = self._connection.getresponse()
-        content = answer.read()
-        return answer.status, json.loads(content) if answer.status == 200 else []
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -243,10 +114,6 @@ def test_the_rules_of_a_model_judge_the_path_that_the_api_gets(site: Site, tmp_p
         ):
             assert client.get(target)[0] == 403, target
         client.close()
-
-
-def identity(arrived: list[list[str]]) -> dict[str, list[str]]:
-    return {name: [value for key, value in arrived if key.lower() == name.lower()] for name in IDENTITY}
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -326,7 +193,7 @@ def test_two_workers_accept_from_one_port_and_ask_for_the_secret(pristine_home: 
     assert served.endpoints["forward_auth"] == f"http://127.0.0.1:{port}"
 
     def answered(given: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
         connection.request("GET", "/nginx", headers={"X-Proxy-Secret": given})
         try:
             return connection.getresponse().status
@@ -338,7 +205,7 @@ def test_two_workers_accept_from_one_port_and_ask_for_the_secret(pristine_home: 
         assert [answered("0123456789abcdex") for _ in range(4)] == [403] * 4
         secret.write_text("0123456789abcdex\n")
         served.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while {answered("0123456789abcdef") for _ in range(4)} != {403}:
             assert time.monotonic() < deadline
         assert answered("0123456789abcdex") == 401

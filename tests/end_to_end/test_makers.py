@@ -15,8 +15,8 @@ from hw_bench.peers.home import disable_rate_limits
 from tests.servers.est_fixtures import Identity
 from tests.servers.makers import new_maker
 from tests.serving import ANY_PORTS, Served, run_fleet
+from tests.waiting import PATIENCE_SECONDS
 
-PATIENCE_SECONDS = 120.0
 IN_A_ROW = 24  # at workers that the kernel's dice choose: that one of two was never asked has a chance of 2^-23
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -37,7 +37,7 @@ def ask(served: Served, shown: Identity, id_: str) -> str:
     command += ["--cert", str(shown.cert_file), "--key", str(shown.key_file)]
     command += ["-H", "Content-Type: application/pkcs10", "--data-binary", f"@{body}"]
     url = f"{served.est}/.well-known/est/simpleenroll"
-    return subprocess.run([*command, url], capture_output=True, text=True, check=False, timeout=60).stdout
+    return subprocess.run([*command, url], capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS).stdout
 
 
 def settles_on(served: Served, shown: Identity, id_: str, status: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import EstRefused
-from tests.end_to_end.test_device_life import LiveDevice, csr_for, mqtt_answer, renewal_with
+from tests.end_to_end.live_device import LiveDevice, csr_for, mqtt_answer, renewal_with
 from tests.serving import Served, run_fleet
 
 

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_device_life import LiveDevice, mqtt_answer
-from tests.serving import Served, program, run_fleet
+from tests.end_to_end.live_device import LiveDevice, mqtt_answer
+from tests.serving import Served, program, run_fleet, same_ports
 
 
 @pytest.fixture
@@ -19,9 +19,13 @@ def password_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def ports() -> Sequence[str]:
+    return same_ports()
+
+
+@pytest.fixture
 def second(served: Served, tmp_path: Path) -> Iterator[Served]:
     """Not started yet: what will serve in place of `served`, where it did."""
-    served.stay_on_these_ports()
     serving = Served(tmp_path / "home 2", tmp_path / "ready 2.json", served.words)
     yield serving
     if serving.running is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fleet.servers.gateway.broker.mosquitto import mosquitto_program
+from tests.end_to_end.serve_fixtures import healthz, server_serial, stopped_before_clients_that_never_read
 from tests.serving import ANY_PORTS, Served, program, run_fleet
 
 
@@ -25,21 +26,6 @@ def tree_of(folder: Path) -> dict[str, str]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-
-
-def healthz(served: Served) -> tuple[int, bytes]:
-    trust = ssl.create_default_context(cafile=served.ca_file)
-    with urllib.request.urlopen(f"{served.endpoints['http']}/healthz", context=trust, timeout=120) as answer:
-        return answer.status, answer.read()
-
-
-def server_serial(served: Served, listener: str = "http") -> int:
-    host, port = served.address(listener)
-    context = ssl.create_default_context(cafile=served.ca_file)
-    with socket.create_connection((host, port), 10) as raw, context.wrap_socket(raw, server_hostname=host) as tls:
-        certificate = tls.getpeercert()
-        assert certificate is not None
-        return int(str(certificate["serialNumber"]), 16)
 
 
 def test_keys_are_nobody_elses_business(home: Path) -> None:
@@ -87,24 +73,6 @@ def test_sigterm_drains_and_ends_with_0(served: Served) -> None:
 
 def test_clients_that_never_read_do_not_hold_it_up(served: Served) -> None:
     assert stopped_before_clients_that_never_read(served) == 0
-
-
-def stopped_before_clients_that_never_read(served: Served) -> int:
-    """The exit code."""
-    trust = ssl.create_default_context(cafile=served.ca_file)
-    held = []
-    for listener, path in (("est", "/.well-known/est/cacerts"), ("http", "/healthz")):
-        host, port = served.address(listener)
-        client = trust.wrap_socket(socket.create_connection((host, port), 10), server_hostname=host)
-        client.settimeout(0.2)  # the system's buffers are full when it strikes
-        held.append(client)
-        with pytest.raises(TimeoutError):
-            while True:
-                client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 200)
-    code = served.stop()  # 5 seconds, and one for a slow machine; then it is killed
-    for client in held:
-        client.close()
-    return code
 
 
 @pytest.mark.parametrize("kind", ["unrelated", "json", "link"])

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.end_to_end.test_device_life import mqtt_answer, mqtt_connected
+from tests.end_to_end.live_device import mqtt_answer, mqtt_connected
 from tests.serving import ANY_PORTS, Served, program, run_agent, run_fleet
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def keeping_alive(served: Served, pair: tuple[Path, Path]) -> Iterator[http.clie
     context = ssl.create_default_context(cafile=served.ca_file)
     context.load_cert_chain(*pair)
     host, port = served.address("http")
-    connection = http.client.HTTPSConnection(host, port, context=context, timeout=120)
+    connection = http.client.HTTPSConnection(host, port, context=context, timeout=PATIENCE_SECONDS)
     yield connection
     connection.close()
 
@@ -148,7 +149,7 @@ def test_a_rollover_under_load_of_two_workers(served: Served, tmp_path: Path) ->
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert "i:CN = acme Issuing CA 2" in shows.stdout  # the server's own certificate is of the new CA too
     run_fleet(home, "ca", "forget", after["former"])  # its last certificate was superseded by the renewal

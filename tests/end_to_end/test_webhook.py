@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving import ANY_PORTS, Served, program, run_agent, run_fleet
+from tests.waiting import PATIENCE_SECONDS
 from tests.webhook.hooks import Hook, http, serving
 
 
@@ -26,10 +27,10 @@ def hook(tmp_path: Path) -> Iterator[Hook]:
     async def start() -> Hook:
         return await stack.enter_async_context(serving(tmp_path))
 
-    yield asyncio.run_coroutine_threadsafe(start(), loop).result(30)
-    asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(30)
+    yield asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_SECONDS)
+    asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(PATIENCE_SECONDS)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(30)
+    thread.join(PATIENCE_SECONDS)
     loop.close()
 
 
@@ -72,7 +73,7 @@ def test_a_ca_that_cannot_be_read_keeps_it_from_starting(home: Path, name: str, 
         (home / name).write_text(content)
     set_ca(home, name)
     argv = [sys.executable, "-m", "fleet", "serve", "--home", str(home), *ANY_PORTS]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 1
     assert f"{name} cannot be read as PEM certificates" in done.stderr
     assert "Traceback" not in done.stderr

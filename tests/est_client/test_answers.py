@@ -93,6 +93,29 @@ def test_a_reason_is_repeated_instead_of_advice(ask: Ask) -> None:
     assert caught.value.advice == ""
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("It is revoked (certificate-revoked)\n", "certificate-revoked"),
+        ("x" * 2 * REASON_SIZE_MAX + " (certificate-revoked)\n", "certificate-revoked"),
+        ("Not (certificate-revoked), but (certificate-expired)", "certificate-expired"),
+        ("A device (certificate-revoked) is told so. Ask.", ""),
+        ("no code ()", ""),
+        ("(Certificate-Revoked)", ""),
+        ("", ""),
+    ],
+)
+def test_the_code_of_a_refusal_is_read_once_however_long_its_sentence(ask: Ask, body: str, code: str) -> None:
+    for end in ("", " " * 100):
+        with pytest.raises(EstRefused) as caught:
+            ask(said(403, body + end)).simplereenroll(b"")
+        assert caught.value.reason_code == code
+    if body:
+        with pytest.raises(EstRefused) as caught:
+            ask(said(403, body, "text/html")).cacerts()
+        assert caught.value.reason_code == ""
+
+
 @pytest.mark.parametrize("content_type", ["text/html", "", "application/json", "text/plainer"])
 def test_only_plain_text_is_repeated(ask: Ask, content_type: str) -> None:
     with pytest.raises(EstRefused) as caught:

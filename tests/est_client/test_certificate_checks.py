@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from device_agent.device_key import certificate_info
+from device_agent.store.device_key import certificate_info
 from fleet.est_client.certificate_checks import check_certificate
 from fleet.est_client.errors import EstBadAnswer
 from tests.device_agent.fleet_parts import Authority

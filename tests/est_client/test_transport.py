@@ -1,5 +1,6 @@
 """One deadline for the whole exchange, whatever a server drips; and TLS settings of the client."""
 
+import os
 import socket
 import ssl
 import threading
@@ -14,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX
 from fleet.est_client import transport
 from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import BadConfig, BadCredentials, EstUnreachable, EstUntrusted
@@ -24,7 +26,7 @@ from tests.device_agent.fleet_parts import Authority, key_pem, pem
 from tests.device_agent.wild_servers import Behavior, answers, http, read_request, tls_server
 
 TIMEOUT_SECONDS = 0.6
-SLACK_SECONDS = 5.0  # a busy machine; without the deadline each of these servers holds a client for 20 s
+SLACK_SECONDS = 15.0  # a busy machine; without the deadline each of these servers holds a client for 20 s
 
 
 def asked_for_seconds(authority: Authority, port: int) -> float:
@@ -129,6 +131,17 @@ def test_each_address_gets_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch
     assert tried == pytest.approx([10.0, 15.0, 30.0], abs=1.0)
 
 
+def test_a_name_that_is_looked_up_without_end_is_given_up(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(SLACK_SECONDS * 4) or [])
+    try:
+        assert asked_for_seconds(authority, 1) < SLACK_SECONDS
+    finally:
+        over.set()
+
+
 def test_a_deadline_that_has_passed_is_a_timeout() -> None:
     assert 0 < Deadline(5.0).left() <= 5.0
     for seconds in (0.0, -1.0):
@@ -204,7 +217,15 @@ def test_files_that_cannot_be_used_are_said_plainly(authority: Authority, tmp_pa
     _, other_key = authority.client("cam-8")
     nothing = tmp_path / "nothing.pem"
     nothing.write_text("hello")
-    for ca_file, why in ((nothing, "it holds no PEM certificate"), (tmp_path / "none", "No such file or directory")):
+    large, pipe = tmp_path / "large.pem", tmp_path / "pipe.pem"
+    large.write_bytes(authority.ca_file.read_bytes() + b"\n" * CERTIFICATES_SIZE_MAX)
+    os.mkfifo(pipe)
+    for ca_file, why in (
+        (nothing, "it holds no PEM certificate"),
+        (tmp_path / "none", "No such file or directory"),
+        (large, "File too large"),
+        (pipe, "it is not a regular file"),
+    ):
         with pytest.raises(BadConfig) as bad:
             client_context(ca_file)
         assert bad.value.message == f"The CA file {ca_file} cannot be used: {why}."

@@ -19,12 +19,13 @@ from hw_bench.scenarios.crash import Crash, new_tokens, prove
 from hw_bench.turns import Plan
 from tests.tiers import Tier
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 SEED = 20260392  # the first to be killed is the supervisor
 
 
 def test_every_certificate_token_and_event_is_accounted_for_after_many_kills(tier: Tier) -> None:
     said: list[str] = []
-    kills = tier.times(24, all=1000)
+    kills = tier.times(12, all=300)
     report = Crash().run(Plan(kills=kills, seed=SEED), said.append)
     checks = "\n".join(report.checks)
     found = re.match(rf"{kills} kills, (\d+) of them of the supervisor; seed {SEED}\n", checks)

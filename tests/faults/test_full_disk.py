@@ -26,7 +26,9 @@ from fleet.home.layout import Home, open_registry
 from fleet.wire.csr import build_csr
 from fleet.wire.est import encode_body
 from hw_bench.cpu_time import process_tree
+from tests.forks import executed
 from tests.serving import ANY_PORTS, Served, run_fleet
+from tests.waiting import PATIENCE_SECONDS
 
 FSYNC_FAILS = """
 #define _GNU_SOURCE
@@ -98,7 +100,9 @@ def answer(served: Served, token: str) -> tuple[int, str, bytes]:
         headers={"Content-Type": "application/pkcs10", "Authorization": f"Basic {login}"},
     )
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, context=ssl.create_default_context(cafile=served.ca_file), timeout=20)
+        urllib.request.urlopen(
+            request, context=ssl.create_default_context(cafile=served.ca_file), timeout=PATIENCE_SECONDS
+        )
     with caught.value as error:
         return error.code, str(error.headers["Retry-After"]), error.read()
 
@@ -129,6 +133,7 @@ def test_an_fsync_that_fails(home: Path, tmp_path: Path, workers: str, monkeypat
     source.write_text(FSYNC_FAILS)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"], check=True)
     with monkeypatch.context() as shimmed:
+        shimmed.setattr("tests.serving.Forked", executed)
         shimmed.setenv("LD_PRELOAD", str(shim))
         shimmed.setenv("FSYNC_FAILS_WHILE", str(switch))
         stack = ExitStack()

@@ -18,12 +18,12 @@ from fleet.est_client.errors import EstError
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.csr import build_csr
 from hw_bench.peers.home import disable_rate_limits
-from tests.serving import Served, run_fleet
+from tests.serving import Served, run_fleet, same_ports
 from tests.tiers import Tier
+from tests.waiting import PATIENCE_SECONDS
 
 RECEIVED_BEFORE_A_KILL = 15
 CLIENTS = 4
-PATIENCE_SECONDS = 60.0
 
 
 class Enrolling:
@@ -73,8 +73,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     home = tmp_path / "home"
     run_fleet(home, "init", str(home))
     disable_rate_limits(home / "fleet.toml")  # all load comes from one address
-    serving = Served(home, tmp_path / "ready.json").start()
-    serving.stay_on_these_ports()
+    serving = Served(home, tmp_path / "ready.json", same_ports()).start()
     yield serving
     serving.stop()
 

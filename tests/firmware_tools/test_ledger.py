@@ -14,6 +14,7 @@ import pytest
 from firmware_tools.station import ledger as module
 from firmware_tools.station.errors import LedgerError
 from firmware_tools.station.ledger import FAILED, ISSUED, PROVISIONED, Ledger, Row
+from tests.waiting import PATIENCE_SECONDS
 
 ROW = Row(PROVISIONED, "2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.000Z", 1.5, "pump-7", "pump", "SN-1")
 
@@ -61,9 +62,12 @@ def test_a_board_known_by_another_name(ledger: Ledger) -> None:
     ledger.append(replace(ROW, event=ISSUED, device_id="pump-9"))  # never came to be
     ledger.append(replace(ROW, event=FAILED, device_id="pump-9"))
     ledger.check("pump-7", "SN-1")
+    ledger.check("pump-7", " sn-1")  # as X.520 compares
     ledger.check("pump-8", "SN-2")
     with pytest.raises(LedgerError, match="SN-1 was provisioned as pump-7") as caught:
         ledger.check("pump-8", "SN-1")
+    with pytest.raises(LedgerError, match="sn-1 was provisioned as pump-7"):
+        ledger.check("pump-8", "sn-1")
     assert caught.value.code == "board-known"
     with pytest.raises(LedgerError, match="pump-7 was given to board SN-1") as caught:
         ledger.check("pump-7", "SN-2")
@@ -224,5 +228,5 @@ def test_a_row_waits_for_the_other_station(ledger: Ledger, tmp_path: Path) -> No
         other.write(json.dumps(asdict(ROW)).encode() + b"\n")
         other.flush()
         fcntl.flock(other, fcntl.LOCK_UN)
-        appended.result(30)
+        appended.result(PATIENCE_SECONDS)
     assert len(list(ledger.rows())) == 2

@@ -27,6 +27,7 @@ from tests.device_agent.wild_servers import answers, http, tls_server
 from tests.firmware_tools.boards import DEADLINE_SECONDS, board
 from tests.serving import Served, run_fleet
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 PROGRAM = (sys.executable, "-m", "firmware_tools.station_cli")
 
 

@@ -20,10 +20,13 @@ from fleet.wire.csrattrs import CsrAttributes, encode_csrattrs
 from fleet.wire.mqtt.codes import Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, encode_connack, encode_connect
 from fleet.wire.mqtt.publish import Publish, encode_publish
+from fleet.wire.proxy_protocol import V2_SIGNATURE
 from fleet.wire.serial.frames import encode_frame
 from fleet.wire.serial.vectors import MESSAGES
+from fleet.wire.trust_update import sign_trust_update
 from tests.certs_only import encode_certs_only
 from tests.fuzz.targets import TARGETS
+from tests.servers.websocket_line import BINARY, CLOSE, FIN, PAGE, PING, frame, request
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -68,6 +71,12 @@ def _files() -> Iterator[bytes]:
     yield pkcs12.serialize_key_and_certificates(b"a name", key, root, None, NoEncryption())
     yield encode_certs_only([root])
     yield base64.encodebytes(root.public_bytes(Encoding.DER))
+
+
+def _trust_updates() -> Iterator[bytes]:
+    root, key = create_root("Acme", datetime(2030, 1, 1, tzinfo=UTC))
+    yield sign_trust_update(["sha256:" + "0f" * 32], [root], key, datetime(2030, 1, 1, tzinfo=UTC))
+    yield root.public_bytes(Encoding.DER)
 
 
 def _csrattrs() -> Iterator[bytes]:
@@ -117,12 +126,31 @@ def _rules() -> Iterator[bytes]:
     yield json.dumps(rules).encode()
 
 
+def _proxy_headers() -> Iterator[bytes]:
+    yield b"PROXY TCP4 198.51.100.7 10.0.0.1 50001 8883\r\n"
+    yield b"PROXY TCP6 2001:db8::7 ::1 50001 8883\r\n"
+    addresses = bytes((198, 51, 100, 7, 10, 0, 0, 1, 195, 81, 34, 179))
+    tls = b"\x20\0\x0e\x07\0\0\0\0\x22\0\x06device"
+    yield V2_SIGNATURE + b"\x21\x11\0\x1d" + addresses + tls
+    yield V2_SIGNATURE + b"\x20\0\0\0"
+
+
+def _websocket_requests() -> Iterator[bytes]:
+    yield b"\x10" + request()
+    yield b"\x40" + request(Origin=PAGE, Sec_WebSocket_Extensions="permessage-deflate")
+
+
+def _websocket_frames() -> Iterator[bytes]:
+    yield b"\x07" + frame(BINARY, b"\xc0") + frame(FIN | PING, b"hello") + frame(FIN, b"\0") + frame(FIN | CLOSE)
+
+
 _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "csr": _csrs,
     "csr_in_a_body": _bodies,
     "certs_only": _messages,
     "media_type": lambda: iter((b"application/pkcs10", b'application/pkcs7-mime; smime-type="certs-only"')),
     "csrattrs": _csrattrs,
+    "trust_update": _trust_updates,
     "ocsp_request": _ocsp_requests,
     "certificate_file": _files,
     "pem": _files,
@@ -130,6 +158,9 @@ _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "mqtt_stream": _streams,
     "mqtt_packets": _mqtt,
     "mqtt_topics": lambda: iter((b"devices/+/up/#", b"$share/g/a/b", b"a//b")),
+    "proxy_header": _proxy_headers,
+    "websocket_request": _websocket_requests,
+    "websocket_frames": _websocket_frames,
     "serial_frames": _serial_streams,
     "serial_messages": _serial_payloads,
     "authorization": lambda: iter((b"Basic Y2FtLTc6c2VjcmV0", b"cam-7:0123456789ab.secret")),

@@ -4,24 +4,29 @@ What a decoder may do with them: give a value, or refuse with an error of its ow
 of the library below it included, is a finding.
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
 from fleet.domain.audit_proof import read_proof
 from fleet.domain.device_filter import parse_filter, parse_time
 from fleet.domain.errors import FleetError
 from fleet.domain.model_rules import checked_rules, rules_json, rules_of
-from fleet.servers.admin import strict_json
+from fleet.est_client.server_checks import pin_of, validity_of
+from fleet.servers.admin.reading import decode_json
 from fleet.servers.est.paths import route
 from fleet.servers.est.proof import parse_basic
 from fleet.servers.refusals import HttpRefused
-from fleet.wire import der, encodings, est
+from fleet.servers.websocket.handshake import OpeningHandshake, UpgradeRefused
+from fleet.wire import der, est
 from fleet.wire.csr import decode_csr
 from fleet.wire.csrattrs import decode_csrattrs
 from fleet.wire.encodings.pem import blocks
+from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt.connect import decode_connack, decode_connect
 from fleet.wire.mqtt.publish import decode_publish
@@ -29,8 +34,11 @@ from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import decode_suback, decode_subscribe, decode_unsubscribe
 from fleet.wire.mqtt.topics import is_topic_filter, topic_name
 from fleet.wire.ocsp import read_request
+from fleet.wire.proxy_protocol import read_header
 from fleet.wire.serial import messages
 from fleet.wire.serial.frames import FrameReader
+from fleet.wire.trust_update import decode_trust_update
+from tests.servers.websocket_line import PAGE, Line
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 Target = Callable[[bytes], None]
@@ -61,6 +69,16 @@ def csrattrs(data: bytes) -> None:
         decode_csrattrs(data)
 
 
+def trust_update(data: bytes) -> None:
+    """By its signer's word, and a TLS server's certificate as an agent walks it (pins, dates)."""
+    with suppress(WireError):
+        assert decode_trust_update(data).retired
+    with suppress(WireError):
+        assert pin_of(data).startswith("sha256:")
+    with suppress(WireError):
+        validity_of(data)
+
+
 def ocsp_request(data: bytes) -> None:
     with suppress(WireError):
         assert read_request(data).certificates
@@ -68,9 +86,9 @@ def ocsp_request(data: bytes) -> None:
 
 def certificate_file(data: bytes) -> None:
     with suppress(WireError):
-        encodings.read(data)
+        read(data)
     with suppress(WireError):
-        encodings.read(data, b"secret")
+        read(data, b"secret")
 
 
 def pem(data: bytes) -> None:
@@ -150,7 +168,7 @@ def est_path(data: bytes) -> None:
 def json_body(data: bytes) -> None:
     """What the API's decoder takes, the standard library takes too, and means the same."""
     try:
-        value = strict_json.decode(data)
+        value = decode_json(data)
     except HttpRefused:
         return
     assert value == json.loads(data)
@@ -158,7 +176,7 @@ def json_body(data: bytes) -> None:
 
 def model_rules(data: bytes) -> None:
     try:
-        given = strict_json.decode(data)
+        given = decode_json(data)
         rules = rules_of(given if isinstance(given, dict) else {"profile": given})
         assert rules_of(json.loads(json.dumps(rules_json(checked_rules(rules))))) == rules
     except (HttpRefused, FleetError):
@@ -178,6 +196,34 @@ def audit_proof(data: bytes) -> None:
         read_proof(data)
 
 
+def proxy_header(data: bytes) -> None:
+    with suppress(WireError):
+        header = read_header(data)
+        assert header is None or (header.size <= len(data) and (header.client is None or ip_address(header.client)))
+
+
+def websocket_request(data: bytes) -> None:
+    """The first byte says where it is cut."""
+    handshake, cut = OpeningHandshake([PAGE]), (data[0] if data else 0) + 1
+    with suppress(UpgradeRefused):
+        for part in filter(None, (data[1:cut], data[cut:])):
+            if (answer := handshake.feed(part)) is not None:
+                assert answer.startswith(b"HTTP/1.1 101 ")
+                return
+
+
+def websocket_frames(data: bytes) -> None:
+    """Behind the opening handshake; cut as in `mqtt_stream`."""
+
+    async def feed() -> None:
+        line, step = Line(), (data[0] if data else 0) + 1
+        for at in range(1, len(data), step):
+            line.transport.data_received(data[at : at + step])
+        assert line.raw.ends in ([], ["close"])
+
+    asyncio.run(feed())
+
+
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
@@ -186,6 +232,7 @@ TARGETS: dict[str, Target] = {
         certs_only,
         media_type,
         csrattrs,
+        trust_update,
         ocsp_request,
         certificate_file,
         pem,
@@ -193,6 +240,9 @@ TARGETS: dict[str, Target] = {
         mqtt_stream,
         mqtt_packets,
         mqtt_topics,
+        proxy_header,
+        websocket_request,
+        websocket_frames,
         serial_frames,
         serial_messages,
         authorization,

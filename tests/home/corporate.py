@@ -54,8 +54,16 @@ class CorporateCa:
         return builder.sign(self.key, hashes.SHA256())
 
 
-def corporate_root(name: str, now: datetime, *, is_rsa: bool = False, path_length: int | None = None) -> CorporateCa:
-    key = rsa.generate_private_key(65537, 2048) if is_rsa else new_key()
+def corporate_root(
+    name: str,
+    now: datetime,
+    *,
+    is_rsa: bool = False,
+    path_length: int | None = None,
+    curve: ec.EllipticCurve | None = None,
+) -> CorporateCa:
+    own = new_key() if curve is None else ec.generate_private_key(curve)
+    key = rsa.generate_private_key(65537, 2048) if is_rsa else own
     life = now - timedelta(days=1), now + 2 * YEARS
     constraints = x509.BasicConstraints(ca=True, path_length=path_length)
     itself = _named(name), key, x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest

@@ -25,10 +25,10 @@ from fleet.domain.ports import Registry
 from fleet.domain.published_file import PublishedFile
 from fleet.domain.writes import AddCredential, Insert
 from fleet.home.authorities import read_authorities
-from fleet.home.crl_authorities import crl_authorities
+from fleet.home.crl_issuing import noting
+from fleet.home.home_cas import crl_authorities
 from fleet.home.layout import Home, certificate_in
-from fleet.home.published_certificates import certificate_files
-from fleet.runtime.jobs.crls import noting
+from fleet.home.relying_parties import certificate_files
 from fleet.services import revocation
 from fleet.services.crl_publishing import CrlPolicy, CrlPublisher
 from fleet.services.published_crls import PublishedCrls

@@ -1,6 +1,7 @@
 """CRLs of a home's CAs: what they list and for how long, their numbers, and what openssl and GnuTLS make of them."""
 
 import asyncio
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -9,10 +10,12 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import structs
 
 from fleet.backup.create import save_home
 from fleet.backup.restore import RestoreSource, restore_backup
@@ -20,6 +23,8 @@ from fleet.ca.crl import urls_in
 from fleet.ca.distribution import Publication
 from fleet.ca.key_identifiers import identifier_of
 from fleet.config.settings import Settings
+from fleet.config.template import render
+from fleet.domain.access import Operator, Role
 from fleet.domain.crl import CrlHead, CrlReason
 from fleet.domain.distribution import (
     ca_name,
@@ -32,19 +37,29 @@ from fleet.domain.distribution import (
     shards_of_path,
 )
 from fleet.domain.errors import Invalid
+from fleet.domain.ports import Registry
 from fleet.domain.writes import DropCredentials, MarkUsed
-from fleet.home.authorities import new_issuing_key, new_tenant
+from fleet.home import crl_issuing
+from fleet.home.authorities import new_issuing_key, new_tenant, read_authorities
 from fleet.home.creation import create_home
+from fleet.home.crl_issuing import crl_reporter, issue_crls, slow_crl
+from fleet.home.issued_urls import issued_urls
 from fleet.home.layout import Home, certificate_in, open_registry, revocation_journal
+from fleet.home.publication_check import urls_of
 from fleet.runtime.background import background
-from fleet.runtime.jobs.crls import Following, publish_crls
-from fleet.services import inventory, revocation
+from fleet.runtime.jobs.crls import Following, LateCrls, SlowCrls, publish_crls
+from fleet.servers.admin.app import AdminApp
+from fleet.servers.admin.context import Context
+from fleet.servers.admin.messages import Caller, Headers, Request, body_of
+from fleet.services import crl_entries, inventory, revocation
 from fleet.services.crl_publishing import LEASE, LEASE_TIME, CrlPolicy
-from fleet.services.revocation_journal import catch_up, has_gone_back
+from fleet.services.crl_report import CrlReporter, crl_report, lacking
+from fleet.services.revocation_journal import catch_up, has_gone_back, usable_though_listed
 from fleet.storage.engines import open_engine
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
 from tests.home.crl_fleet import NOW, URL, CrlFleet, number_of, openssl_verify, serial
 from tests.storage.samples import change
+from tests.waiting import PATIENCE_SECONDS
 
 DAY = timedelta(days=1)
 WITH_URL = CrlPolicy(URL, shards=4, delta=True)
@@ -116,7 +131,7 @@ async def test_each_certificate_is_in_its_shard_whose_url_its_issuing_distributi
 
 async def test_more_shards_leave_the_earlier_ones_published(fleet: CrlFleet) -> None:
     await with_policy(fleet).publish()
-    fleet = with_policy(fleet, replace(WITH_URL, shards=8))
+    fleet = with_policy(fleet, structs.replace(WITH_URL, shards=8))
     one = await fleet.enroll("cam-1")
     await fleet.publish()
     await fleet.move("revoke", "cam-1")
@@ -147,7 +162,7 @@ async def test_shards_of_an_earlier_number_go_once_no_certificate_names_them(fle
     def shards(heads: Iterable[CrlHead]) -> set[int]:
         return {shards_of_path(head.path) for head in heads} - {0}
 
-    four, eight = (with_policy(fleet, replace(WITH_URL, shards=number)) for number in (4, 8))
+    four, eight = (with_policy(fleet, structs.replace(WITH_URL, shards=number)) for number in (4, 8))
     named = await fleet.enroll("cam-1")
     await four.publish()
     eight.now += DAY
@@ -170,7 +185,7 @@ async def test_shards_of_an_earlier_number_go_once_no_certificate_names_them(fle
 
 
 async def test_shards_of_an_earlier_number_go_together(fleet: CrlFleet) -> None:
-    four, eight = (with_policy(fleet, replace(WITH_URL, shards=number)) for number in (4, 8))
+    four, eight = (with_policy(fleet, structs.replace(WITH_URL, shards=number)) for number in (4, 8))
     one = await fleet.enroll("cam-1")
     await four.publish()
     await fleet.move("revoke", "cam-1")
@@ -193,9 +208,10 @@ async def test_other_urls_in_the_settings_sign_every_crl_anew(fleet: CrlFleet) -
     await fleet.enroll("cam-1")
     await fleet.move("revoke", "cam-1")
     await fleet.publish()
-    elsewhere, one = "http://elsewhere.example", replace(WITH_URL, shards=1)
+    elsewhere, one = "http://elsewhere.example", structs.replace(WITH_URL, shards=1)
     full, delta = full_crl_path(fleet.issuing), delta_crl_path(fleet.issuing)
-    for policy in (one, replace(one, url=elsewhere), replace(one, url=elsewhere, delta=False), CrlPolicy()):
+    others = (structs.replace(one, url=elsewhere), structs.replace(one, url=elsewhere, delta=False))
+    for policy in (one, *others, CrlPolicy()):
         other = with_policy(fleet, policy)
         other.now = fleet.now = fleet.now + timedelta(seconds=1)
         made = await other.publish(soon=True)
@@ -378,8 +394,44 @@ async def test_a_key_that_cannot_be_read_leaves_the_crls_of_the_other_cas(fleet:
     assert await fleet.crls.find(full_crl_path(root)) is not None
 
 
+async def test_what_is_kept_for_the_next_full_crl_is_what_the_registry_has(
+    fleet: CrlFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two nodes that take turns: holds that end, other reasons, ends of validity."""
+    monkeypatch.setattr(crl_entries, "IN_PARTS", 0)
+    other = replace(fleet, node="node-2")
+    for n in range(12):
+        await fleet.enroll(f"cam-{n}", lifetime=timedelta(days=1 + n % 2 * 8))
+
+    async def made_by(node: CrlFleet) -> dict[int, str]:
+        assert await node.publish(at_once=True)
+        await node.publisher.release(node.now)
+        return await node.listed()
+
+    async def agree(node: CrlFleet) -> dict[int, str]:
+        fleet.now = other.now = fleet.now + timedelta(minutes=1)
+        kept = await made_by(node)
+        assert await made_by(replace(node, node="node-3")) == kept  # which begins with nothing
+        return kept
+
+    assert await agree(fleet) == {}
+    for n, node in enumerate((fleet, other, fleet, fleet, other)):
+        await fleet.move("suspend", f"cam-{n}")
+        await fleet.move("revoke", f"cam-{n + 5}")
+        assert len(await agree(node)) == 2 * (n + 1)
+    await fleet.move("resume", "cam-0")
+    await fleet.move("revoke", "cam-1")
+    assert len(await agree(fleet)) == 9
+    await revocation.revoke(fleet.registry, "cam-5", act=fleet.act, crl_reason=CrlReason.KEY_COMPROMISE)
+    assert list((await agree(other)).values()).count("keyCompromise") == 1
+    fleet.now += timedelta(days=1, hours=12)
+    assert len(await made_by(fleet)) == 9  # once more with what has ended since
+    fleet.now += timedelta(hours=13)
+    assert len(await agree(fleet)) == len(await agree(other)) < 9
+
+
 async def test_openssl_adds_a_delta_to_its_base(fleet: CrlFleet, tmp_path: Path) -> None:
-    fleet = with_policy(fleet, replace(WITH_URL, shards=1))
+    fleet = with_policy(fleet, structs.replace(WITH_URL, shards=1))
     one = await fleet.enroll("cam-1", publication=Publication(URL))
     await fleet.publish()
     root = plain_crl_path(ca_name(identifier_of(certificate_in(fleet.home.root_certificate))))
@@ -409,6 +461,29 @@ async def test_of_two_nodes_one_publishes_and_the_other_follows_when_it_is_gone(
     ).body
 
 
+async def test_a_command_publishes_at_once_in_place_of_a_server_that_has_just_done_so(
+    fleet: CrlFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crl_issuing, "LEASE_TIME", timedelta())  # it does not wait for the server's to end
+    await fleet.publish()
+    assert await issue_crls(fleet.home, fleet.registry, fleet.now, None)
+    await fleet.enroll("cam-1")
+    await fleet.move("revoke", "cam-1")
+    fleet.now += timedelta(seconds=1)
+    assert await fleet.publish(), "the server goes on"
+
+
+async def test_a_round_that_a_command_has_overtaken_publishes_nothing(fleet: CrlFleet) -> None:
+    await fleet.publish()
+    other = replace(fleet, node="node-2")
+    await other.publisher.take_over(fleet.now)
+    await fleet.enroll("cam-1")
+    await fleet.move("revoke", "cam-1")
+    assert await fleet.publish() == {}
+    assert await other.publish()
+    assert len(await other.listed()) == 1
+
+
 async def test_a_node_that_died_with_a_fast_clock_keeps_no_other_from_publishing(fleet: CrlFleet) -> None:
     fast = replace(fleet, node="node-2", now=fleet.now + timedelta(minutes=15))
     await fleet.enroll("cam-1")
@@ -428,7 +503,7 @@ async def test_two_servers_with_one_name_of_host_and_home_do_not_both_publish(fl
             return fleet.now
 
         async with background(publish_crls(fleet.home, fleet.registry, Settings(), clock), "CRLs") as task:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while (held := await fleet.registry.lease(LEASE)) is None or held.expires_at <= fleet.now:
                     assert not task.done()
                     await asyncio.sleep(0.01)
@@ -466,3 +541,252 @@ async def test_gnutls_verifies_the_plain_crl(fleet: CrlFleet, tmp_path: Path) ->
     assert "Verified" in done.stdout
     shown = subprocess.run(["certtool", "--crl-info", "--infile", str(crl)], capture_output=True, text=True, check=True)
     assert f"{serial(one):040x}" in shown.stdout.replace(" ", "")
+
+
+async def test_a_full_crl_that_takes_long_is_named_where_there_are_no_shards(
+    fleet: CrlFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = CrlPolicy(max_delay=timedelta(milliseconds=10))  # the clock of the tests says that each takes 10 ms
+    await with_policy(fleet, policy).publish()
+    slow = [head for head in await fleet.registry.crl_heads() if policy.is_slow(head)]
+    assert full_crl_path(fleet.issuing) in {head.path for head in slow}
+    sentence = slow_crl(slow[0], policy)
+    assert "set crl.shards" in sentence
+    assert not any(structs.replace(policy, url=URL, shards=2).is_slow(head) for head in slow)
+    assert not any(structs.replace(policy, max_delay=timedelta(milliseconds=30)).is_slow(head) for head in slow)
+    noted = SlowCrls(policy)
+    with caplog.at_level("WARNING", "fleet.crl"):
+        for _ in range(2):
+            noted.note(slow[0])
+    assert [each.getMessage() for each in caplog.records] == [f'event=crl.slow path={slow[0].path} advice="{sentence}"']
+
+
+async def test_crls_that_are_late_or_slow_are_reported_and_degrade_the_health(fleet: CrlFleet) -> None:
+    def reporter(max_delay: float = 0.03) -> CrlReporter:
+        settings = Settings(crl_max_delay=max_delay)
+        return crl_reporter(fleet.home, fleet.registry, settings, lambda: read_authorities(fleet.home))
+
+    async def health(after: float = 0.0, max_delay: float = 0.03) -> tuple[list[str] | None, dict[str, Any]]:
+        """The reasons of a degraded health, and what the status has."""
+        at = fleet.now + timedelta(seconds=after)
+        context: Any = Context(fleet.registry, Any, Any, lambda: at, crl_report=reporter(max_delay).at)  # type: ignore[arg-type]
+        app, caller = AdminApp(context), Caller("alice", Operator("alice", Role.ADMIN, at))
+        asked = [Request("GET", path, Headers(()), body_of(b""), caller=caller) for path in ("/healthz", "/v1/status")]
+        replies = [await app.dispatch(request) for request in asked]
+        assert {reply.status for reply in replies} == {200}
+        health, status = (json.loads(reply.body) for reply in replies)
+        assert health["status"] == ("degraded" if "reasons" in health else "ok")
+        return health.get("reasons"), status["crls"]
+
+    reasons, shown = await health()
+    assert (reasons, shown["published"]) == (None, 0)
+    await fleet.enroll("cam-1")
+    await fleet.publish()
+    assert await health() == (
+        None,
+        {
+            "published": 6,
+            "oldest_seconds": 0.0,  # thisUpdate is backdated
+            "next_update_seconds": 86400.0,
+            "made_in_seconds": 0.01,
+            "unlisted": 0,
+            "unlisted_seconds": 0.0,
+            "late": 0,
+            "slow": 0,
+            "overdue": 0,
+            "named": [],
+        },
+    )
+    await fleet.move("revoke", "cam-1")
+    assert (await health(after=0.2))[0] is None  # a full CRL rests after it was made
+    reasons, shown = await health(after=2)
+    assert (reasons, shown["unlisted"], shown["unlisted_seconds"]) == (["crl-late"], 1, 2.0)
+    assert (shown["late"], shown["overdue"]) == (0, 1)
+    assert await fleet.publisher.publish_due([], fleet.now) == []  # no key is here
+    reasons, shown = await health(after=2)
+    assert (reasons, shown["overdue"], len(shown["named"])) == (["crl-late"], 1, 2)
+    assert all(fleet.issuing in path for path in shown["named"])
+    late = await lacking(fleet.registry, fleet.policy, [bytes.fromhex(fleet.issuing)], fleet.now + timedelta(minutes=1))
+    assert late == {bytes.fromhex(fleet.issuing): 1}
+    await fleet.publish()
+    assert (await health(after=2))[0] is None
+    assert (await health(max_delay=0.015))[0] == ["crl-slow"]
+    reasons, shown = await health(after=17 * 3600)
+    assert reasons is None
+    reasons, shown = await health(after=19 * 3600)
+    assert (reasons, shown["late"], shown["overdue"]) == (["crl-late"], 6, 0)
+
+
+def test_a_crl_that_lacks_revocations_is_logged_once_with_its_path_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    late = LateCrls()
+    for lacking_, signing in (({b"\xaa": 2}, []), ({b"\xaa": 3}, []), ({}, []), ({b"\xaa": 1}, [b"\xaa"])):
+        late.note(lacking_, signing)
+    assert [each.getMessage() for each in caplog.records] == [
+        'event=crl outcome=failed path=/crl/aa.crl waiting=2 reason="the key of its CA is not in this home"',
+        'event=crl outcome=failed path=/crl/aa.crl waiting=1 reason="it was not signed in time"',
+    ]
+
+
+async def test_the_report_is_of_the_cas_of_the_home_and_read_once_in_a_while(fleet: CrlFleet) -> None:
+    await fleet.publish()
+    [issuing] = {head.issuer for head in await fleet.registry.crl_heads() if fleet.issuing in head.path}
+    ends = fleet.now + DAY
+    assert (await crl_report(fleet.registry, fleet.policy, {issuing}, ends)).late == 2
+    assert (await crl_report(fleet.registry, fleet.policy, (), ends)).late == 0  # of CAs that are forgotten
+    reporter = CrlReporter(fleet.registry, fleet.policy, lambda: {issuing})
+    first = await reporter.at(NOW)
+    assert await reporter.at(NOW + timedelta(seconds=4)) is first
+    assert await reporter.at(NOW + timedelta(seconds=5)) is not first
+
+
+async def test_what_certificates_in_use_name_is_found_with_the_urls_of_former_settings(fleet: CrlFleet) -> None:
+    fleet = with_policy(fleet)
+    settings = Settings(publish_url=URL, crl_delta=True, crl_shards=2)
+    fleet.home.settings_file.write_text(render(settings))
+    await fleet.publish()  # 4 shards
+    await fleet.enroll("former", publication=Publication("http://former.example"))
+    await fleet.enroll("ended", lifetime=timedelta(minutes=1), publication=Publication("http://ended.example"))
+    await fleet.enroll("matter")
+    for n in range(3):
+        await fleet.enroll(f"cam-{n}", lifetime=timedelta(days=30 + n), publication=Publication(URL, 2))
+    authorities = read_authorities(fleet.home)
+    issued = await issued_urls(fleet.home, authorities, fleet.registry, NOW + timedelta(hours=1))
+    urls = {each.url for each in issued}
+    assert {url for url in urls if "former" in url} == {
+        f"http://former.example{full_crl_path(fleet.issuing)}",
+        f"http://former.example{ca_path(fleet.issuing)}",
+        "http://former.example/ocsp",
+    }
+    assert not any("ended" in url for url in urls)
+    assert {URL + shard_crl_path(fleet.issuing, shard, 4) for shard in range(4)} < urls
+    every = urls_of(fleet.home, authorities, issued)
+    assert urls < {each.url for each in every}
+    assert URL + delta_crl_path(fleet.issuing) in {each.url for each in every if each.kind == "delta"}
+
+
+@pytest.mark.parametrize("first", ["suspend", "revoke"])
+async def test_what_is_listed_stays_while_its_reason_changes(
+    fleet: CrlFleet, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    victim = await fleet.enroll("victim")
+    await fleet.enroll("other")
+    await fleet.move(first, "victim")
+    await fleet.publish()
+    await fleet.move("revoke", "other")  # so that a CRL is due
+    fleet.now += timedelta(seconds=5)
+    read, changed = type(fleet.registry).crl_entries, False
+
+    async def change_before_reading(registry: Registry, issuer: bytes, buckets: range, since: datetime) -> list[bytes]:
+        nonlocal changed
+        if not changed:
+            changed = True
+            await revocation.revoke(registry, "victim", act=fleet.act, crl_reason=CrlReason.KEY_COMPROMISE)
+        return await read(registry, issuer, buckets, since)
+
+    monkeypatch.setattr(type(fleet.registry), "crl_entries", change_before_reading)
+    await fleet.publish()
+    assert changed
+    assert (await fleet.listed())[serial(victim)] == {"suspend": "certificateHold", "revoke": "unspecified"}[first]
+    fleet.now += timedelta(seconds=1)
+    await fleet.publish(soon=True)  # a full CRL that was just made rests
+    assert serial(victim) in await fleet.listed()
+    await fleet.publish()
+    assert (await fleet.listed())[serial(victim)] == "keyCompromise"
+    assert len(await fleet.listed()) == 2
+    assert await fleet.registry.pending_revocations(10) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "read"),
+    [
+        (CrlPolicy(), "unpublished"),
+        (CrlPolicy(), "crl_entries"),
+        (WITH_URL, "unpublished"),
+        (WITH_URL, "changed_entries"),
+    ],
+    ids=["full", "full, later", "shards", "delta"],
+)
+async def test_what_is_on_hold_is_in_every_crl_while_it_is_released_and_held_again(
+    fleet: CrlFleet, monkeypatch: pytest.MonkeyPatch, policy: CrlPolicy, read: str
+) -> None:
+    fleet = with_policy(fleet, policy)
+    victim = await fleet.enroll("victim")
+    await fleet.enroll("other")
+    await fleet.move("suspend", "victim")
+    await fleet.publish()
+    await fleet.move("suspend", "other")  # so that CRLs are due
+    fleet.now += timedelta(seconds=5)
+    as_it_is, changed = getattr(type(fleet.registry), read), 0
+
+    async def change_around(registry: Registry, *words: object) -> object:
+        nonlocal changed
+        changed += 1
+        if changed == 1:
+            await fleet.move("resume", "victim")
+            fleet.now += timedelta(milliseconds=1)
+            await fleet.move("suspend", "victim")
+        return await as_it_is(registry, *words)
+
+    async def held() -> set[str]:
+        """Paths of CRLs that list it; a delta CRL lacks what its base has."""
+        paths = {head.path for head in await fleet.registry.crl_heads() if fleet.issuing in head.path and not head.base}
+        return {path for path in paths if (await fleet.listed(path)).get(serial(victim)) == "certificateHold"}
+
+    async def refused() -> bool:
+        """As a client with the full CRL and the delta CRL has it."""
+        delta = await fleet.listed(delta_crl_path(fleet.issuing)) if policy.delta else {}
+        return delta.get(serial(victim)) != "removeFromCRL" and serial(victim) in await fleet.listed()
+
+    monkeypatch.setattr(type(fleet.registry), read, change_around)
+    before = await held()
+    assert before
+    await fleet.publish()
+    assert changed
+    assert before <= await held()
+    assert await refused()
+    fleet.now += timedelta(seconds=1)
+    for _ in range(2):
+        await fleet.publish()
+        assert before <= await held()
+        assert await refused()
+    assert await fleet.registry.pending_revocations(10) == []
+    await fleet.move("resume", "victim")
+    fleet.now += timedelta(seconds=1)
+    await fleet.publish()
+    assert await held() == set()
+    assert not await refused()
+
+
+async def test_a_released_certificate_is_listed_as_revoked_not_as_removed(fleet: CrlFleet) -> None:
+    victim = await fleet.enroll("victim")
+    await fleet.move("suspend", "victim")
+    await fleet.publish()
+    await fleet.move("resume", "victim")
+    await fleet.publish()
+    assert await fleet.listed() == {}
+    await fleet.move("revoke", "victim")
+    [key_identifier] = {head.issuer for head in await fleet.registry.crl_heads() if fleet.issuing in head.path}
+    assert await fleet.registry.crl_entries(key_identifier, range(1 << 16), NOW - timedelta(days=1)) == []
+    await fleet.publish()
+    assert await fleet.listed() == {serial(victim): "unspecified"}
+
+
+async def test_what_an_older_registry_holds_for_usable_is_named(fleet: CrlFleet, tmp_path: Path) -> None:
+    revoked = await fleet.enroll("revoked")
+    await fleet.enroll("held")
+    await fleet.enroll("other")
+    older = shutil.copy(fleet.home.registry, tmp_path / "older.db")
+    shutil.copy(fleet.home.registry.with_name("registry.db-wal"), tmp_path / "older.db-wal")
+    await fleet.move("revoke", "revoked")
+    await fleet.move("suspend", "held")
+    await fleet.publish()
+    log = revocation_journal(fleet.home)
+    assert await usable_though_listed(fleet.registry, log, NOW) == []
+    registry = await open_engine(Path(older), create=False)
+    try:
+        found = await usable_though_listed(registry, log, NOW)
+    finally:
+        await registry.close()
+    assert [each.serial for each in found] == [
+        revoked.serial
+    ]  # one on hold is usable, and refused by its device's state

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from fleet.ca.authority import SERVER_LIFETIME, names_of_server
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.home import pki
 from fleet.home.authorities import read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_home, open_registry, settings_of
@@ -100,7 +101,7 @@ async def test_other_hosts_in_fleet_toml_make_another_certificate(home: Home) ->
 @pytest.mark.parametrize("mode", [0o020, 0o002])
 async def test_a_home_that_others_can_change_is_refused(home: Home, place: str, mode: int) -> None:
     target = home.path / place
-    if place in ("state", "archive"):
+    if place == "archive":
         target.mkdir(mode=0o700)
         assert open_home(home.path) == home
     target.chmod(target.stat().st_mode | mode)
@@ -175,9 +176,44 @@ async def test_the_operators_have_a_ca_of_their_own(home: Home) -> None:
     assert authority.subject.rfc4514_string() == "CN=acme Operators CA"
 
 
-async def test_an_older_home_gets_it_once_when_it_is_first_needed(home: Home) -> None:
-    """Whatever is left of an attempt that was cut off before its certificate stood makes no difference."""
+async def test_the_operators_key_outlives_its_certificate(home: Home) -> None:
+    """Absent for a moment, as during a copy of the home, the certificate is no reason to replace the key."""
+    key, certificate = home.operators_key.read_bytes(), home.operators_certificate.read_bytes()
     home.operators_certificate.unlink()
+    for ask in (operators_authority, load_operators_issuer):
+        with pytest.raises(Refused) as refused:
+            ask(home, NOW)
+        assert refused.value.code == "operators-ca-lost"
+    assert home.operators_key.read_bytes() == key
+    home.operators_certificate.write_bytes(certificate)
+    assert load_operators_issuer(home, NOW)
+
+
+@pytest.mark.parametrize("step", ["write_file", "write_key", "sync"])
+@pytest.mark.parametrize("is_done", [False, True])
+async def test_a_creation_cut_off_anywhere_is_finished(
+    home: Home, step: str, is_done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.operators_certificate.unlink()
+    home.operators_key.unlink()
+    do = getattr(pki, step)
+
+    def cut(*args: object, **named: object) -> None:
+        if is_done:
+            do(*args, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pki, step, cut)
+        with pytest.raises(KeyboardInterrupt):
+            operators_authority(home, NOW)
+    assert load_operators_issuer(home, NOW).certificate == operators_authority(home, NOW)
+    assert not list(home.ca.glob("*.draft"))
+
+
+async def test_an_older_home_gets_it_once_when_it_is_first_needed(home: Home) -> None:
+    home.operators_certificate.unlink()
+    home.operators_key.unlink()
     with ThreadPoolExecutor(8) as pool:
         made = set(pool.map(lambda _: operators_authority(home, NOW), range(8)))
     assert len(made) == 1

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs7
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import structs
 
 from fleet.ca.authority import create_root
@@ -40,15 +41,24 @@ from fleet.home.authorities import (
     new_issuing_key,
     new_tenant,
 )
-from fleet.home.ca_listing import authorities_for_admin
 from fleet.home.ca_store import Authority
 from fleet.home.creation import create_home
-from fleet.home.imported_ca import import_chain, read_crls, read_import, request_issuing
+from fleet.home.crl_issuing import import_root_crl, issue_crls, root_crl, sign_root_crl
+from fleet.home.home_cas import authorities_for_admin
+from fleet.home.imported_ca import (
+    import_chain,
+    imported_tenant,
+    is_requested,
+    read_crls,
+    read_import,
+    read_new_tenant,
+    request_issuing,
+    request_tenant,
+)
 from fleet.home.layout import Home, fleet_fingerprint, open_registry
 from fleet.home.pki import load_issuer, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities
 from fleet.home.root_signing import cross_sign, read_revoked, sign_authority
-from fleet.runtime.jobs.crls import import_root_crl, issue_crls, root_crl, sign_root_crl
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
@@ -264,6 +274,119 @@ async def test_a_chain_cut_anywhere_is_refused(home: Home) -> None:
         with pytest.raises(Invalid, match="The chain is refused"):
             read_import(home, "", data[:cut], {}, NOW)
     read_import(home, "", data, {}, NOW)
+
+
+def asked_for(home: Home, above: CorporateCa, tenant: str, **options: Any) -> x509.Certificate:
+    """The issuing CA of a new tenant, as `above` signs it."""
+    asked = x509.load_pem_x509_csr(request_tenant(home, tenant))
+    return above.signed(asked.subject, asked.public_key(), NOW, **options)
+
+
+async def test_a_new_tenant_below_a_root_whose_key_is_elsewhere(home: Home) -> None:
+    root = CorporateCa(authority_of(home, "").root, load_key(home.root_key))
+    home.root_key.unlink()
+    with pytest.raises(Refused), new_tenant(home, "north", own_root=False, now=NOW):
+        pass
+    assert not is_requested(home, "north")
+    first = request_tenant(home, "north")
+    assert x509.load_pem_x509_csr(first).subject.rfc4514_string() == "CN=Acme north Issuing CA"
+    issuing = asked_for(home, root, "north")  # repeated for the same key
+    assert x509.load_pem_x509_csr(first).public_key() == issuing.public_key()
+    assert is_requested(home, "north")
+    made = read_new_tenant(home, "north", pem(issuing), NOW)
+    with pytest.raises(RuntimeError), imported_tenant(home, "north", made):
+        raise RuntimeError("the registry refuses")
+    assert is_requested(home, "north")
+    live = LiveAuthorities(home)
+    with imported_tenant(home, "north", made):
+        pass
+    assert not is_requested(home, "north")
+    assert list(home.tenants.iterdir()) == [home.tenants / "north"]
+    found = authority_of(home, "north")
+    assert (found.issuing, found.root, found.has_own_root) == (issuing, root.certificate, False)
+    live.reread()
+    assert "north" in live.names()
+    with pytest.raises(Conflict) as refused:
+        request_tenant(home, "north")
+    assert refused.value.code == "tenant-exists"
+    asked = request(home, "north")  # its next one
+    assert asked.subject.rfc4514_string() == "CN=Acme north Issuing CA 2"
+
+
+async def test_what_has_no_request_names_the_tenants_that_have_one(home: Home) -> None:
+    with pytest.raises(NotFound, match="no request") as caught:
+        read_import(home, "", b"", {}, NOW)
+    assert caught.value.advice == "Make one with: fleet ca csr"
+    with pytest.raises(NotFound) as caught:
+        request_issuing(home, "south")
+    assert caught.value.advice.endswith("fleet ca csr --tenant south --new-tenant")
+    request_tenant(home, "south")
+    with pytest.raises(NotFound, match="no request") as caught:
+        read_import(home, "", b"", {}, NOW)
+    assert caught.value.advice == "Say whose: --tenant south"
+
+
+async def test_a_new_tenant_below_a_root_of_its_own(home: Home) -> None:
+    root = corporate_root("North Root", NOW)
+    upper = below(root, "North Upper", NOW, path_length=1)
+    issuing = asked_for(home, upper, "north")
+    made = read_new_tenant(home, "north", pem(issuing, upper.certificate, root.certificate), NOW)
+    with imported_tenant(home, "north", made):
+        pass
+    found = authority_of(home, "north")
+    assert (found.issuing, found.above, found.root) == (issuing, (upper.certificate,), root.certificate)
+    assert found.has_own_root
+    assert not found.root_key_file.exists()
+    assert authority_of(home, "").root != root.certificate
+
+
+@pytest.mark.parametrize("fault", ["another key", "path length", "expired", "no CA", "itself", "name"])
+async def test_a_chain_that_no_new_tenant_can_have_is_refused(home: Home, fault: str) -> None:
+    root = corporate_root("North Root", NOW, path_length=0 if fault == "path length" else None)
+    upper = below(root, "North Upper", NOW, path_length=1)
+    name = authority_of(home, "").issuing.subject if fault == "name" else "North"
+    x509.load_pem_x509_csr(request_tenant(home, "north"))
+    key = load_key(home.tenants / "north.request.key")
+    public_key = ec.generate_private_key(ec.SECP256R1()).public_key() if fault == "another key" else key.public_key()
+    life = (-2 * DAY, -DAY) if fault == "expired" else (-DAY, 100 * DAY)
+    issuing = upper.signed(name, public_key, NOW, ca=fault != "no CA", life=life)
+    if fault == "itself":
+        data = pem(CorporateCa(issuing, key).signed("North", key.public_key(), NOW, path_length=None))
+    else:
+        data = pem(issuing, upper.certificate, root.certificate)
+    with pytest.raises((Invalid, Conflict)) as refused:
+        read_new_tenant(home, "north", data, NOW)
+    assert refused.value.code == ("name-taken" if fault == "name" else "bad-chain")
+    assert is_requested(home, "north")
+
+
+@pytest.mark.parametrize("fault", ["EKU", "EKU above", "unknown critical extension", "weak curve"])
+async def test_a_new_tenant_below_whose_ca_no_device_could_connect_is_refused(home: Home, fault: str) -> None:
+    """Whether the tenant is the first of its kind makes no difference to what its devices' peers verify."""
+    eku: tuple[x509.ExtensionType, bool] = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), True)
+    odd: tuple[x509.ExtensionType, bool] = (
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4.5"), b"\x05\x00"),
+        True,
+    )
+    root = corporate_root("North Root", NOW, curve=ec.SECP192R1() if fault == "weak curve" else None)
+    upper = below(root, "North Upper", NOW, path_length=1, extensions=[eku] if fault == "EKU above" else [])
+    x509.load_pem_x509_csr(request_tenant(home, "north"))
+    key = load_key(home.tenants / "north.request.key").public_key()
+    extensions = {"EKU": [eku], "unknown critical extension": [odd]}.get(fault, [])
+    issuing = upper.signed("North", key, NOW, extensions=extensions)
+    with pytest.raises(Invalid) as refused:
+        read_new_tenant(home, "north", pem(issuing, upper.certificate, root.certificate), NOW)
+    assert refused.value.code == "bad-chain"
+    assert is_requested(home, "north")
+
+
+async def test_a_request_answered_by_a_ca_that_signed_itself_is_refused(home: Home) -> None:
+    issuing = answered(home, corporate_root("Corp Root", NOW))
+    itself = CorporateCa(issuing, load_key(home.ca / "request.key"))
+    data = pem(itself.signed(issuing.subject, issuing.public_key(), NOW, path_length=None))
+    with pytest.raises(Invalid) as refused:
+        read_import(home, "", data, {}, NOW)
+    assert refused.value.code == "bad-chain"
 
 
 async def test_path_length_0_above_a_tenant_is_refused(home: Home) -> None:

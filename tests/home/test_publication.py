@@ -70,6 +70,19 @@ async def test_each_ca_names_its_own_files(home: Home) -> None:
     assert named(device(home, ""))[1] == [f"{AT}/ocsp", f"{AT}/ca/{identifier_of(after).hex()}.cer"]
 
 
+async def test_an_issuing_ca_names_the_crl_and_the_certificate_of_its_root(home: Home) -> None:
+    """The OCSP responder answers for none of the CAs."""
+    publish(home, crl_shards=16)
+    made = new_issuing_key(home, "", NOW + timedelta(days=1))
+    root = identifier_of(made.root).hex()
+    assert named(made.issuing) == ([f"{AT}/crl/{root}.crl"], [f"{AT}/ca/{root}.cer"])
+    with new_tenant(home, "own", own_root=True, now=NOW) as own:
+        assert identifier_of(own.root).hex() != root
+        assert named(own.issuing)[0] == [f"{AT}/crl/{identifier_of(own.root).hex()}.crl"]
+    publish(home, publish_cdp=("tenant:acme",), publish_aia=())
+    assert named(new_issuing_key(home, "", NOW + timedelta(days=2)).issuing) == ([], [])
+
+
 async def test_they_are_chosen_by_ca(home: Home) -> None:
     publish(home, publish_cdp=("fleet",), publish_aia=("tenant:acme", "operators"))
     shown = {what: named(each) for what, each in (("", device(home, "")), ("acme", device(home, "acme")))}

@@ -11,9 +11,17 @@ from cryptography.x509 import ocsp
 
 from fleet.ca.authority import Certified, create_issuing, create_root, issue_responder_certificate
 from fleet.ca.crl import LocalCrlSigner
+from fleet.ca.key_identifiers import identifier_of
 from fleet.ca.keys import generate_key
 from fleet.domain.crl import CrlForm
-from fleet.home.publication_check import SERIAL_UNKNOWN, CheckResult, PublishedUrl, _issuer_hashes, check_url
+from fleet.home.publication_check import (
+    SERIAL_UNKNOWN,
+    CheckResult,
+    PublishedUrl,
+    _issuer_hashes,
+    check_url,
+    lacks_revocations,
+)
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -115,6 +123,31 @@ def test_each_is_judged_as_a_relying_party_does(case: str) -> None:
     assert (result.state, reason in result.reason) == (state, True), result.reason
 
 
+def delta(number: int, base: int, *, url: str = URL, signer: Certified = CA, days: int = 7) -> bytes:
+    return LocalCrlSigner(*signer).sign(CrlForm(number, NOW - DAY, NOW + (days - 1) * DAY, url, base), [])
+
+
+@pytest.mark.parametrize(
+    ("of_delta", "of_base", "reason"),
+    [
+        (delta(9, 5), delta(7, 0), ""),
+        (delta(9, 5), delta(5, 0), ""),
+        (delta(9, 5), delta(4, 0), "the full CRL is older"),
+        (delta(9, 0), delta(7, 0), "it is no delta CRL"),
+        (delta(9, 5, url=URL + "y"), delta(7, 0), "another than that of the full CRL"),
+        (delta(9, 5, signer=OTHER), delta(7, 0), "not signed by the CA"),
+        (delta(9, 5), delta(7, 0, signer=OTHER), "not signed by the CA"),
+        (delta(9, 5, days=1), delta(7, 0), "its nextUpdate was"),
+        (b"<html>", delta(7, 0), "cannot be read"),
+    ],
+)
+def test_a_delta_crl_belongs_to_its_base(of_delta: bytes, of_base: bytes, reason: str) -> None:
+    files = {URL + "/delta": of_delta, URL: of_base}
+    published = PublishedUrl("delta", URL + "/delta", CA[0], SERIAL_UNKNOWN, URL)
+    result = check_url(published, lambda url, _: files[url], NOW)
+    assert (result.reason, result.state) == ("", "ok") if not reason else reason in result.reason
+
+
 def test_a_certificate_that_is_in_use_has_to_be_good() -> None:
     assert found("ocsp", answer(serial=9), serial=9).state == "ok"
     for status in (ocsp.OCSPCertStatus.UNKNOWN, ocsp.OCSPCertStatus.REVOKED):
@@ -127,3 +160,14 @@ def test_what_is_cut_anywhere_is_wrong(kind: str, make: Callable[[], bytes]) -> 
     data = make()
     for cut in range(0, len(data), 3):
         assert found(kind, data[:cut]).state == "wrong"
+
+
+def test_a_crl_that_lacks_revocations_too_long_is_late() -> None:
+    issuer = identifier_of(CA[0])
+    for kind, state in (("crl", "late"), ("delta", "late"), ("ca", "ok"), ("ocsp", "ok")):
+        whole = CheckResult(PublishedUrl(kind, URL, CA[0], 1), "ok")
+        result = lacks_revocations(whole, {issuer: 2})
+        assert (result.state, "2 revocations have waited" in result.reason) == (state, state == "late")
+        assert lacks_revocations(whole, {b"another": 2}) == whole
+    stale = CheckResult(PublishedUrl("crl", URL, CA[0], 1), "stale")
+    assert lacks_revocations(stale, {issuer: 2}) == stale

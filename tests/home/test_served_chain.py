@@ -14,9 +14,11 @@ from fleet.ca.keys import load_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid
 from fleet.home.authorities import authority_of
+from fleet.home.ca_store import Authority, FormerRoot
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, certificates_in
 from fleet.home.pki import renew_server_certificate, server_identity
+from fleet.home.served_chain import served_chain
 from fleet.runtime.jobs.server_certificate import Contexts, renew_if_due
 from fleet.tls.verification import why_unverified
 from tests.home.corporate import CorporateCa, below, corporate_root, install
@@ -133,3 +135,18 @@ async def test_what_others_trust_need_not_be_known_here(home: Home) -> None:
     home.server_chain.write_bytes(pem(leaf, upper.certificate))
     with pytest.raises(Invalid, match="unable to get local issuer"):
         Contexts.of(home, lambda: NOW)
+
+
+@pytest.mark.parametrize("path_length", [None, 3, 2, 1])
+def test_a_root_that_is_not_ours_leads_to_the_one_before_where_path_lengths_allow_it(path_length: int | None) -> None:
+    """Otherwise the issuing CA as that one has signed it is sent too, which GnuTLS follows."""
+    first = corporate_root("First", NOW, path_length=path_length)
+    root = corporate_root("Corp Root", NOW)
+    upper = below(root, "Corp Upper", NOW, path_length=1)
+    issuing = below(upper, "Issuing", NOW)
+    link = first.signed(root.certificate.subject, root.key.public_key(), NOW, path_length=None)
+    cross = first.signed(issuing.certificate.subject, issuing.key.public_key(), NOW)
+    former = FormerRoot(1, first.certificate, Path("none"), link, None, cross)
+    authority = Authority("", root.certificate, issuing.certificate, (), Path("none"), (former,), (upper.certificate,))
+    expected = [issuing.certificate, upper.certificate, link]
+    assert list(served_chain(authority, NOW)) == expected + [cross] * (path_length in (1, 2))

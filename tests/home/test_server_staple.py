@@ -15,13 +15,12 @@ from fleet.config.settings import Settings
 from fleet.home.authorities import new_issuing_key, read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home
-from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import server_identity
-from fleet.home.server_staple import RENEW_AFTER, ServerStaple
+from fleet.home.relying_parties import RENEW_AFTER, OcspResponders, ServerStaple
 from fleet.runtime.jobs.server_certificate import Contexts
 from fleet.tls.listener import listen
+from tests.waiting import PATIENCE_SECONDS
 
-DEADLINE_SECONDS = 60.0
 START = datetime.now(UTC)
 
 
@@ -47,7 +46,7 @@ async def said_by(*words: str) -> str:
     program = await asyncio.create_subprocess_exec(
         *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         output, _ = await program.communicate()
     return output.decode()
 

@@ -15,6 +15,7 @@ from hw_bench.cli import OWN_OPTIONS, main
 from hw_bench.cpu_time import process_tree
 from hw_bench.scenarios.catalog import SCENARIOS
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 END_SECONDS_MAX = 120
 
 

@@ -21,6 +21,7 @@ from hw_bench.peers.home import FleetHome
 from hw_bench.processes import BenchError
 from tests.hw_bench.needs import NEEDS_POSTGRES
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 

@@ -4,6 +4,8 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from fleet.config.database_url import parse_database_url
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import Credential
@@ -13,6 +15,7 @@ from hw_bench.drivers.fill import FilledFleet, Sizes, fill
 from hw_bench.drivers.fill_postgres import fill_postgres
 from tests.postgres_server import PostgresServer
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 COUNT = 1100  # two of the group pilot
 FLEET = FilledFleet(COUNT, bytes(range(200)), datetime(2026, 11, 1, tzinfo=UTC))
 Contents = tuple[list[Device], list[Credential], list[AuditRow], list[Device]]

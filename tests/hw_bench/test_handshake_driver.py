@@ -18,6 +18,7 @@ from hw_bench.processes import BenchError, free_port
 from hw_bench.scenarios.contract import new_environment
 from hw_bench.scenarios.handshakes import LISTENERS, check_client_verification
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 TLS_VERSIONS = ("TLSv1.2", "TLSv1.3")
 
 

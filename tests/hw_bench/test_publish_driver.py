@@ -10,10 +10,19 @@ from typing import Any
 
 import pytest
 
-from hw_bench.drivers.publish import Fleet, Subscriber, connect_packet, packet, publish_packet, subscribe_packet
+from hw_bench.drivers.publish import (
+    Fleet,
+    Subscriber,
+    connect_packet,
+    packet,
+    publish_packet,
+    releases_of,
+    subscribe_packet,
+)
 from hw_bench.peers import mosquitto
 from hw_bench.scenarios.contract import new_environment
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 CONNACK, SUBACK = b"\x20\x02\x00\x00", b"\x90\x03\x00\x01\x00"
 
 
@@ -99,7 +108,16 @@ def config() -> Iterator[dict[str, Any]]:
         }
 
 
-@pytest.mark.parametrize("qos", [0, 1])
+def test_what_was_received_is_released() -> None:
+    assert publish_packet("a", b"xy", 7, 2) == bytes.fromhex("3407 0001 61 0007 7879")
+    assert releases_of(bytes.fromhex("5002 0007 7002 0008 5002 0109")) == [
+        bytes.fromhex("6202 0007"),
+        bytes.fromhex("6202 0109"),
+    ]
+    assert releases_of(b"") == []
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
 def test_all_that_is_published_arrives(config: dict[str, Any], qos: int) -> None:
     with contextlib.closing(Fleet(config | {"qos": qos, "topic": f"q{qos}"})) as fleet:
         for _ in range(2):

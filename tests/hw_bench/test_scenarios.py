@@ -14,7 +14,7 @@ from fleet.home.layout import open_registry
 from hw_bench.drivers.fill import FilledFleet
 from hw_bench.peers.engine import SqliteEngine
 from hw_bench.processes import BenchError
-from hw_bench.report import MEASURES, Figure, Report, Turn, lines
+from hw_bench.report import Figure, Report, Turn, lines
 from hw_bench.scenarios import soak as soak_module
 from hw_bench.scenarios import workers as workers_module
 from hw_bench.scenarios.broker_crash import BrokerCrash
@@ -38,6 +38,7 @@ from hw_bench.scenarios.workers import Workers, scaling, throughput
 from hw_bench.turns import Plan
 from tests.hw_bench.needs import NEEDS_MOSQUITTO, NEEDS_POSTGRES, NEEDS_STEP_CA
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 TINY = Plan(0.2, 1)
 
 
@@ -53,7 +54,7 @@ def measured(scenario: Scenario) -> dict[str, Any]:
         assert summary["operations"] > 0
         assert summary["failed"] == 0
         assert summary["version"]
-        for measure in (*MEASURES, "milliseconds"):
+        for measure in ("per_core", "per_second", "milliseconds"):
             assert summary[measure]["min"] <= summary[measure]["median"] <= summary[measure]["max"]
     for ratio in value["ratios"]:
         assert {ratio["subject"], ratio["peer"]} <= set(names)
@@ -105,7 +106,8 @@ def test_publish() -> None:
 
 @NEEDS_MOSQUITTO
 def test_fanin() -> None:
-    value = measured(FanIn(sessions=10, rate=2000.0))
+    # Fewer in all than a broker keeps for a subscriber that a busy machine does not run: it loses those beyond 2,000.
+    value = measured(FanIn(sessions=10, rate=900.0))
     assert [verdict["goal"]["peer"] for verdict in value["verdicts"]] == ["mosquitto"]
     assert value["checks"] == ["10 devices connected to each, 0 messages lost"]
 
@@ -124,7 +126,7 @@ def test_latency() -> None:
 def test_soak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak_module, "SETTLED_LOOKS", 2)
     lines: list[str] = []
-    soak = Soak(devices=3, cycles=60)
+    soak = Soak(devices=3, cycles=20)
     report = soak.run(TINY, lines.append)
     assert report.checks == tuple(line for line in lines if "cycles: " in line)
     assert len(report.checks) == 20
@@ -359,6 +361,7 @@ def test_each_scenario_goes_by_its_name() -> None:
         "registry",
         "crash",
         "broker-crash",
+        "fleet-year",
     ]
 
 

@@ -19,7 +19,7 @@ from hw_bench.scenarios import revocation
 from hw_bench.scenarios.contract import new_environment
 from tests.hw_bench.needs import NEEDS_MOSQUITTO
 
-pytestmark = NEEDS_MOSQUITTO
+pytestmark = [NEEDS_MOSQUITTO, pytest.mark.usefixtures("forked_programs")]
 TLS = "TLSv1.3"
 END_SECONDS_MAX = 120.0
 

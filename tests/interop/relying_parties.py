@@ -7,19 +7,20 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Protocol
 
 from tests.free_ports import free_ports
 from tests.interop.stock_device import StockDevice, needs
+from tests.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "fleet" / "RELYING_PARTIES.md"
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 240.0  # RabbitMQ takes twenty to start, and more on a busy machine
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,25 @@ class Party(Protocol):
         """Have it read the published CRLs again; return when it has."""
 
 
-class HttpsParty(Party, Protocol):
-    """One that answers HTTPS requests."""
+class ResumingParty(Party, Protocol):
+    """One to which TLS sessions may be offered again."""
 
-    def sessions(self, device: StockDevice) -> "HttpsSessions": ...
+    def sessions(self, device: StockDevice) -> "Sessions": ...
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who has the `.p12` that our page makes, and the name that an EAP-TLS identity has."""
+
+    pkcs12: Path
+    password: str
+    identity: str
+
+
+class EapParty(Party, Protocol):
+    """An authentication server of a network."""
+
+    def lets_in(self, person: Person) -> bool: ...
 
 
 def shown_on_page(language: str, published: Published, port: int, page: Path = PAGE) -> str:
@@ -61,14 +77,6 @@ def shown_on_page(language: str, published: Published, port: int, page: Path = P
     for shown, here in places.items():
         block = block.replace(shown, here)
     return str(block)
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Return when `holds()`: another's program tells nobody that it is ready."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def listening(port: int) -> bool:
@@ -108,18 +116,24 @@ def done(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[
 
 
 def _answered_200(port: int, published: Published, device: StockDevice) -> bool:
-    """Whether an HTTPS request on a new connection is answered 200 with the device's name."""
-    common = ("curl", "--silent", "--cacert", published.root, "--write-out", "\n%{http_code}")
+    """Whether an HTTPS request on a new connection is answered 200 with the device's name, in a header or the body."""
+    common = ("curl", "--silent", "--include", "--cacert", published.root, "--write-out", "\n%{http_code}")
     asked = done(*common, "--cert", device.certificate, "--key", device.key, f"https://localhost:{port}/")
     body, _, status = asked.stdout.rpartition("\n")
     return status == "200" and device.name in body
 
 
-class HttpsSessions:
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 200"
+CONNECT = bytes.fromhex("101000044d5154540402003c000474657374"), b"\x20\x02\x00\x00"
+"""What a device sends, and how an answer begins that lets it in."""
+
+
+class Sessions:
     """TLS sessions of one device with a server, by version, each used for a request and offered again afterwards."""
 
-    def __init__(self, port: int, published: Published, device: StockDevice) -> None:
+    def __init__(self, port: int, published: Published, device: StockDevice, asks: tuple[bytes, bytes] = GET) -> None:
         self._port = port
+        self._request, self._answer = asks
         self._contexts: list[ssl.SSLContext] = []
         for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
             context = ssl.create_default_context(cafile=published.root)
@@ -129,31 +143,31 @@ class HttpsSessions:
         self._sessions = [self._asked(context)[1] for context in self._contexts]
 
     def answers(self) -> list[tuple[bool, bool]]:
-        """For each, offered again: whether it was resumed, and whether the request was answered 200."""
+        """For each, offered again: whether it was resumed, and whether the device was let in."""
         found = []
         for context, session in zip(self._contexts, self._sessions, strict=True):
-            status, _, resumed = self._asked(context, session)
-            found.append((resumed, status == b"200"))
+            is_let_in, _, resumed = self._asked(context, session)
+            found.append((resumed, is_let_in))
         return found
 
     def _asked(
         self, context: ssl.SSLContext, session: ssl.SSLSession | None = None
-    ) -> tuple[bytes, ssl.SSLSession | None, bool]:
-        status, resumed = b"", False
+    ) -> tuple[bool, ssl.SSLSession | None, bool]:
+        is_let_in, resumed = False, False
         with (
             suppress(OSError),  # refused
             socket.create_connection(("localhost", self._port), timeout=DEADLINE_SECONDS) as raw,
             context.wrap_socket(raw, server_hostname="localhost", session=session) as tls,
         ):
             resumed = bool(tls.session_reused)
-            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            status = tls.recv(4096).split(b" ")[1]
+            tls.sendall(self._request)
+            is_let_in = tls.recv(4096).startswith(self._answer)
             session = tls.session  # with TLS 1.3 it comes behind the handshake
-        return status, session, resumed
+        return is_let_in, session, resumed
 
 
 @contextmanager
-def nginx(folder: Path, published: Published) -> Iterator[HttpsParty]:
+def nginx(folder: Path, published: Published) -> Iterator[ResumingParty]:
     needs("nginx", "curl")
     [port] = free_ports(1)
     temporary = " ".join(
@@ -167,8 +181,8 @@ def nginx(folder: Path, published: Published) -> Iterator[HttpsParty]:
     words = ("nginx", "-e", folder / "error.log", "-c", folder / "nginx.conf")
 
     class Nginx:
-        def sessions(self, device: StockDevice) -> HttpsSessions:
-            return HttpsSessions(port, published, device)
+        def sessions(self, device: StockDevice) -> Sessions:
+            return Sessions(port, published, device)
 
         def accepts(self, device: StockDevice) -> bool:
             return _answered_200(port, published, device)
@@ -176,7 +190,7 @@ def nginx(folder: Path, published: Published) -> Iterator[HttpsParty]:
         def read_crls(self) -> None:
             generations = self._workers()
             assert done(*words, "-s", "reload").returncode == 0
-            until(lambda: not generations & self._workers(), "nginx's workers were never replaced")
+            wait_until(lambda: not generations & self._workers(), "nginx's workers were never replaced")
 
         def _workers(self) -> set[str]:
             """Process ids of the workers that live."""
@@ -184,12 +198,12 @@ def nginx(folder: Path, published: Published) -> Iterator[HttpsParty]:
             return set(children.read_text().split())
 
     with running(folder, *words) as process:
-        until(lambda: listening(port), (folder / "output").read_text())
+        wait_until(lambda: listening(port), (folder / "output").read_text())
         yield Nginx()
 
 
 @contextmanager
-def haproxy(folder: Path, published: Published) -> Iterator[HttpsParty]:
+def haproxy(folder: Path, published: Published) -> Iterator[ResumingParty]:
     needs("haproxy", "curl")
     [port] = free_ports(1)
     beside = published.certificate.with_name(published.certificate.name + ".key")
@@ -199,8 +213,8 @@ def haproxy(folder: Path, published: Published) -> Iterator[HttpsParty]:
     config.write_text(f"global\n    stats socket {admin} level admin\n" + shown_on_page("haproxy", published, port))
 
     class Haproxy:
-        def sessions(self, device: StockDevice) -> HttpsSessions:
-            return HttpsSessions(port, published, device)
+        def sessions(self, device: StockDevice) -> Sessions:
+            return Sessions(port, published, device)
 
         def accepts(self, device: StockDevice) -> bool:
             return _answered_200(port, published, device)
@@ -218,18 +232,78 @@ def haproxy(folder: Path, published: Published) -> Iterator[HttpsParty]:
                 return b"".join(iter(lambda: control.recv(65536), b"")).decode()
 
     with running(folder, "haproxy", "-db", "-f", config):
-        until(lambda: listening(port), "haproxy does not listen")
+        wait_until(lambda: listening(port), "haproxy does not listen")
         yield Haproxy()
 
 
+_ENVOY = """node: {{ id: envoy, cluster: envoy }}
+admin: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {admin} }} }} }}
+static_resources:
+  listeners:
+  - address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: devices
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{ "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
+          route_config:
+            virtual_hosts:
+            - name: devices
+              domains: ["*"]
+              routes:
+              - match: {{ prefix: / }}
+                direct_response: {{ status: 200 }}
+                response_headers_to_add: [ {{ header: {{ key: x-subject, value: "%DOWNSTREAM_PEER_SUBJECT%" }} }} ]
+{shown}"""
+
+
 @contextmanager
-def mosquitto(folder: Path, published: Published) -> Iterator[Party]:
+def envoy(folder: Path, published: Published) -> Iterator[Party]:
+    needs("envoy", "curl")
+    port, admin = free_ports(2)
+    secret, config = folder / "devices.yaml", folder / "envoy.yaml"
+    secret.write_text(shown_on_page("sds", published, port))
+    shown = shown_on_page("envoy", published, port).replace("/etc/envoy/devices.yaml", str(secret))
+    config.write_text(_ENVOY.format(port=port, admin=admin, shown=indent(shown, " " * 6)))
+
+    class Envoy:
+        read = 0
+
+        def accepts(self, device: StockDevice) -> bool:
+            return _answered_200(port, published, device)
+
+        def read_crls(self) -> None:
+            """It does so by itself; once for each time that the files change."""
+            before = self.read
+            wait_until(lambda: self.times_read() > before, "envoy has not read the CRL")
+            self.read = self.times_read()
+
+        def times_read(self) -> int:
+            said = done("curl", "--silent", f"http://127.0.0.1:{admin}/stats?filter=ssl_context_update_by_sds")
+            return int(said.stdout.rpartition(":")[2])
+
+    with running(folder, "envoy", "-c", config, "--use-dynamic-base-id", "--concurrency", "1"):
+        wait_until(lambda: listening(port), "envoy does not listen")
+        party = Envoy()
+        party.read = party.times_read()
+        yield party
+
+
+@contextmanager
+def mosquitto(folder: Path, published: Published) -> Iterator[ResumingParty]:
     needs("mosquitto", "mosquitto_pub")
     [port] = free_ports(1)
     config = folder / "mosquitto.conf"
     config.write_text(shown_on_page("mosquitto", published, port) + "log_dest stderr\nuser root\n")
 
     class Mosquitto:
+        def sessions(self, device: StockDevice) -> Sessions:
+            return Sessions(port, published, device, CONNECT)
+
         def accepts(self, device: StockDevice) -> bool:
             identity = ("--cafile", published.root, "--cert", device.certificate, "--key", device.key)
             message = ("-q", "1", "-t", "alive", "-m", device.name)
@@ -237,11 +311,13 @@ def mosquitto(folder: Path, published: Published) -> Iterator[Party]:
 
         def read_crls(self) -> None:
             process.send_signal(signal.SIGHUP)  # it acts on it before it accepts the next connection
-            until(lambda: "Reloading config" in output.read_text(), "mosquitto did not read its configuration again")
+            wait_until(
+                lambda: "Reloading config" in output.read_text(), "mosquitto did not read its configuration again"
+            )
 
     output = folder / "output"
     with running(folder, "mosquitto", "-v", "-c", config) as process:
-        until(lambda: listening(port), "mosquitto does not listen")
+        wait_until(lambda: listening(port), "mosquitto does not listen")
         yield Mosquitto()
 
 
@@ -275,7 +351,7 @@ server default {{
 
 
 @contextmanager
-def freeradius(folder: Path, published: Published) -> Iterator[Party]:
+def freeradius(folder: Path, published: Published) -> Iterator[EapParty]:
     needs("freeradius", "eapol_test")
     [port] = free_ports(1)
     eap = shown_on_page("radius", published, port)
@@ -288,7 +364,9 @@ def freeradius(folder: Path, published: Published) -> Iterator[Party]:
             words = ("freeradius", "-f", "-l", "stdout", "-xx", "-d", folder, "-n", "radiusd")
             with (folder / "output").open("wb") as output:
                 self.process = subprocess.Popen(words, stdout=output, stderr=output)
-            until(lambda: "Ready to process requests" in (folder / "output").read_text(), "freeradius is not ready")
+            wait_until(
+                lambda: "Ready to process requests" in (folder / "output").read_text(), "freeradius is not ready"
+            )
 
         def stop(self) -> None:
             if self.process:
@@ -300,10 +378,18 @@ def freeradius(folder: Path, published: Published) -> Iterator[Party]:
             self.start()
 
         def accepts(self, device: StockDevice) -> bool:
-            network = folder / f"{device.name}.conf"
+            return self._lets_in(device.name, f'client_cert="{device.certificate}"\nprivate_key="{device.key}"')
+
+        def lets_in(self, person: Person) -> bool:
+            return self._lets_in(
+                person.identity, f'private_key="{person.pkcs12}"\nprivate_key_passwd="{person.password}"'
+            )
+
+        def _lets_in(self, identity: str, files: str) -> bool:
+            network = folder / "network.conf"
             network.write_text(
-                f'network={{\nkey_mgmt=IEEE8021X\neap=TLS\nidentity="{device.name}"\nca_cert="{published.root}"\n'
-                f'client_cert="{device.certificate}"\nprivate_key="{device.key}"\n}}\n'
+                f'network={{\nkey_mgmt=IEEE8021X\neap=TLS\nidentity="{identity}"\nca_cert="{published.root}"\n'
+                f"{files}\n}}\n"
             )
             said = done("eapol_test", "-c", network, "-a", "127.0.0.1", "-p", str(port), "-s", "between-us", "-t", "20")
             return said.stdout.splitlines()[-1:] == ["SUCCESS"]
@@ -376,7 +462,7 @@ class Charon:
     @contextmanager
     def up(self) -> Iterator[None]:
         with running(self.folder, "charon-systemd", **self.environment):
-            until(lambda: self.swanctl("--stats").returncode == 0, "charon does not answer")
+            wait_until(lambda: self.swanctl("--stats").returncode == 0, "charon does not answer")
             yield
 
 
@@ -444,4 +530,4 @@ def go(folder: Path, published: Published) -> Iterator[Party]:
     yield _Command(program, published.folder)
 
 
-PARTIES = {each.__name__: each for each in (openssl, go, nginx, haproxy, mosquitto, freeradius, strongswan)}
+PARTIES = {each.__name__: each for each in (openssl, go, nginx, haproxy, envoy, mosquitto, freeradius, strongswan)}

@@ -14,12 +14,12 @@ from fleet.domain.model_rules import AdmissionPath, AdmissionRules
 from fleet.services import approvals, inventory
 from tests.interop.stock_device import needs
 from tests.servers.est_fixtures import EstHarness, open_est, run
+from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.long
 
 CLIENTS = Path(__file__).parent / "clients"
 INSTALL_SECONDS_MAX = 240
-DEADLINE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ async def test_a_wrong_token_is_refused(est: EstHarness, program: tuple[str, ...
 async def test_by_approval(est: EstHarness, program: tuple[str, ...]) -> None:
     await admits(est, AdmissionPath.APPROVAL)
     asking = asyncio.create_task(run(*program, server_of(est), est.ca_file, "cam", "new-1", "-"))
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         async for event in est.registry.follow(await est.registry.last_event()):
             if event.kind == "request.pending":
                 await approvals.approve(est.registry, event.subject, act=Act("operator", est.clock()))

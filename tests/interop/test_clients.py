@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from fleet.config.addresses import Address
+from fleet.config.settings_file import read_settings
+from fleet.config.template import render
+from fleet.home.layout import Home
 from fleet.servers.gateway.broker.mosquitto import BACKEND
 from fleet.servers.gateway.relay.reason_strings import TOPIC_REFUSED
 from fleet.wire.mqtt.codes import V5, V311
 from tests.interop.stock_device import StockDevice, needs
-from tests.servers.paho_client import PATIENCE, Paho
+from tests.servers.paho_client import Paho
 from tests.serving import ANY_PORTS, Served, run_fleet
+from tests.waiting import PATIENCE_SECONDS
 
 CLIENTS = Path(__file__).parent / "clients"
 INSTALL_SECONDS_MAX = 120
@@ -31,6 +37,8 @@ INSTALL_SECONDS_MAX = 120
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("fleet")
     run_fleet(folder / "home", "init", str(folder / "home"))
+    settings = Home(folder / "home").settings_file
+    settings.write_text(render(replace(read_settings(settings), wss=Address("127.0.0.1", 0))))
     serving = Served(folder / "home", folder / "ready.json", words=(*ANY_PORTS, "--upstream", "mosquitto")).start()
     yield serving
     serving.stop()
@@ -70,10 +78,22 @@ def program(
     return programs[name]
 
 
-@pytest.mark.parametrize("version", [V311, V5])
-@pytest.mark.parametrize("program", ["paho-python", "mqtt.js", "paho-go"], indirect=True)
+@pytest.mark.parametrize(
+    ("program", "version", "listener"),
+    [
+        *((program, version, "mqtt") for program in ("paho-python", "mqtt.js", "paho-go") for version in (V311, V5)),
+        ("paho-python", V5, "wss"),
+        pytest.param("mqtt.js", V5, "wss", marks=pytest.mark.long),
+    ],
+    indirect=["program"],
+)
 async def test_a_client_through_a_denial_and_a_renewal(
-    served: Served, program: tuple[str, ...], version: int, tmp_path: Path, request: pytest.FixtureRequest
+    served: Served,
+    program: tuple[str, ...],
+    version: int,
+    listener: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     needs("mosquitto")
     name = re.sub(r"[^a-z0-9]+", "-", request.node.callspec.id)
@@ -83,7 +103,7 @@ async def test_a_client_through_a_denial_and_a_renewal(
     assert await backend.connect_unix(served.home / "run" / "broker.sock") == 0
     await backend.subscribe("devices/+/up/#")  # by QoS 1: in the order of their arrival
     files = (str(served.ca_file), str(device.certificate), str(device.key))
-    words = (str(version), *map(str, served.address("mqtt")), name, *files)
+    words = (str(version), *map(str, served.address(listener)), name, *files, listener)
     process = await asyncio.create_subprocess_exec(
         *program, *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -91,7 +111,7 @@ async def test_a_client_through_a_denial_and_a_renewal(
     assert process.stdout is not None
 
     async def said(stream: asyncio.StreamReader) -> Any:
-        return json.loads(await asyncio.wait_for(stream.readline(), PATIENCE))
+        return json.loads(await asyncio.wait_for(stream.readline(), PATIENCE_SECONDS))
 
     try:
         for payload in (b"0", b"1", b"2", b"after"):
@@ -103,7 +123,7 @@ async def test_a_client_through_a_denial_and_a_renewal(
         process.stdin.write(b"renewed\n")
         assert await backend.message() == (f"devices/{name}/up/t", b"again")
         assert await said(process.stdout) == {"present": True}
-        assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+        assert await asyncio.wait_for(process.wait(), PATIENCE_SECONDS) == 0
     finally:
         if process.returncode is None:
             process.kill()

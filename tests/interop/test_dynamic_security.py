@@ -1,5 +1,6 @@
 """A mosquitto that devices connect to directly: its dynamic-security plugin follows the registry."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from tests.free_ports import free_ports
-from tests.interop.relying_parties import PROJECT, Published, done, listening, running, shown_on_page, until
+from tests.interop.relying_parties import PROJECT, Published, done, listening, running, shown_on_page
 from tests.interop.stock_device import StockDevice, needs
 from tests.serving import ANY_PORTS, Served, program, run_fleet
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 PAGE = PROJECT / "fleet" / "dynamic_security" / "README.md"
 PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
@@ -39,7 +41,7 @@ class Client:
 
         self.client.on_publish = on_publish
         self.client.publish(topic, b"21.5", qos=1)
-        assert answered.wait(60)
+        assert answered.wait(PATIENCE_SECONDS)
         return not codes[0].is_failure
 
 
@@ -49,7 +51,7 @@ def receiving(client: mqtt.Client, topic: str) -> "list[str]":
     client.on_subscribe = lambda *_: answered.set()
     client.on_message = lambda c, u, message: arrived.append(message.payload.decode())
     client.subscribe(topic, qos=1)
-    assert answered.wait(60)
+    assert answered.wait(PATIENCE_SECONDS)
     return arrived
 
 
@@ -75,7 +77,7 @@ class Broker:
         client.on_disconnect = lambda *_: ended.set()
         client.connect("localhost", self.port)
         client.loop_start()
-        assert answered.wait(60)
+        assert answered.wait(PATIENCE_SECONDS)
         return Client(client, ended)
 
     @contextmanager
@@ -93,7 +95,9 @@ class Broker:
     def until_it_may(self, device: StockDevice, topic: str, *, may: bool = True) -> None:
         """Return when the plugin lets `device` publish to `topic`, or does so no more."""
         with self.connected(device) as client:
-            until(lambda: client.publish(topic) is may, f"{device.name} may{' not' if may else ''} publish to {topic}")
+            wait_until(
+                lambda: client.publish(topic) is may, f"{device.name} may{' not' if may else ''} publish to {topic}"
+            )
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +115,14 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     (home / "dynsec.password").write_text(PASSWORD + "\n")
     (home / "dynsec.password").chmod(0o600)
     settings = home / "fleet.toml"
-    settings.write_text(settings.read_text().replace('broker = "off"', f'broker = "mqtt://127.0.0.1:{control}"'))
+    settings.write_text(settings.read_text().replace('broker = "off"', f'broker = "mqtt://127.0.0.1:{control}"', 1))
     server = home / "server"
     published = Published(folder / "published", server / "server.pem", server / "server.key", home / "ca" / "root.pem")
     shown = shown_on_page("mosquitto", published, port, PAGE).replace("listener 1883", f"listener {control}")
     config = folder / "mosquitto.conf"
     config.write_text(shown.replace("/var/lib/mosquitto/dynamic-security.json", str(plugin_file)) + "user root\n")
     with running(folder, "mosquitto", "-v", "-c", config):
-        until(lambda: listening(port), "mosquitto does not listen")
+        wait_until(lambda: listening(port), "mosquitto does not listen")
         served = Served(home, folder / "ready.json").start()
         try:
             yield Broker(served, port, published.root, folder, control)
@@ -132,7 +136,7 @@ def test_a_device_may_what_its_model_allows_and_is_cut_off_when_it_is_revoked(br
     with broker.connected(device) as client:
         assert not client.publish("devices/cam-2/up/t")
         broker.fleet("device", "revoke", "cam-1", "--reason", "keyCompromise")
-        assert client.ended.wait(60)
+        assert client.ended.wait(PATIENCE_SECONDS)
     broker.until_it_may(device, "devices/cam-1/up/t", may=False)
 
 
@@ -141,10 +145,29 @@ def test_a_suspended_device_is_disconnected_and_may_again_when_it_is_resumed(bro
     broker.until_it_may(device, "devices/cam-3/up/t")
     with broker.connected(device) as client:
         broker.fleet("device", "suspend", "cam-3")
-        assert client.ended.wait(60)
+        assert client.ended.wait(PATIENCE_SECONDS)
     broker.until_it_may(device, "devices/cam-3/up/t", may=False)
     broker.fleet("device", "resume", "cam-3")
     broker.until_it_may(device, "devices/cam-3/up/t")
+
+
+def test_a_distrusted_device_is_refused_until_it_has_renewed_or_the_distrust_is_undone(broker: Broker) -> None:
+    broker.fleet("model", "add", "leaky", "--publish", "devices/{id}/up/#")
+    first, second = broker.device("leak-1", "leaky"), broker.device("leak-2", "leaky")
+    topics = {each: f"devices/{each.name}/up/t" for each in (first, second)}
+    for device, topic in topics.items():
+        broker.until_it_may(device, topic)
+    with broker.connected(first) as client:
+        broker.fleet("distrust", "--model", "leaky", "--count", "2")
+        assert client.ended.wait(PATIENCE_SECONDS)
+    for device, topic in topics.items():
+        broker.until_it_may(device, topic, may=False)
+    first.renew()
+    broker.until_it_may(first, topics[first])
+    broker.until_it_may(second, topics[second], may=False)
+    [rule] = json.loads(run_fleet(broker.served.home, "distrust", "list", "-o", "json"))
+    broker.fleet("distrust", "undo", rule["id"])
+    broker.until_it_may(second, topics[second])
 
 
 def test_a_change_of_the_model_is_followed(broker: Broker) -> None:
@@ -154,6 +177,26 @@ def test_a_change_of_the_model_is_followed(broker: Broker) -> None:
     broker.fleet("model", "set", "meter", "--publish", "meters/{id}")
     broker.until_it_may(device, "meters/meter-1")
     broker.until_it_may(device, "meters/all", may=False)
+
+
+def test_an_application_reads_what_devices_send_and_writes_to_them_and_nothing_else(broker: Broker) -> None:
+    broker.fleet("model", "add", "backend", "--application")
+    application, device = broker.device("reports", "backend"), broker.device("cam-7")
+    broker.until_it_may(application, "devices/cam-7/down/t")
+    broker.until_it_may(device, "devices/cam-7/up/t")
+    with broker.connected(application) as client, broker.connected(device) as other:
+        arrived = receiving(client.client, "$share/g/devices/+/up/#")
+        assert not client.publish("devices/cam-7/up/t")
+        assert not other.publish("devices/cam-8/down/t")
+        receiving(other.client, "devices/+/up/#")
+        down = receiving(other.client, "devices/cam-7/down/#")
+        assert other.publish("devices/cam-7/up/t")
+        wait_until(lambda: len(arrived) == 1, "the message does not arrive")
+        assert client.publish("devices/cam-7/down/t")
+        wait_until(lambda: bool(down), "the message does not arrive")
+        assert len(down) == 1
+        broker.fleet("device", "revoke", "reports")
+        assert client.ended.wait(PATIENCE_SECONDS)
 
 
 def test_what_changed_while_it_did_not_follow_is_found_at_the_next_start(broker: Broker) -> None:
@@ -175,13 +218,13 @@ def test_what_a_narrowed_model_may_not_receive_any_more_does_not_arrive(broker: 
     with broker.connected(reader) as client, broker.connected(writer) as other:
         arrived = receiving(client.client, "news/#")
         assert other.publish("news/a")
-        until(lambda: len(arrived) == 1, "the message does not arrive")
+        wait_until(lambda: len(arrived) == 1, "the message does not arrive")
         broker.fleet("model", "set", "screen", "--subscribe", "news/public")
-        until(lambda: not _arrives(arrived, lambda: other.publish("news/a"), other), "it still arrives")
-        assert _arrives(arrived, lambda: other.publish("news/public"), other)
+        wait_until(lambda: not _arrives(arrived, lambda: other.publish("news/a")), "it still arrives")
+        wait_until(lambda: _arrives(arrived, lambda: other.publish("news/public")), "what is allowed does not arrive")
 
 
-def _arrives(arrived: list[str], publish: Callable[[], bool], sender: Client) -> bool:
+def _arrives(arrived: list[str], publish: Callable[[], bool]) -> bool:
     """Whether a message arrives before one that everybody may receive would have."""
     count = len(arrived)
     assert publish()
@@ -206,7 +249,7 @@ def test_an_administrator_whose_name_a_device_could_have_refuses_the_start(tmp_p
     home = tmp_path / "home"
     run_fleet(home, "init")
     settings = home / "fleet.toml"
-    text = settings.read_text().replace('broker = "off"', 'broker = "mqtt://127.0.0.1:1"')
+    text = settings.read_text().replace('broker = "off"', 'broker = "mqtt://127.0.0.1:1"', 1)
     settings.write_text(text.replace('"_fleet"', '"admin"'))
     said = program("fleet", "serve", *ANY_PORTS, home=home, expect=1).stderr
     assert "a device could have the id 'admin'" in said

@@ -6,7 +6,7 @@ import pwd
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from fleet.wire.mqtt.codes import V311
 from tests.interop.stock_device import StockDevice
 from tests.servers.paho_client import Paho
 from tests.serving import ANY_PORTS, Served, run_fleet
+from tests.waiting import PATIENCE_SECONDS, until
 
 PROGRAM = mosquitto_program()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
-PATIENCE_SECONDS = 240.0
 RENEWED_SECONDS_BEFORE = 25.0  # of a minute: the next one must outlive the wait of up to 15 s for the bridge
 PAGE = Path(gateway.__file__).parent / "README.md"
 VERSIONS = pytest.mark.parametrize("version", ["", "bridge_protocol_version mqttv50"], ids=["default", "mqttv50"])
@@ -145,13 +145,6 @@ def listens(path: Path) -> bool:
             return client.connect_ex(f"/proc/self/fd/{directory}/{path.name}") == 0
     finally:
         os.close(directory)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when `condition()` holds: for what other processes do."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 @VERSIONS

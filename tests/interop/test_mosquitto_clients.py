@@ -1,6 +1,11 @@
 """mosquitto_pub and mosquitto_sub, openssl s_client: stock clients at the gateway with certificates that we issued."""
 
+import json
+import os
+import pwd
 import re
+import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from fleet.demo.foreign_ca import make_foreign_certificate
+from fleet.demo.harness import AGENT
+from fleet.servers.gateway.broker.mosquitto import mosquitto_program
+from fleet.wire.mqtt.codes import V5
+from fleet.wire.mqtt.connect import Connect, encode_connect
 from tests.interop.stock_device import needs
-from tests.serving import Served, run_agent, run_fleet
-
-PATIENCE_SECONDS = 120
+from tests.serving import Served, run_agent, run_fleet, start
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +34,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 class Device:
     """A device that has enrolled by its agent, whose files stock clients use."""
 
-    def __init__(self, served: Served, name: str, folder: Path) -> None:
+    def __init__(self, served: Served, name: str, folder: Path, model: str = "default") -> None:
         self.name, self.served, self.home = name, served, folder / name
         host, port = served.address("mqtt")
-        run_fleet(served.home, "device", "add", name, "--model", "default")
+        run_fleet(served.home, "device", "add", name, "--model", model)
         token = run_fleet(served.home, "token", "create", "--device", name)
         words = ["--device-id", name, "--est", served.est, "--mqtt", f"{host}:{port}", "--ca", str(served.ca_file)]
         run_agent(self.home, "init", *words)
@@ -73,6 +81,72 @@ def backend(served: Served, topic_filter: str, count: int) -> "subprocess.Popen[
         if "SUBACK" in line or "Subscribed" in line:
             break
     return listening
+
+
+def test_who_offers_a_protocol_that_the_listener_has_not_is_refused(served: Served, tmp_path: Path) -> None:
+    device = Device(served, "alpn-1", tmp_path)
+    context = ssl.create_default_context(cafile=served.ca_file)
+    context.load_cert_chain(device.home / "current" / "cert.pem", device.home / "current" / "key.pem")
+    connect = encode_connect(Connect(V5, "alpn-1"))
+    raw = socket.create_connection(served.address("est"), timeout=PATIENCE_SECONDS)
+    context.set_alpn_protocols(["mqtt"])
+    with context.wrap_socket(raw, server_hostname="localhost") as stream:
+        assert stream.selected_alpn_protocol() is None  # that listener agrees on none
+        stream.sendall(connect)
+        assert stream.recv(4096)[:12] == b"HTTP/1.1 400"
+    context.set_alpn_protocols(["http/1.1"])
+    with (
+        socket.create_connection(served.address("mqtt"), timeout=PATIENCE_SECONDS) as raw,
+        pytest.raises(ssl.SSLError, match="no application protocol"),
+    ):
+        context.wrap_socket(raw, server_hostname="localhost")
+    context = ssl.create_default_context(cafile=served.ca_file)
+    context.load_cert_chain(device.home / "current" / "cert.pem", device.home / "current" / "key.pem")
+    raw = socket.create_connection(served.address("mqtt"), timeout=PATIENCE_SECONDS)
+    with context.wrap_socket(raw, server_hostname="localhost") as stream:
+        stream.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert stream.recv(4096) == b""
+    served.wait_for_line("code=not-connect")
+
+
+def connected(served: Served) -> set[str]:
+    """Client ids of the sessions that the registry has as open; it is told of them ten times a second."""
+    listed = json.loads(run_fleet(served.home, "session", "list", "--connected", "-o", "json"))
+    return {each["client_id"] for each in listed}
+
+
+def test_an_agent_a_bridge_and_mosquitto_pub_of_one_device_live_side_by_side(served: Served, tmp_path: Path) -> None:
+    needs("mosquitto_pub", "mosquitto_sub", "mosquitto")
+    run_fleet(served.home, "model", "add", "many", "--client-id", "prefix")
+    device = Device(served, "side-1", tmp_path, "many")
+    current, site = device.home / "current", tmp_path / "site.sock"
+    (tmp_path / "site.conf").write_text(
+        f"user {pwd.getpwuid(os.geteuid()).pw_name}\nlistener 0 {site}\nallow_anonymous true\nconnection fleet\n"
+        f"address {':'.join(map(str, served.address('mqtt')))}\nremote_clientid side-1/bridge\ntry_private false\n"
+        f"bridge_cafile {served.ca_file}\nbridge_certfile {current}/cert.pem\nbridge_keyfile {current}/key.pem\n"
+        "notifications false\ntopic devices/side-1/up/# out 1\ntopic devices/side-1/down/# in 1\n"
+    )
+    program = mosquitto_program()
+    assert program is not None
+    heard = backend(served, "devices/side-1/up/#", 2)
+    agent = start("agent", *AGENT, "--home", str(device.home), "run")
+    bridge = subprocess.Popen([program, "-c", str(tmp_path / "site.conf")], stderr=subprocess.DEVNULL)
+    try:
+        agent.wait_for(lambda line: " connected " in line, "that it is connected")
+        served.wait_for_line("client_id=side-1/bridge")
+        local = ["mosquitto_pub", "--unix", str(site), "-q", "1", "-t", "devices/side-1/up/site", "-m", "by the bridge"]
+        assert subprocess.run(local, timeout=PATIENCE_SECONDS, check=False).returncode == 0
+        words = [*device.words(), "-i", "side-1/pub", "-t", "devices/side-1/up/pub", "-m", "directly", "-q", "1"]
+        assert subprocess.run(["mosquitto_pub", *words], timeout=PATIENCE_SECONDS, check=False).returncode == 0
+        assert set(heard.communicate(timeout=PATIENCE_SECONDS)[0].split("\n")) >= {"by the bridge", "directly"}
+        wait_until(
+            lambda: connected(served) >= {"side-1", "side-1/bridge"}, "the agent's or the bridge's session is not open"
+        )
+    finally:
+        agent.stop()
+        bridge.terminate()
+        bridge.wait()
+        heard.kill()
 
 
 @pytest.mark.parametrize("version", ["311", "5"])

@@ -6,10 +6,11 @@ import pytest
 
 from fleet.mqtt_client.client import MESSAGES_MAX, MqttClient, MqttVisit
 from fleet.wire.mqtt import acks
-from fleet.wire.mqtt.codes import V5, Reason
+from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, encode_connack, encode_connect
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.subscribe import Suback, Subscribe, Subscription, encode_suback, encode_subscribe
+from tests.waiting import PATIENCE_SECONDS
 
 CONNECT = Connect(V5, "")
 CONNACK = encode_connack(Connack(False, 0), V5)
@@ -90,7 +91,7 @@ async def test_a_broker_that_leaves_a_ping_unanswered_is_disconnected() -> None:
     client = MqttClient(Connect(V5, "", keep_alive=1))
     broker = Broker(client)
     client.data_received(CONNACK)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await client.lost
     assert broker.got.endswith(acks.PINGREQ)
 
@@ -113,3 +114,33 @@ async def test_a_visit_that_is_cut_off_says_so() -> None:
     Broker(visit).close()
     with pytest.raises(ConnectionError):
         await visit.connack
+
+
+@pytest.mark.parametrize(("version", "code"), [(V5, Reason.UNSUPPORTED_PROTOCOL_VERSION), (V311, None)])
+async def test_a_connect_of_5_that_is_answered_by_closing_is_refused_for_its_version(
+    version: int, code: int | None
+) -> None:
+    client = MqttVisit(Connect(version, "cam-1"))
+    Broker(client).close()
+    if code is None:
+        with pytest.raises(ConnectionError, match="closed"):
+            await client.answer()
+    else:
+        assert await client.answer() == Connack(False, code)
+
+
+@pytest.mark.parametrize("answer", [CONNACK, encode_connack(Connack(False, 0x87), V5), b"\x20\x02\x00\x01"])
+async def test_the_answer_is_the_connack_though_the_broker_closes_behind_it(answer: bytes) -> None:
+    client = MqttVisit(CONNECT)
+    broker = Broker(client)
+    client.data_received(answer)
+    broker.close()
+    assert (await client.answer()).code == (0x84 if answer[3] == 1 else answer[3])
+
+
+async def test_an_answer_that_is_no_connack_says_nothing_of_the_version() -> None:
+    client = MqttVisit(CONNECT)
+    Broker(client)
+    client.data_received(SUBACK)
+    with pytest.raises(ConnectionError, match="no CONNACK"):
+        await client.answer()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.packages.conftest import environment
+
 PROJECT = Path(__file__).parents[2]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 PROGRAMS = sorted(METADATA["scripts"])
@@ -18,11 +20,11 @@ pytestmark = pytest.mark.long
 
 
 def data_files() -> set[str]:
-    """What the packages carry besides Python: statements, pages, and the mark that they are typed."""
+    """What the packages carry besides Python: statements, pages, the C sources, and the mark that they are typed."""
     return {
         str(file.relative_to(PROJECT))
         for package in PACKAGES
-        for kind in ("*.sql", "*.md", "py.typed")
+        for kind in ("*.sql", "*.md", "py.typed", "*.c", "*.h")
         for file in (PROJECT / package).rglob(kind)
     }
 
@@ -46,11 +48,7 @@ def test_the_sdist_holds_all_data_and_the_license(built: Path) -> None:
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the programs, in an environment that holds the wheel and what it asks for."""
     folder = tmp_path_factory.mktemp("fresh") / "an environment"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
-    words = [str(folder / "bin" / "python"), "-I", "-m", "pip", "install", "-q", f"{wheel}[all]"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "bin"
+    return environment(sys.executable, folder, f"{wheel}[all]").parent
 
 
 def run(programs: Path, name: str, *words: str, folder: Path) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.packages.conftest import environment
+
 PROJECT = Path(__file__).parents[2]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
@@ -58,11 +60,7 @@ def test_every_program_shows_its_help(python: str) -> None:
 def test_every_program_shows_its_help_in_an_environment_of_that_python(
     python: str, wheel: Path, tmp_path: Path
 ) -> None:
-    made = run(python, "-m", "venv", str(tmp_path / "environment"))
-    assert made.returncode == 0, made.stdout + made.stderr
-    inside = tmp_path / "environment" / "bin" / "python"
-    got = run(inside, "-I", "-m", "pip", "install", "-q", f"{wheel}[all]")
-    assert got.returncode == 0, got.stdout + got.stderr
+    inside = environment(python, tmp_path / "environment", f"{wheel}[all]")
     for entry in PROGRAMS:
         done = run(inside, "-I", "-W", "error::DeprecationWarning:fleet", "-c", HELP, entry, folder=tmp_path)
         assert (done.returncode, "Usage:" in done.stdout) == (0, True), (entry, done.stdout, done.stderr)

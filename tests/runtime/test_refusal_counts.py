@@ -11,6 +11,7 @@ from fleet.domain.changes import AuditEntry
 from fleet.runtime.jobs.refusal_counts import count_periodically, counting_refusals
 from fleet.services.refusals import refusals_of
 from fleet.storage.sqlite.registry import SqliteRegistry
+from tests.waiting import PATIENCE_SECONDS
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 ENTRY = AuditEntry(NOW, "device cam-1", "mqtt.publish", "device cam-1", "refused")
@@ -26,7 +27,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[SqliteRegistry]:
 
 
 async def test_it_writes_them_after_their_minute(registry: SqliteRegistry) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         job = asyncio.create_task(
             count_periodically(registry, lambda: NOW + timedelta(seconds=60), every_seconds=0.001)
         )

@@ -12,12 +12,14 @@ from fleet.config.settings import Settings
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.device import Model
-from fleet.domain.errors import Conflict
+from fleet.domain.errors import Conflict, Refused
 from fleet.home.creation import create_home
-from fleet.home.layout import Home
-from fleet.runtime.jobs.retention import RetentionRun, node_name, retain
+from fleet.home.layout import Home, revocation_journal
+from fleet.home.node_name import node_name
+from fleet.runtime.jobs.retention import RetentionRun, retain
 from fleet.services.inventory import add_model
 from fleet.services.retention import LEASE_TIME, Report
+from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine, open_engine
 from tests.postgres_server import PostgresServer
 
@@ -69,14 +71,14 @@ async def archived(nodes: list[tuple[Home, Engine]]) -> list[int]:
 
 async def test_one_archives_and_the_other_takes_over_when_it_dies(nodes: list[tuple[Home, Engine]]) -> None:
     first, second = nodes
-    assert node_name(first[0]) != node_name(second[0])
+    assert node_name(first[0].path) != node_name(second[0].path)
     for day in range(9):
         await tell(first[1], 3, NOW + day * DAY)
         await run(first, day)
         with pytest.raises(Conflict, match="archives for this fleet") as caught:
             await run(second, day)
         assert caught.value.code == "retention-elsewhere"
-        assert node_name(first[0]) in caught.value.message
+        assert node_name(first[0].path) in caught.value.message
     assert await archived(nodes) == [4, 0]
     last = 8
     for day in (last + 1, last + 2):  # it died on day 8
@@ -112,3 +114,16 @@ async def test_a_look_takes_nothing(nodes: list[tuple[Home, Engine]]) -> None:
     home, registry = nodes[0]
     await retain(home, registry, KEEPING, RetentionRun("operator", NOW, is_dry=True))
     assert await registry.lease("retention") is None
+
+
+async def test_the_node_that_archives_is_known_to_have_had_a_journal(nodes: list[tuple[Home, Engine]]) -> None:
+    await tell(nodes[0][1], 1, NOW)
+    await run(nodes[0], 0)
+    for home, _ in nodes:
+        home.registry.unlink()  # the registry is elsewhere
+        shutil.rmtree(home.revocations.parent)
+    first, second = nodes
+    with pytest.raises(Refused) as caught:
+        await catch_up(first[1], revocation_journal(first[0]))
+    assert caught.value.code == "revocation-log-lost"
+    assert await catch_up(second[1], revocation_journal(second[0]))  # a new node's home has none

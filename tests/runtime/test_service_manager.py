@@ -13,8 +13,8 @@ import pytest
 
 from fleet.runtime.service_manager import ALIVE, READY, STOPPING, keep_alive, notify
 from tests.serving import ANY_PORTS, run_fleet
+from tests.waiting import PATIENCE_SECONDS
 
-PATIENCE = 60.0
 PERIOD_US = 900_000
 
 
@@ -23,7 +23,7 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
     """Its socket: `tmp_path / "notify"`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(os.fspath(tmp_path / "notify"))
-        receiver.settimeout(PATIENCE)
+        receiver.settimeout(PATIENCE_SECONDS)
         yield receiver
 
 
@@ -44,7 +44,7 @@ async def test_it_is_told_three_times_in_each_period(manager: socket.socket, tmp
     "watchdog", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}]
 )
 async def test_who_is_not_asked_says_nothing(manager: socket.socket, tmp_path: Path, watchdog: dict[str, str]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await keep_alive({"NOTIFY_SOCKET": str(tmp_path / "notify"), **watchdog})
     manager.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -80,13 +80,13 @@ def test_a_worker_that_stands_still_is_noticed(manager: socket.socket, tmp_path:
             for _ in range(100):
                 manager.recv(100)
         serve.send_signal(signal.SIGCONT)
-        manager.settimeout(PATIENCE)
+        manager.settimeout(PATIENCE_SECONDS)
         assert manager.recv(100) == ALIVE.encode()
         serve.terminate()
         while (said := manager.recv(100)) == ALIVE.encode():
             pass
         assert said == STOPPING.encode()
-        assert serve.wait(PATIENCE) == 0
+        assert serve.wait(PATIENCE_SECONDS) == 0
     finally:
         serve.kill()
         serve.wait()

@@ -15,20 +15,22 @@ from typing import cast
 import pytest
 from msgspec import structs
 
-from fleet.config.addresses import Address, parse_broker
+from fleet.config.addresses import Address, parse_broker, parse_local_address
 from fleet.config.settings import Settings
 from fleet.config.template import render
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Unavailable
+from fleet.domain.presence import ClientSession, GatewayRun, SessionState
 from fleet.home.creation import create_home
-from fleet.home.layout import Home
+from fleet.home.layout import Home, settings_of
+from fleet.home.node_name import node_name
 from fleet.runtime.holder_questions import QUESTIONS_MAX
 from fleet.runtime.host import Host
 from fleet.runtime.ipc import LINE_SIZE_MAX, Channel, WorkerConfig
 from fleet.runtime.listeners import reserved
-from fleet.runtime.signals import Signals
-from fleet.runtime.stop_deadline import StopDeadline
+from fleet.runtime.live_settings import LiveSettings
+from fleet.runtime.signals import Signals, StopDeadline
 from fleet.runtime.supervisor import (
     EARLY_DEATHS_FREE,
     RESTART_SECONDS_MAX,
@@ -39,8 +41,10 @@ from fleet.runtime.supervisor import (
     restart_delay_seconds,
 )
 from fleet.runtime.worker_main import SupervisorLink
+from fleet.runtime.worker_process import WorkerProcess
+from fleet.storage.sqlite.registry import SqliteRegistry
+from tests.waiting import PATIENCE_SECONDS
 
-PATIENCE = 120.0
 ORDERS = WorkerConfig(2, "/a home", "[fleet]\n", 20, "/run/broker.sock", True)
 
 
@@ -96,6 +100,23 @@ async def test_messages_arrive_in_order_until_the_other_side_is_gone(ends: tuple
     ours.send("models-set", number=0, problem="")  # lost, and no error
 
 
+async def test_settings_that_a_worker_refuses_leave_it_those_it_had(
+    ends: tuple[Channel, Channel], caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor, worker = ends
+    signals = cast("Signals", SimpleNamespace(stop=asyncio.Event(), reload=asyncio.Event()))
+    link = SupervisorLink(worker, signals, render(Settings(half_open_max=7)))
+    following = asyncio.create_task(link.follow())
+    refused = render(Settings(broker_auth=parse_local_address("127.0.0.1:9")))
+    supervisor.send("reload", settings=refused)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await signals.reload.wait()
+    assert link.settings().half_open_max == 7
+    assert "event=settings outcome=failed kept=old" in caplog.text
+    supervisor.close()
+    await following
+
+
 async def test_who_holds_a_session_is_asked_of_the_other_workers(ends: tuple[Channel, Channel]) -> None:
     supervisor, worker = ends
     link = SupervisorLink(worker, cast("Signals", SimpleNamespace(stop=asyncio.Event())))
@@ -113,7 +134,7 @@ async def test_who_holds_a_session_is_asked_of_the_other_workers(ends: tuple[Cha
     assert await supervisor.next() == {"type": "holds-not", "device": "cam-1", "asker": 2}
     assert await supervisor.next() == {"type": "holds", "device": "cam-3", "asker": 2}
     supervisor.close()
-    await asyncio.wait_for(following, PATIENCE)
+    await asyncio.wait_for(following, PATIENCE_SECONDS)
 
 
 async def test_questions_to_other_workers_are_bounded(ends: tuple[Channel, Channel]) -> None:
@@ -142,7 +163,7 @@ async def test_nobody_holds_a_session_once_every_other_worker_has_said_so(ends: 
     supervisor.send("asked", device="cam-1", workers=[])  # it is the only one that runs
     assert await asked is False
     supervisor.close()
-    await asyncio.wait_for(following, PATIENCE)
+    await asyncio.wait_for(following, PATIENCE_SECONDS)
 
 
 async def test_an_answer_reaches_all_who_wait_for_it_whoever_gives_up_first(ends: tuple[Channel, Channel]) -> None:
@@ -156,7 +177,7 @@ async def test_an_answer_reaches_all_who_wait_for_it_whoever_gives_up_first(ends
     supervisor.send("held", device="cam-1")
     assert await second is True
     supervisor.close()
-    await asyncio.wait_for(following, PATIENCE)
+    await asyncio.wait_for(following, PATIENCE_SECONDS)
 
 
 def test_a_supervisor_passes_questions_and_answers_on() -> None:
@@ -185,9 +206,7 @@ async def test_purges_are_in_the_status_and_what_was_left_out_of_the_log_is_told
             """It has been deleted: nothing is left to purge."""
 
     monkeypatch.setattr("fleet.runtime.supervisor.OTHERS_SECONDS", 0.0)
-    host = SimpleNamespace(
-        home=Home(tmp_path), upstream=None, registry=Registry(), deadline=StopDeadline(), forward_auth=None
-    )
+    host = SimpleNamespace(home=Home(tmp_path), upstream=None, registry=Registry(), deadline=StopDeadline(), local={})
     supervisor = Supervisor(cast("Host", host), ports(), 2)
     assert supervisor._status() == {"count": 2, "restarts": 0, "silent": 0, "mqtt": {}}
     devices = 200
@@ -202,6 +221,68 @@ async def test_purges_are_in_the_status_and_what_was_left_out_of_the_log_is_told
     assert f"={devices - told}" in caplog.text
 
 
+@pytest.mark.parametrize("code", [0, -signal.SIGKILL])
+async def test_sessions_of_a_worker_that_was_killed_while_it_left_are_over(tmp_path: Path, code: int) -> None:
+    async def drain_for_restart(seconds: float) -> int:
+        return code
+
+    home, now = Home(tmp_path), datetime.now(UTC)
+    registry = await SqliteRegistry.open(tmp_path / "registry.db")
+    for worker in (1, 2):
+        run = GatewayRun(f"{worker:016x}", node_name(home.path), worker, now)
+        await registry.begin_run(run)
+        name, address = f"cam-{worker}", "192.0.2.1"
+        one = ClientSession(name, name, now, now, None, "", address, run.node, run.run, "5.0", "TLSv1.3", "X25519")
+        await registry.note_sessions([one], run)
+    host = SimpleNamespace(home=home, upstream=None, registry=registry, deadline=StopDeadline(), local={})
+    supervisor = Supervisor(cast("Host", host), ports(), 2)
+    draining = cast("WorkerProcess", SimpleNamespace(number=1, pid=1, drain_for_restart=drain_for_restart))
+    supervisor._workers[1] = draining
+    await supervisor._end(draining, 3)
+    found = {each.session.device_id: each.state(now) for each in await registry.sessions()}
+    first = SessionState.DISCONNECTED if code else SessionState.CONNECTED  # it has written them itself
+    assert found == {"cam-1": first, "cam-2": SessionState.CONNECTED}
+    await supervisor.close()
+    await registry.close()
+
+
+@pytest.mark.parametrize("reloads", [False, True])
+async def test_a_reload_during_a_replacement_that_fails_stays_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reloads: bool
+) -> None:
+    home = await create_home(tmp_path / "home", Settings(), datetime.now(UTC))
+    live, registry = LiveSettings(home, settings_of(home)), await SqliteRegistry.open(tmp_path / "registry.db")
+    host = SimpleNamespace(
+        home=home,
+        upstream=SimpleNamespace(is_ours=True),
+        registry=registry,
+        deadline=StopDeadline(),
+        local={},
+        live=live,
+    )
+    supervisor = Supervisor(cast("Host", host), live.current, 1)
+    supervisor._slots[0].take(cast("WorkerProcess", SimpleNamespace(number=1)), None)
+
+    def write(**changed: object) -> None:
+        home.settings_file.write_text(render(structs.replace(settings_of(home), **changed)))
+
+    async def not_started(slot: object) -> None:
+        if reloads:
+            write(half_open_max=9)
+            live.reread()
+            supervisor._reload()
+        raise OSError("no such worker")
+
+    monkeypatch.setattr(supervisor, "_succeed", not_started)
+    write(half_open_max=8, webhook_seconds_max=1.0)
+    await supervisor._replace_all()
+    kept = structs.replace(settings_of(home), webhook_seconds_max=Settings().webhook_seconds_max)
+    assert live.current == supervisor._settings
+    assert live.current == (kept if reloads else structs.replace(kept, half_open_max=Settings().half_open_max))
+    await supervisor.close()
+    await registry.close()
+
+
 async def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     theirs._writer.write(b'{"type": "rea')
@@ -212,7 +293,7 @@ async def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
 async def test_a_message_without_end_is_the_end(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     theirs._writer.write(b"x" * (LINE_SIZE_MAX + 2))
-    assert await asyncio.wait_for(ours.next(), 20) is None
+    assert await asyncio.wait_for(ours.next(), PATIENCE_SECONDS) is None
 
 
 async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives(tmp_path: Path) -> None:
@@ -225,11 +306,11 @@ async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives
         channel = await Channel.on(ours)
         external = structs.replace(settings, upstream=parse_broker("unix:/nowhere"))
         channel.send("config", **asdict(WorkerConfig(1, str(home.path), render(external), logging.ERROR, "", True)))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await channel.next() == {"type": "ready"}
             for number in (signal.SIGINT, signal.SIGHUP):  # meant for a terminal's foreground, not for it
                 process.send_signal(number)
-            socket.create_connection(("127.0.0.1", settings.est.port), PATIENCE).close()
+            socket.create_connection(("127.0.0.1", settings.est.port), PATIENCE_SECONDS).close()
             assert process.returncode is None
             channel.close()
             assert await process.wait() == 0
@@ -243,7 +324,7 @@ async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
     theirs.close()
     channel = await Channel.on(ours)
     channel.send("config", **asdict(WorkerConfig(1, str(tmp_path), render(Settings()), logging.ERROR, "", True)))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         said = [message async for message in channel.messages()]
         assert await process.wait() == 1
     channel.close()

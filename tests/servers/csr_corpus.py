@@ -460,6 +460,11 @@ def refused_encodings() -> Iterator[Case]:
         TOO_LARGE,
     )
     yield Case("1,000 levels", lambda key: _nested(1000), MALFORMED)
+    yield from refused_armor()
+
+
+def refused_armor() -> Iterator[Case]:
+    """What is around the DER, or is no CSR within it."""
     yield Case(
         "a certificate", lambda key: sequence(sequence(b"\xa0\3\2\1\2", b"\2\1\1"), ALGORITHM, b"\3\1\0"), MALFORMED
     )

@@ -25,13 +25,14 @@ from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.ca_access import CaAccess
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.http_adapter import admin_server
-from fleet.servers.est import build_est_server
+from fleet.servers.est.server import build_est_server
 from fleet.servers.http import HttpServer
 from fleet.servers.http_connection import HttpLimits
 from fleet.services import claims, inventory, operators
 from fleet.services.authorization import Authorizer
 from fleet.services.enrollment import RegistrationAuthority
 from fleet.services.forecast import OwnCertificate
+from fleet.services.notifying import Notifier
 from fleet.services.retention import Policy
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, server_context
@@ -118,6 +119,8 @@ class EstHarness:
     servers: dict[str, HttpServer] = field(default_factory=dict)
     listeners: dict[str, Listener] = field(default_factory=dict)
     now: datetime | None = None
+    notifier: Notifier | None = None
+    """That of the API."""
     believing: Callable[[Sequence[x509.Certificate]], None] = lambda makers: None
     """Have EST believe these makers' CAs from the next connection on."""
 
@@ -303,6 +306,30 @@ class KeptAlive:
             self._streams = None
 
 
+def admin_context(
+    est: EstHarness, root: x509.Certificate, operators_ca: x509.Certificate, heartbeat_seconds: float
+) -> Context:
+    """What the API of `est` stands on."""
+    issuing = est.issuing[0]
+    return Context(
+        est.registry,
+        lambda: CaAccess(
+            operators=lambda: operators_ca,
+            issuer=lambda: est.issuer,
+            operators_issuer=lambda _: est.operators_issuer,
+            shown=lambda: [CaCertificate(CaRole.ROOT, root), CaCertificate(CaRole.ISSUING, issuing)],
+            forecasted=lambda: [OwnCertificate("root", "CN=root", root.not_valid_after_utc)],
+        ),
+        lambda: Policy(30, 365, 90),
+        est.clock,
+        status=lambda: {"est": {"200": 1}},
+        notifier=lambda: est.notifier,
+        tenants=lambda: ("acme",),
+        heartbeat_seconds=heartbeat_seconds,
+        started=est.clock(),
+    )
+
+
 @asynccontextmanager
 async def open_est(
     folder: Path,
@@ -349,22 +376,7 @@ async def open_est(
         clock=est.clock,
         limits=limits,
     )
-    context = Context(
-        registry,
-        lambda: CaAccess(
-            operators=lambda: operators_ca[0],
-            issuer=lambda: est.issuer,
-            operators_issuer=lambda _: est.operators_issuer,
-            shown=lambda: [CaCertificate(CaRole.ROOT, root[0]), CaCertificate(CaRole.ISSUING, issuing[0])],
-            forecasted=lambda: [OwnCertificate("root", "CN=root", root[0].not_valid_after_utc)],
-        ),
-        lambda: Policy(30, 365, 90),
-        est.clock,
-        status=lambda: {"est": {"200": 1}},
-        tenants=lambda: ("acme",),
-        heartbeat_seconds=heartbeat_seconds,
-        started=est.clock(),
-    )
+    context = admin_context(est, root[0], operators_ca[0], heartbeat_seconds)
     est.servers["admin"] = admin_server(AdminApp(context), limits)
     for name, server in est.servers.items():
         est.listeners[name] = await listen(server, ("127.0.0.1", 0), contexts=contexts[name])

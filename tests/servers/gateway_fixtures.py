@@ -24,7 +24,8 @@ from fleet.domain.model_rules import ModelRules
 from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential, Insert, SetModel, Write
 from fleet.servers.gateway import Gateway, GatewayOptions
-from fleet.servers.gateway.broker.upstream import Factory
+from fleet.servers.gateway.broker.header_first import Factory
+from fleet.servers.gateway.broker.upstream import UpstreamAccess
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
@@ -32,19 +33,11 @@ from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connect
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import Packet, PacketReader
-
-PATIENCE = 120.0  # seconds for what must happen; far beyond what it takes
+from tests.waiting import PATIENCE_SECONDS
 
 MODEL = Model(
     "cam2", publish=("devices/{id}/up/#", "all/{model}"), subscribe=("devices/{id}/down/#", "news/+"), retain=True
 )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns when `condition()` holds: for what another task does and tells nobody."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  there is no event to wait for
-            await asyncio.sleep(0)  # every other task gets its turn
 
 
 def now() -> datetime:
@@ -66,6 +59,7 @@ def credential(
         state=state,
         issued_at=now() - timedelta(hours=1),
         der=der,
+        grant="certificate 5d",
     )
 
 
@@ -97,13 +91,14 @@ class FakeBroker:
 
     speaks_v5: bool = True
     is_ours: bool = False
+    access = UpstreamAccess()
     sessions: "asyncio.Queue[BrokerSide]" = field(default_factory=asyncio.Queue)
     models: list[Model] = field(default_factory=list)
     hurdle: asyncio.Event | None = None
     """When set, connections wait for it."""
     error: OSError | None = None
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
         if self.hurdle is not None:
             await self.hurdle.wait()
         if self.error is not None:
@@ -165,13 +160,13 @@ class Wire(asyncio.Protocol):
 
     async def packet(self) -> Packet:
         """The next one. Fails when the connection ends instead."""
-        found = await asyncio.wait_for(self.packets.get(), PATIENCE)
+        found = await asyncio.wait_for(self.packets.get(), PATIENCE_SECONDS)
         assert found is not None, "the connection was closed"
         return found
 
     async def until_closed(self) -> list[Packet]:
         """The packets that still came before the end."""
-        await asyncio.wait_for(self.closed.wait(), PATIENCE)
+        await asyncio.wait_for(self.closed.wait(), PATIENCE_SECONDS)
         left = []
         while (packet := self.packets.get_nowait()) is not None:
             left.append(packet)
@@ -179,7 +174,7 @@ class Wire(asyncio.Protocol):
 
     async def received(self, size: int) -> bytes:
         """Everything that has come so far, once that is at least `size` bytes."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(self.raw) < size:
                 assert not self.closed.is_set(), "the connection was closed"
                 self._grown.clear()
@@ -241,7 +236,7 @@ class GatewayHarness:
         """Both ends of a session behind the FakeBroker, past CONNACK."""
         wire = await self.dial(held)
         wire.send(encode_connect(Connect(version, held.holder, will=more.get("will"))))
-        side = await asyncio.wait_for(self.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(self.broker.sessions.get(), PATIENCE_SECONDS)
         assert (await side.packet()).type is PacketType.CONNECT
         side.raw.clear()
         side.send(b"\x20\x03\x00\x00\x00" if version == 5 else b"\x20\x02\x00\x00")
@@ -251,14 +246,14 @@ class GatewayHarness:
         wire.raw.clear()
         return wire, side
 
-    async def set_model(self, **changes: tuple[str, ...] | bool | ModelRules) -> None:
+    async def set_model(self, **changes: tuple[str, ...] | int | ModelRules) -> None:
         model = replace(MODEL, **changes)
         event = Event("model.changed", MODEL.name)
         await self.registry.commit(Change(operator("model.set"), (SetModel(model),), (event,)))
 
     async def count(self, counter: str, at_least: int = 1) -> None:
         """Returns when `counter` has got there."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while self.gateway.stats.get(counter, 0) < at_least:
                 self.noted.clear()
                 await self.noted.wait()
@@ -278,7 +273,7 @@ async def open_gateway(
     broker = upstream if upstream is not None else FakeBroker()
     gateway = Gateway(own, broker, clock=clock, options=GatewayOptions(**options))  # type: ignore[arg-type]
     run = asyncio.create_task(gateway.run())
-    await asyncio.wait_for(gateway.following(), PATIENCE)
+    await asyncio.wait_for(gateway.following(), PATIENCE_SECONDS)
     built = GatewayHarness(own, gateway, broker, run, asyncio.Event())  # type: ignore[arg-type]
     bell = Bell(built.noted)
     logger = logging.getLogger("fleet.gateway")

@@ -12,7 +12,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-PATIENCE = 120.0
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Paho:
@@ -83,7 +83,7 @@ class Paho:
         return code
 
     async def got(self, queue: "asyncio.Queue[Any]") -> Any:
-        return await asyncio.wait_for(queue.get(), PATIENCE)
+        return await asyncio.wait_for(queue.get(), PATIENCE_SECONDS)
 
     async def message(self) -> tuple[str, bytes]:
         found = await self.got(self.messages)

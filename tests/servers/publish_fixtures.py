@@ -8,11 +8,9 @@ from datetime import datetime
 
 from fleet.servers.http import Exchange, Handle
 from fleet.servers.http_connection import HttpLimits, Response
-from fleet.servers.publish import build_publish_server
-from fleet.servers.publish.server import Find
+from fleet.servers.publish.server import Find, build_publish_server
 from fleet.tls.listener import Listener, ListenerLimits, listen
-
-DEADLINE_SECONDS = 30.0
+from tests.waiting import PATIENCE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,14 @@ class Client:
         size = (f"Content-Length: {len(body)}",) if body else ()
         head = "\r\n".join((f"{method} {path} HTTP/1.1", "Host: h", *headers, *size, "", ""))
         self.writer.write(head.encode() + body)
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             found = dict(line.split(": ", 1) for line in lines[1:-2])
             length = 0 if method == "HEAD" else int(found.get("Content-Length", 0))
             return Answer(int(lines[0].split()[1]), found, await self.reader.readexactly(length))
 
     async def is_closed(self) -> bool:
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             try:
                 return await self.reader.read(1) == b""
             except ConnectionError:
@@ -51,9 +49,14 @@ async def no_ocsp(exchange: Exchange) -> Response:
 
 @asynccontextmanager
 async def serving(
-    find: Find, now: datetime, *, ocsp: Handle = no_ocsp, limits: ListenerLimits | None = None
+    find: Find,
+    now: datetime,
+    *,
+    ocsp: Handle = no_ocsp,
+    limits: ListenerLimits | None = None,
+    http_limits: HttpLimits | None = None,
 ) -> AsyncIterator[Listener]:
-    server = build_publish_server(find, ocsp, clock=lambda: now, limits=HttpLimits())
+    server = build_publish_server(find, ocsp, clock=lambda: now, limits=http_limits)
     listener = await listen(server, ("127.0.0.1", 0), contexts=None, limits=limits)
     try:
         yield listener

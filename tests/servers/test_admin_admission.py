@@ -11,10 +11,12 @@ from cryptography import x509
 from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Role
+from fleet.domain.crl import CrlReason
 from fleet.domain.manifest import ManifestFacts
 from fleet.servers.admin.records.devices import MANIFEST_ROWS_MAX
 from fleet.services.sealing import seal
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
+from tests.servers.est_fixtures import renewal_csr
 from tests.servers.makers import new_maker
 
 
@@ -64,6 +66,45 @@ async def test_a_claim_has_a_certificate_for_its_own_key(api: AdminHarness, admi
     assert [(e.actor, e.address, e.action) for e in rows] == [
         ("operator bob", "127.0.0.1", f"claim.{verb}") for verb in ("create", "quarantine", "release", "revoke")
     ]
+
+
+async def test_a_revoked_claim_has_a_reason_in_crls_which_may_become_keycompromise(
+    api: AdminHarness, admin: Client
+) -> None:
+    await admin.ask("POST", "/v1/claims", claim())
+    [held] = (await admin.get("/v1/claims/lot-9/credentials"))["items"]
+    path, reasons = "/v1/claims/lot-9/revoke", []
+    for reason in ("cessationOfOperation", "keyCompromise"):
+        _, gone = await admin.ask("POST", path, {"crl_reason": reason})
+        assert gone["state"] == "revoked"
+        assert await admin.get("/v1/claims/lot-9") == gone  # revoked at the first time
+        known = await api.est.registry.revocation(held["serial"])
+        assert known is not None
+        reasons.append(CrlReason(known.reason).text)
+    assert reasons == ["cessationOfOperation", "keyCompromise"]
+    for reason in ("keyCompromise", "superseded"):
+        assert (await admin.ask("POST", path, {"crl_reason": reason}))[1]["code"] == "claim-gone"
+    rows = [each.entry for each in await api.est.registry.audit() if each.entry.action == "claim.revoke"]
+    assert [e.detail["crl_reason"] for e in rows] == reasons
+
+
+async def test_one_certificate_of_a_device_is_revoked_and_the_device_goes_on(api: AdminHarness, admin: Client) -> None:
+    first = await api.est.enrolled("cam-9")
+    assert (await api.est.reenroll(renewal_csr(first), first)).status == 200
+    old, new = (await admin.get("/v1/devices/cam-9/credentials"))["items"]
+    path = f"/v1/devices/cam-9/credentials/{old['serial'].upper()}/revoke"
+    other = path.replace("cam-9", "cam-1")
+    assert (await admin.ask("POST", other))[1]["code"] == "no-such-credential"
+    status, gone = await admin.ask("POST", path, {"reason": "leaked", "crl_reason": "superseded"})
+    listed = {"revoked_at": gone["revoked_at"], "crl_reason": "superseded"}
+    assert (status, gone) == (200, {**old, "state": "revoked", **listed})
+    assert await admin.get(f"/v1/credentials/{old['serial'].upper()}") == gone
+    assert (await admin.ask("POST", path))[1]["code"] == "certificate-revoked"
+    assert (await admin.get("/v1/devices/cam-9"))["state"] == "active"
+    assert (await admin.get(f"/v1/credentials/{new['serial']}"))["state"] == new["state"]
+    assert (await api.est.reenroll(renewal_csr(first), first)).code == "certificate-revoked"
+    entry = (await api.est.registry.audit(after=await api.est.registry.last_audit() - 2))[0].entry
+    assert (entry.actor, entry.action, entry.subject) == ("operator bob", "certificate.revoke", "device cam-9")
 
 
 async def test_the_same_request_sent_twice_is_answered_alike(admin: Client) -> None:

@@ -12,10 +12,12 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act, Role
 from fleet.domain.changes import AuditEntry, Change
-from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState
+from fleet.domain.device import Device, DeviceFilter, DeviceId, DeviceState, new_model
+from fleet.domain.model_rules import ModelKind
 from fleet.domain.writes import Insert
 from fleet.servers.admin.cursors import packed, unpacked
 from fleet.servers.admin.handlers.bulk import OPERATION_LASTS
+from fleet.services import inventory
 from fleet.services.bulk import WINDOW
 from fleet.services.operators import revoke_operator
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
@@ -74,6 +76,43 @@ async def test_a_dry_run_counts_and_changes_nothing(api: AdminHarness, admin: Cl
     status, told = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "dry_run": True, "expected": 99})
     assert (status, told["matched"], told["done"], told["next"]) == (200, 3, 0, None)
     assert await suspended(api) == 0
+
+
+async def test_a_kind_selects_the_devices_of_its_models(api: AdminHarness, admin: Client) -> None:
+    registry = api.est.registry
+    for name in ("backend", "reports"):
+        await inventory.add_model(registry, new_model(name, ModelKind.APPLICATION), act=Act("test", api.est.clock()))
+    for model in ("cam", "backend", "reports"):
+        await fill(api, WINDOW + 1, model)
+    apps = {**SUSPEND, "filter": "lot=L7 and kind=application"}
+    assert (await admin.ask("POST", "/v1/bulk", {**apps, "dry_run": True}))[1]["matched"] == 2 * WINDOW + 2
+    held = await api.operator("held", Role.OPERATOR, ("cam", "reports"))
+    assert (await held.ask("POST", "/v1/bulk", {**apps, "dry_run": True}))[1]["matched"] == WINDOW + 1
+    for text, count in (
+        ("kind=application and model=cam", 0),
+        ("kind=application and model=backend", WINDOW + 1),
+        ("kind=device and lot=L7", WINDOW + 1),
+    ):
+        status, told = await admin.ask("POST", "/v1/bulk", {**SUSPEND, "filter": text, "dry_run": True})
+        assert (status, told["matched"]) == (200, count), text
+    told = await steps(admin, apps, 2 * WINDOW + 2)
+    assert sum(step["done"] for step in told) == await suspended(api) == 2 * WINDOW + 2
+    assert await registry.count_devices(DeviceFilter("cam", DeviceState.SUSPENDED)) == 0
+
+
+async def test_models_of_a_kind_that_come_meanwhile_end_the_operation(api: AdminHarness, admin: Client) -> None:
+    await fill(api, 1001)
+    given = {**SUSPEND, "filter": "lot=L7 and kind=device"}
+    status, step = await admin.ask("POST", "/v1/bulk", {**given, "expected": 1001})
+    assert (status, step["next"] is not None) == (200, True)
+    await inventory.add_model(api.est.registry, new_model("a"), act=Act("test", api.est.clock()))
+    status, refused = await admin.ask("POST", "/v1/bulk", {**given, "cursor": step["next"]})
+    assert (status, refused["code"]) == (400, "bad-cursor")
+
+
+async def test_the_registry_is_never_asked_by_kind(api: AdminHarness) -> None:
+    with pytest.raises(ValueError, match="by its models"):
+        await api.est.registry.count_devices(DeviceFilter(kind=ModelKind.DEVICE))
 
 
 async def test_it_is_confirmed_by_the_number(api: AdminHarness, admin: Client) -> None:

@@ -102,6 +102,9 @@ class TestModels:
             ("PATCH", "/v1/models/cam", {"former_tenants": "acme"}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"mqtt": {"subscriptions_max": 100_001}}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"mqtt": {"packet_size_max": 67_108_865}}, (400, "bad-request")),
+            ("PATCH", "/v1/models/cam", {"mqtt": {"overrides": [{"tag": "a=b", "qos_max": 3}]}}, (400, "bad-request")),
+            ("PATCH", "/v1/models/cam", {"mqtt": {"overrides": [{"tag": "a=b"}]}}, (400, "bad-rule")),
+            ("PATCH", "/v1/models/cam", {"mqtt": {"overrides": [{"tag": "a=b", "x": 1}]}}, (400, "bad-request")),
         ):
             status, problem = await admin.ask(method, path, body, {"If-Match": "*"} if method == "PATCH" else None)
             assert (status, problem["code"]) == expected, body
@@ -135,6 +138,7 @@ class TestModels:
             {"publish": ["devices/{id}/up/#", "devices/pump-1/down/#"]},
             {"publish": ["#"]},
             {"publish": ["{id}/#"]},
+            {**kept, "mqtt": {"overrides": [{"tag": "a=b", "subscribe": ["#"]}]}},
             {**kept, "profile": {"dns_name": "{id}.pumps.example.com"}},
             {**kept, "profile": {"uris": ["urn:pump:{id}"]}},
         ):
@@ -439,9 +443,9 @@ async def test_an_operators_unspent_tokens_are_counted_and_revoked_with_it(api: 
     assert {o["name"]: o["open_tokens"] for o in (await admin.get("/v1/operators"))["items"]} == {"bob": 0, "line-1": 2}
     # Without asking for it they stay, and can be revoked later.
     _, revoked = await admin.ask("POST", "/v1/operators/line-1/revoke")
-    assert (revoked["certificate"], revoked["open_tokens"]) == ("revoked", 2)
+    assert (revoked["certificate"], revoked["open_tokens"], revoked["revoked_tokens"]) == ("revoked", 2, 0)
     _, revoked = await admin.ask("POST", "/v1/operators/line-1/revoke", {"tokens": True, "reason": "left"})
-    assert (revoked["certificate"], revoked["open_tokens"]) == ("revoked", 0)
+    assert (revoked["certificate"], revoked["open_tokens"], revoked["revoked_tokens"]) == ("revoked", 0, 2)
     for token in open_:
         assert (await api.est.enroll(csr_for("new-2"), basic(token["token"]))).code == "token-revoked"
     rows = [r.entry for r in await api.est.registry.audit(limit=500) if r.entry.action.endswith(".revoke")]

@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import jsonschema_rs
 import msgspec
@@ -14,17 +14,20 @@ from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.keys import generate_key
 from fleet.domain.crl import Crl, CrlHead
 from fleet.domain.device import Model
+from fleet.domain.device_report import DeviceReport
 from fleet.domain.lease import Lease
-from fleet.servers.admin import strict_json
 from fleet.servers.admin.openapi import description
-from fleet.servers.admin.reading import checked
+from fleet.servers.admin.reading import checked, decode_json
+from fleet.servers.admin.records.base import Page, Paging
 from fleet.servers.admin.records.devices import DeviceChanges
 from fleet.servers.admin.records.models import Model as ModelRecord
 from fleet.servers.admin.records.models import NewModel
-from fleet.servers.admin.routes import ROUTES
 from fleet.servers.admin.routing import JSON, Route
+from fleet.servers.admin.sections import all_routes
 from fleet.servers.refusals import HttpRefused
+from fleet.services.notifying import Notifier
 from fleet.services.sealing import seal
+from tests.fake_publisher import FakePublisher
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
 from tests.servers.est_fixtures import Answer
 from tests.servers.makers import new_maker
@@ -46,7 +49,7 @@ async def admin(api: AdminHarness) -> Client:
 
 @cache
 def components() -> Any:
-    return description(ROUTES)["components"]
+    return description(all_routes())["components"]
 
 
 def validator(schema: dict[str, Any]) -> Any:
@@ -78,38 +81,14 @@ async def test_it_names_every_route(admin: Client) -> None:
     document = await admin.get("/v1/openapi.json")
     assert document["openapi"] == "3.1.0"
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
-    assert sorted(names) == sorted(route.name for route in ROUTES)
+    assert sorted(names) == sorted(route.name for route in all_routes())
     for schema in document["components"]["schemas"].values():
         jsonschema_rs.meta.validate(schema)
 
 
-async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> None:
-    """A good request and a bad one to every route, and a stranger's."""
-    document = await admin.get("/v1/openapi.json")
-    token = (await admin.ask("POST", "/v1/tokens", {"model": "cam"}))[1]["id"]
-    serial = f"{api.device.certificate.serial_number:x}"
-    good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token, "request": (await api.waiting()).id}
-    await api.operator("alice")
-    await seal(api.est.registry, LocalHeadSigner(generate_key()), api.est.clock())
-    good |= {"station": "line-1", "operator": "alice", "claim": "lot-1", "anchor": "acme-2", "ca": "00", "crl": "full"}
-    now = api.est.clock()
-    head = CrlHead("/crl/00.crl", b"\0", 1, 0, now, now, 0)
-    await api.est.registry.publish_crls([Crl(head, b"der")], [], Lease("crl", "test", now), now)
-    maker = {"models": ["cam"], "certificate": new_maker().pem.decode()}
-    assert (await admin.ask("POST", "/v1/anchors", {"name": "acme-2", **maker}))[0] == 201
-    rule = (await admin.ask("POST", "/v1/distrusts", {"key_type": "Ed25519", "expected": 0}))[1]
-    good["distrust"] = rule["distrust"]["id"]
-    missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12, "request": "0" * 16}
-    missing |= {
-        "station": "nobody",
-        "operator": "nobody",
-        "claim": "nobody",
-        "anchor": "nobody",
-        "ca": "00",
-        "crl": "x",
-    }
-    missing |= {"station": "nobody", "operator": "nobody", "claim": "nobody", "anchor": "nobody", "distrust": "0" * 12}
-    bodies: dict[str, object] = {
+def good_bodies() -> dict[str, object]:
+    """By the names of the routes that take one."""
+    return {
         "create_model": {"name": "valve"},
         "replace_model": {"retain": True},
         "patch_model": {"retain": True},
@@ -131,10 +110,35 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
         "deny_requests": {"filter": "model=cam", "dry_run": True},
         "revoke_distrusted": {"expected": 0},
         "begin_distrust": {"model": "cam", "dry_run": True},
+        "notify_device": {"name": "renew", "payload": {"within": 60}},
         "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
     }
+
+
+async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> None:
+    """A good request and a bad one to every route, and a stranger's."""
+    document = await admin.get("/v1/openapi.json")
+    token = (await admin.ask("POST", "/v1/tokens", {"model": "cam"}))[1]["id"]
+    serial = f"{api.device.certificate.serial_number:x}"
+    good = {"id": "cam-1", "name": "cam", "serial": serial, "token": token, "request": (await api.waiting()).id}
+    await api.operator("alice")
+    await seal(api.est.registry, LocalHeadSigner(generate_key()), api.est.clock())
+    good |= {"station": "line-1", "operator": "alice", "claim": "lot-1", "anchor": "acme-2", "ca": "00", "crl": "full"}
+    now = api.est.clock()
+    head = CrlHead("/crl/00.crl", b"\0", 1, 0, now, now, 0)
+    await api.est.registry.publish_crls([Crl(head, b"der")], [], Lease("crl", "test", now), now)
+    await api.est.registry.keep_report(DeviceReport("cam-1", now, serial, '{"device_id": "cam-1"}', b"signature"))
+    maker = {"models": ["cam"], "certificate": new_maker().pem.decode()}
+    assert (await admin.ask("POST", "/v1/anchors", {"name": "acme-2", **maker}))[0] == 201
+    rule = (await admin.ask("POST", "/v1/distrusts", {"key_type": "Ed25519", "expected": 0}))[1]
+    good["distrust"] = rule["distrust"]["id"]
+    missing = {"id": "cam-99", "name": "nobody", "serial": "abc", "token": "0" * 12, "request": "0" * 16}
+    missing |= dict.fromkeys(("station", "operator", "claim", "anchor"), "nobody")
+    missing |= {"ca": "00", "crl": "x", "distrust": "0" * 12}
+    bodies = good_bodies()
+    api.est.notifier = Notifier(FakePublisher())
     stranger = api.client(None)
-    for route in ROUTES:
+    for route in all_routes():
         if route.streams:
             continue
         body = bodies.get(route.name)
@@ -142,6 +146,8 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
             path = route.template.format(**parameters)
             if route.name == "prove_row":
                 path += "?seq=1" if parameters is good else "?serial=abc"
+            if route.name == "get_policy_test":
+                path += "?action=publish&topic=a"
             answer = await admin.send(route.method, path, body, {"If-Match": "*"})
             judge(document, route, answer)
             if parameters == good:
@@ -160,7 +166,7 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
 
 
 async def test_every_form_of_a_certificate_is_named(admin: Client) -> None:
-    (route,) = (route for route in ROUTES if route.name == "get_credential")
+    (route,) = (route for route in all_routes() if route.name == "get_credential")
     document = await admin.get("/v1/openapi.json")
     assert list(described(document, route)["responses"]["200"]["content"]) == list(route.media_types)
     assert route.media_types[0] == JSON
@@ -207,7 +213,7 @@ def test_our_own_check_agrees_with_a_real_one(value: object) -> None:
     schema = ref("NewModel")
     fits = True
     try:
-        checked(strict_json.decode(json.dumps(value).encode()), NewModel, "The body")
+        checked(decode_json(json.dumps(value).encode()), NewModel, "The body")
     except HttpRefused:
         fits = False
     assert fits == validator(schema).is_valid(value)
@@ -242,3 +248,16 @@ def test_and_on_tags(value: object) -> None:
 
 def test_a_model_fits_its_schema() -> None:
     validator(ref("Model")).validate(json.loads(msgspec.json.encode(ModelRecord.shown(Model("m")))))
+
+
+def test_listings_take_a_limit() -> None:
+    """Commands read them with `client.items`, which sends one."""
+    lists = {route.template: route.query for route in all_routes() if route.method == "GET" and is_page(route.gives)}
+    assert len(lists) > 10
+    unlimited = {path for path, query in lists.items() if query is None or not issubclass(query, Paging)}
+    assert unlimited == {"/v1/authorities"}  # a handful, which is always whole
+
+
+def is_page(gives: Any) -> bool:
+    kind = get_origin(gives) or gives
+    return isinstance(kind, type) and issubclass(kind, Page)

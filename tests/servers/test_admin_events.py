@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from fleet.domain.access import Act, Role
-from fleet.domain.changes import AuditEntry, Change, Event
+from fleet.domain.changes import AuditEntry, Change, Event, Notice
+from fleet.domain.presence import ClientSession, SessionNotice, encode_notices
 from fleet.domain.writes import DropEvents
 from fleet.servers.admin.handlers.events import STREAMS_MAX
 from fleet.servers.http_connection import HttpLimits
@@ -41,6 +42,13 @@ class Reader:
 
     async def block(self) -> dict[str, str] | None:
         """The fields of the next block; None at the end of the stream."""
+        fields = await self.raw_block()
+        if fields is not None:
+            self.last_id = int(fields["id"])
+        return fields
+
+    async def raw_block(self) -> dict[str, str] | None:
+        """The same, of one that may have no id."""
         async with asyncio.timeout(DEADLINE_SECONDS):
             while "\n\n" not in self._text:
                 size = int((await self.reader.readline()).strip() or b"0", 16)
@@ -51,7 +59,6 @@ class Reader:
         block, _, self._text = self._text.partition("\n\n")
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         self.heartbeats += block.startswith(":")
-        self.last_id = int(fields["id"])
         return fields
 
     async def event(self) -> dict[str, Any] | None:
@@ -240,4 +247,30 @@ async def test_who_does_not_read_is_put_out(tmp_path: Path) -> None:
             while await stream.block() is not None:
                 pass
         assert stream.last_id < len(flood)
+        stream.writer.close()
+
+
+async def test_sessions_of_one_event_are_an_event_each_and_the_last_has_the_id(api: AdminHarness) -> None:
+    registry, start = api.est.registry, await api.est.registry.last_event()
+    now = api.est.clock()
+    more = ("192.0.2.7", "host:/home", "aa", "5.0", "TLSv1.3", "X25519")
+    sessions = [ClientSession(name, name, now, now, None, "", *more) for name in ("cam-1", "pump-1", "cam-2")]
+    gone = ClientSession("cam-1", "cam-1/app", now, now, now, "client-gone", *more)
+    await registry.tell(Notice((encode_notices("aa", [SessionNotice.of(each) for each in (*sessions, gone)]),)))
+    everything, held = await api.est.operator("bob"), await api.est.operator("held", Role.VIEWER, ("pump",))
+    since = now.isoformat().replace("+00:00", "Z")
+    for who, names in ((everything, ["cam-1", "pump-1", "cam-2", "cam-1/app"]), (held, ["pump-1"])):
+        stream = await follow(api, who, f"?after={start}")
+        await stream.block()
+        for name in names:
+            head = await stream.raw_block()
+            assert head is not None
+            assert ("id" in head) == (name == names[-1])
+            value = json.loads(head["data"])
+            kind = "device.disconnected" if name == "cam-1/app" else "device.connected"
+            assert (head["event"], value["kind"], value["subject"]) == (kind, kind, name.partition("/")[0])
+            detail = {"client_id": name, "connected_at": since, "address": "192.0.2.7"}
+            assert json.loads(value["detail"]) == detail | (
+                {"reason": "client-gone"} if kind == "device.disconnected" else {}
+            )
         stream.writer.close()

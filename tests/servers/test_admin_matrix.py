@@ -21,8 +21,8 @@ from fleet.domain.credential import Credential, CredentialKind
 from fleet.domain.enrollment import IssuePermit, permit_by_operator
 from fleet.domain.errors import Refused
 from fleet.domain.writes import AddCredential, Insert, Write
-from fleet.servers.admin.routes import ROUTES
 from fleet.servers.admin.routing import AccessLevel, Route
+from fleet.servers.admin.sections import all_routes
 from tests.servers.admin_fixtures import AdminHarness, Client, csr_text, open_admin
 from tests.servers.est_fixtures import Identity, Key
 from tests.servers.makers import new_maker
@@ -51,6 +51,7 @@ MAY: dict[str, frozenset[str]] = {
     "resume_device": frozenset({"operator", "admin", "held"}),
     "revoke_device": frozenset({"operator", "admin", "held"}),
     "retire_device": frozenset({"operator", "admin", "held"}),
+    "notify_device": frozenset({"operator", "admin", "held"}),
     "act_in_bulk": frozenset({"operator", "admin", "held"}),
     "list_distrusts": OPERATORS,
     "get_distrust": OPERATORS,
@@ -58,7 +59,11 @@ MAY: dict[str, frozenset[str]] = {
     "revoke_distrusted": frozenset({"operator", "admin", "held"}),
     "undo_distrust": frozenset({"operator", "admin", "held"}),
     "list_device_credentials": OPERATORS,
+    "revoke_device_credential": frozenset({"operator", "admin", "held"}),
     "get_credential": OPERATORS,
+    "list_sessions": OPERATORS,
+    "get_sessions": OPERATORS,
+    "kick_sessions": frozenset({"operator", "admin", "held"}),
     "list_tokens": OPERATORS,
     "create_token": frozenset({"operator", "admin", "factory", "held"}),
     "revoke_token": frozenset({"operator", "admin", "held"}),
@@ -109,7 +114,7 @@ def row_of(route: Route) -> frozenset[str] | None:
         return MAY.get(route.name)
     above = [
         each
-        for each in ROUTES
+        for each in all_routes()
         if each.name in MAY and each.method == "GET" and each.template.endswith("}") and each.access is route.access
         if route.template.startswith(f"{each.template}/")
     ]
@@ -138,8 +143,10 @@ BODIES: dict[str, object] = {
     "deny_requests": {"filter": "model=cam", "dry_run": True},
     "revoke_distrusted": {"expected": 0},
     "begin_distrust": {"model": "cam", "dry_run": True},
+    "notify_device": {"name": "renew"},
     "act_in_bulk": {"filter": "model=cam", "act": "suspend", "dry_run": True},
 }
+QUERIES = {"prove_row": "?seq=999999", "get_policy_test": "?action=publish&topic=a"}
 OTHERS = {"id": "pump-1", "name": "pump", "serial": "1", "token": "000000000000", "request": "0" * 16}
 OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor": "nobody", "ca": "00", "crl": "full"}
 OTHERS |= {"station": "line-2", "operator": "nobody", "claim": "lot-2", "anchor": "nobody", "distrust": "0" * 12}
@@ -153,8 +160,7 @@ async def api(tmp_path: Path) -> AsyncIterator[AdminHarness]:
 
 async def status_of(client: Client, route: Route, parameters: dict[str, str] = PARAMETERS) -> int:
     path = route.template.format(**parameters)
-    if route.name == "prove_row":
-        path += "?seq=999999"
+    path += QUERIES.get(route.name, "")
     if route.streams:
         path += "?after=999999"  # 410 for whoever is let in, and no stream to wait for
     answer = await client.send(route.method, path, BODIES.get(route.name), {"If-Match": "*"})
@@ -162,9 +168,9 @@ async def status_of(client: Client, route: Route, parameters: dict[str, str] = P
 
 
 def test_every_route_is_in_the_matrix() -> None:
-    assert [route.name for route in ROUTES if row_of(route) is None] == []
-    assert set(MAY) <= {route.name for route in ROUTES}
-    assert len({(route.method, route.template) for route in ROUTES}) == len(ROUTES)
+    assert [route.name for route in all_routes() if row_of(route) is None] == []
+    assert set(MAY) <= {route.name for route in all_routes()}
+    assert len({(route.method, route.template) for route in all_routes()}) == len(all_routes())
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ def test_a_row_is_inherited_with_its_permission_alone(
 
 
 def test_every_change_takes_a_permission() -> None:
-    for route in ROUTES:
+    for route in all_routes():
         assert isinstance(route.access, Permission | AccessLevel)
         if route.method != "GET":
             assert isinstance(route.access, Permission), route.name
@@ -210,7 +216,7 @@ async def test_every_route_against_every_kind_of_caller(api: AdminHarness) -> No
     for role in (Role.VIEWER, Role.OPERATOR, Role.ADMIN):
         callers[role.value] = await api.operator(role.value, role)
     assert set(callers) == EVERYBODY
-    for route in ROUTES:
+    for route in all_routes():
         row = row_of(route) or frozenset()
         for who, client in callers.items():
             status = await status_of(client, route)
@@ -230,7 +236,7 @@ async def test_whoever_is_out_is_out_everywhere(api: AdminHarness) -> None:
         "unrecorded": (api.client(forged(api)), 401),
         "device in the registry, operator by its chain": (api.client(await crossed(api, "crossed-1")), 401),
     }
-    for route in ROUTES:
+    for route in all_routes():
         for who, (client, expected) in callers.items():
             status = await status_of(client, route)
             assert status == (200 if route.access is AccessLevel.ANYBODY else expected), (route.name, who)
@@ -259,7 +265,7 @@ async def test_an_operator_needs_the_chain_and_the_record(api: AdminHarness) -> 
     operator = Operator("mallory", Role.ADMIN, now)
     await record(api, Insert(operator), AddCredential(replace(as_device, kind=CredentialKind.OPERATOR)))
     client = api.client(identity_of(api, as_device, key))
-    for route in ROUTES:
+    for route in all_routes():
         assert await status_of(client, route) == (200 if route.access is AccessLevel.ANYBODY else 401), route.name
 
 
@@ -283,7 +289,7 @@ async def test_an_expired_operator_does_not_get_through_the_handshake(api: Admin
     early = api.client(identity)
     assert (await early.ask("GET", "/v1/models"))[0] == 200
     api.est.now = api.est.clock() + timedelta(minutes=3)
-    for route in ROUTES:  # the connection was opened in time: the registry's own check has to catch it
+    for route in all_routes():  # the connection was opened in time: the registry's own check has to catch it
         assert await status_of(early, route) == (200 if route.access is AccessLevel.ANYBODY else 403), route.name
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
         await api.client(identity).ask("GET", "/v1/models")
@@ -292,7 +298,7 @@ async def test_an_expired_operator_does_not_get_through_the_handshake(api: Admin
 async def test_what_is_another_models_is_not_there(api: AdminHarness) -> None:
     """Single ones answer 404, like what does not exist; what is to be made under it answers 403."""
     held = await api.operator("held", Role.ADMIN, ("cam",))
-    for route in ROUTES:
+    for route in all_routes():
         if route.path_parameters and route.path_parameters[0] in ("id", "name", "station", "claim"):
             assert await status_of(held, route, OTHERS) == 404, route.name
     for model in ("pump", "no-such-model"):

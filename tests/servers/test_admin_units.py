@@ -15,20 +15,17 @@ from fleet.domain.idempotency import ANSWER_KEPT
 from fleet.domain.peer import Peer
 from fleet.domain.tags import GROUPS_MAX
 from fleet.domain.writes import DropAnswers, DropRequests, Insert
-from fleet.servers.admin import strict_json
 from fleet.servers.admin.conditions import content_etag, demand_match, if_match, none_match
 from fleet.servers.admin.context import Call
 from fleet.servers.admin.cursors import page_of_all, paged, position, start_of, unpacked
 from fleet.servers.admin.idempotency import KEY_SIZE_MAX, Once, answering, once_of
 from fleet.servers.admin.messages import Caller, Headers, Request, body_of
-from fleet.servers.admin.reading import acceptable, checked, read_query
+from fleet.servers.admin.reading import acceptable, checked, decode_json, read_query
 from fleet.servers.admin.records.base import Changes, Paging, Record
 from fleet.servers.admin.records.devices import DeviceChanges, DeviceQuery, NewDevice
 from fleet.servers.admin.records.reports import ForecastQuery
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routes import ROUTES
-from fleet.servers.admin.routing import AccessLevel, find, get
-from fleet.servers.admin.sections import routes_at
+from fleet.servers.admin.routing import AccessLevel, Result, find, get
+from fleet.servers.admin.sections import all_routes, routes_at
 from fleet.servers.refusals import HttpRefused
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -230,15 +227,15 @@ class TestStrictJson:
     )  # fmt: skip
     def test_refused(self, body: bytes) -> None:
         with refused("400 bad-json"):
-            strict_json.decode(body)
+            decode_json(body)
 
     def test_read_as_every_reader_would(self) -> None:
         deep = b"[" * 16 + b"]" * 16
-        assert strict_json.decode(deep) == json.loads(deep)
-        assert strict_json.decode(b'"[[[[[[[[[[[[[[[[[[[[\\"["') == '[[[[[[[[[[[[[[[[[[[["['
-        assert strict_json.decode(b"[" + b"[]," * 40 + b"{}]") == [[]] * 40 + [{}]
-        assert strict_json.decode('{"a":"é\\ud83d\\ude00"}'.encode()) == {"a": "é😀"}
-        whole, half = strict_json.decode(b"[60.0, 0.5]")
+        assert decode_json(deep) == json.loads(deep)
+        assert decode_json(b'"[[[[[[[[[[[[[[[[[[[[\\"["') == '[[[[[[[[[[[[[[[[[[[["['
+        assert decode_json(b"[" + b"[]," * 40 + b"{}]") == [[]] * 40 + [{}]
+        assert decode_json('{"a":"é\\ud83d\\ude00"}'.encode()) == {"a": "é😀"}
+        whole, half = decode_json(b"[60.0, 0.5]")
         assert (whole, type(whole), half, type(half)) == (60, int, 0.5, float)
 
 
@@ -317,9 +314,12 @@ class TestReading:
 
 class TestRoutes:
     def test_every_route_is_found_by_its_path(self) -> None:
-        for route in ROUTES:
+        for route in all_routes():
             assert route in routes_at(route.template), route.name
-        assert sum(len(routes_at(f"/v1/{section}")) for section in {r.template.split("/")[2] for r in ROUTES[1:]}) > 0
+        assert (
+            sum(len(routes_at(f"/v1/{section}")) for section in {r.template.split("/")[2] for r in all_routes()[1:]})
+            > 0
+        )
 
     @pytest.mark.parametrize(
         "path",
@@ -332,10 +332,10 @@ class TestRoutes:
 
     def test_methods_that_a_path_does_not_take(self) -> None:
         with pytest.raises(HttpRefused) as caught:
-            find(ROUTES, "DELETE", "/v1/models/cam")
+            find(all_routes(), "DELETE", "/v1/models/cam")
         assert (caught.value.status, caught.value.headers) == (405, {"Allow": "GET, HEAD, PATCH, PUT"})
         for method in ("GET", "HEAD"):
-            route, values = find(ROUTES, method, "/v1/devices/a%3Ab")
+            route, values = find(all_routes(), method, "/v1/devices/a%3Ab")
             assert (route.name, values) == ("get_device", {"id": "a:b"})
 
     async def test_a_route_without_a_handler_is_denied(self) -> None:

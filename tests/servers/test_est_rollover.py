@@ -2,10 +2,12 @@
 
 import ssl
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from device_agent.store.trust_updates import apply_trust_update
 from fleet.domain.access import Act
 from fleet.home.authorities import authority_of, forget_former, new_issuing_key
 from fleet.home.ca_store import fingerprint
@@ -101,3 +103,26 @@ async def test_certificates_of_a_ca_that_was_forgotten_open_nothing(tenants: Ten
     assert verdict(await tenants.reenroll(renewal_csr(alone), with_chain)) == (403, "other-tenant")
     assert (await tenants.connect_mqtt(with_chain, "a-1"))[0] > 0
     assert await tenants.whoami(with_chain) == 403
+
+
+async def test_devices_are_told_which_roots_are_retired(tenants: TenantsHarness) -> None:
+    """By the present issuing CA; again after the next, with all that were."""
+    path = "/.well-known/est/trust-update"
+    assert (await tenants.send("GET", path)).status == 204
+    assert verdict(await tenants.send("POST", path)) == (405, "bad-method")
+    now = tenants.clock()
+    roots = [authority_of(tenants.home, "").root]
+    roots += [
+        new_issuing_key(tenants.home, "", now + timedelta(minutes=number), root_too=True).root for number in (1, 2)
+    ]
+    for gone in (0, 1):
+        forget_former(tenants.home, "", fingerprint(roots[gone]), now)
+        answer = await tenants.send("GET", path)
+        assert (answer.status, answer.header("Content-Type")) == (200, "application/json")
+        left = apply_trust_update(answer.body, roots, now + timedelta(hours=1))
+        assert left == tuple(roots[gone + 1 :])
+    below = await tenants.send("GET", path, identity=await tenants.member("b-1", "b-cam"))
+    own_root = await tenants.send("GET", path, identity=await tenants.member("a-1", "a-cam"))
+    shown = {tenant: authority_of(tenants.home, tenant).has_own_root for tenant in ("a", "b")}
+    for tenant, found in (("a", own_root), ("b", below)):
+        assert found.status == (204 if shown[tenant] else 200), tenant

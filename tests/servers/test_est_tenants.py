@@ -30,6 +30,7 @@ from fleet.wire import est
 from fleet.wire.est import decode_body
 from tests.servers.est_fixtures import Answer, Identity, basic, csr_for, renewal_csr, run
 from tests.tenant_fixtures import TenantsHarness, open_tenants, pem
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ async def test_cacerts_hands_out_the_chain_of_the_label(
 async def test_a_label_that_leads_nowhere_is_answered_like_one_of_the_fleets_own(tenants: TenantsHarness) -> None:
     answers = [await tenants.send("GET", f"/.well-known/est/{label}/cacerts") for label in ("cam", "never", "A")]
     assert len({answer.body for answer in answers}) == 1
-    assert len({answer.head for answer in answers}) == 1
+    assert len({answer.head.replace(f"Date: {answer.header('Date')}", "") for answer in answers}) == 1
 
 
 @pytest.mark.parametrize("label", ["", "a", "a-cam"])
@@ -260,7 +261,7 @@ async def test_a_model_moves_with_its_devices_and_leaves_when_it_is_told_to(tena
     assert renewed.subject == second.certificate.subject
     # Ended: what a has signed is worth nothing at b from now on, live sessions with it.
     await tenants.set_model("a-cam", ModelRules(tenant="b"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await stream.read()  # returns at the end of the session only
     assert (await tenants.connect_mqtt(first, "a-1"))[0] > 0
     assert verdict(await tenants.reenroll(renewal_csr(first), first)) == (403, "other-tenant")

@@ -20,6 +20,7 @@ from fleet.servers.http_connection import HttpLimits
 from fleet.wire.csr import build_csr
 from fleet.wire.est import BODY_SIZE_MAX, encode_body
 from tests.servers.est_fixtures import Answer, EstHarness, basic, csr_for, open_est
+from tests.waiting import PATIENCE_SECONDS
 
 CACERTS = "/.well-known/est/cacerts"
 ENROLL = "/.well-known/est/simpleenroll"
@@ -471,7 +472,7 @@ async def test_a_client_that_asks_and_never_reads_is_put_out(tmp_path: Path) -> 
         cast(asyncio.Transport, writer.transport).pause_reading()
         request = f"GET {CACERTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         gone = asyncio.create_task(est.listeners["est"].wait_closed())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             with suppress(ConnectionError):
                 while not gone.done():
                     writer.write(request * 100)

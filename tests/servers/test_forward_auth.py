@@ -3,58 +3,40 @@
 import asyncio
 import base64
 import dataclasses
-import hashlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec.structs import replace
 
-from fleet.config.addresses import parse_local_address
 from fleet.domain.access import Act
-from fleet.domain.changes import AuditEntry, Change, Event, EventKind
-from fleet.domain.credential import Credential, CredentialState
+from fleet.domain.changes import Change, Event, EventKind
+from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState, Model
 from fleet.domain.distrust import Distrust
 from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import HttpRules, ModelRules
 from fleet.domain.ports import HolderFacts
-from fleet.domain.writes import AddCredential, Insert, SetModel
+from fleet.domain.writes import AddCredential, SetModel
 from fleet.runtime import local_listener
-from fleet.runtime.local_listener import LocalListener, bound
-from fleet.servers.forward_auth import ForwardAuthContext, build_forward_auth_server
-from fleet.servers.http import HttpServer
+from fleet.servers.forward_auth.server import build_forward_auth_server
 from fleet.services import distrust
 from fleet.services.revocation import revoke
-from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.forwarded_certificate import VALUE_SIZE_MAX
-from tests.servers.gateway_fixtures import MODEL, credential, device, operator
+from tests.servers.delegated_auth_fixtures import AuthHouse, certificate, held, opened_as
+from tests.servers.gateway_fixtures import MODEL, operator
+from tests.waiting import PATIENCE_SECONDS
 
-DEADLINE_SECONDS = 30.0
 SECRET = b"0123456789abcdef-secret"
 RULES = ModelRules(tenant="", http=HttpRules(("GET,HEAD /v1/{id}/**",)))
 STRICT = Model("strict", rules=RULES)
-
-
-def certificate(name: str) -> bytes:
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime(2026, 3, 1, tzinfo=UTC)
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + timedelta(days=1))
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
-
-
-def held(name: str, state: CredentialState = CredentialState.ACTIVE) -> Credential:
-    der = certificate(name)
-    return replace(credential(name, state), der=der, fingerprint=hashlib.sha256(der).digest())
 
 
 def escaped(der: bytes) -> str:
@@ -82,16 +64,7 @@ class Answer:
 Ask = Callable[..., Awaitable[Answer]]
 
 
-@dataclass
-class House:
-    """A served registry; `ours` are the certificates that our CA signed."""
-
-    registry: SqliteRegistry
-    server: HttpServer
-    path: Path
-    ours: set[bytes] = field(default_factory=set)
-    feed: bool = True
-
+class House(AuthHouse):
     async def ask(self, target: str, *headers: str, method: str = "GET") -> Answer:
         async with self.connected() as ask:
             return await ask(target, *headers, method=method)
@@ -102,7 +75,7 @@ class House:
 
         async def ask(target: str, *headers: str, method: str = "GET") -> Answer:
             writer.write("\r\n".join((f"{method} {target} HTTP/1.1", "Host: f", *headers, "", "")).encode("latin-1"))
-            async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 found = dict(line.split(": ", 1) for line in lines[1:-2])
                 await reader.readexactly(0 if method == "HEAD" else int(found.get("Content-Length", 0)))
@@ -113,39 +86,9 @@ class House:
         finally:
             writer.close()
 
-    async def enroll(self, name: str, model: Model = MODEL, state: DeviceState = DeviceState.ACTIVE) -> Credential:
-        one = held(name)
-        added = [] if await self.registry.model(model.name) else [Insert(model)]
-        owner = replace(device(name, state), model=model.name, hardware_serial=f"SN {name}")
-        await self.registry.commit(Change(operator("add"), (*added, Insert(owner), AddCredential(one))))
-        self.ours.add(one.der)
-        return one
 
-    async def audited(self, action: str) -> list[AuditEntry]:
-        return [row.entry for row in await self.registry.audit() if row.entry.action == action]
-
-
-@asynccontextmanager
-async def opened(folder: Path, *secrets: bytes) -> AsyncIterator[House]:
-    registry = await SqliteRegistry.open(folder / "registry.db")
-    house: House | None = None
-
-    def tenant_of(der: bytes) -> str | None:
-        return "" if house is not None and der in house.ours else None
-
-    context = ForwardAuthContext(registry, tenant_of, lambda: house is None or house.feed, lambda: datetime.now(UTC))
-    server = build_forward_auth_server(context, lambda: secrets)
-    listener = LocalListener(server)
-    with bound("forward_auth", parse_local_address("unix:auth.sock"), folder) as taken:
-        assert taken is not None
-        await listener.open(taken)
-        house = House(registry, server, folder / "auth.sock")
-        try:
-            yield house
-        finally:
-            listener.close()
-            await server.shutdown(1.0)
-            await registry.close()
+def opened(folder: Path, *secrets: bytes) -> AbstractAsyncContextManager[House]:
+    return opened_as(House, lambda context: build_forward_auth_server(context, lambda: secrets), folder)
 
 
 @pytest.fixture
@@ -331,10 +274,10 @@ async def test_with_a_secret_every_request_must_carry_it(tmp_path: Path) -> None
 
 async def test_without_the_secret_a_connection_ends_at_once_whatever_of_a_body_is_to_come(tmp_path: Path) -> None:
     async with opened(tmp_path, SECRET) as house:
-        house.server.limits = dataclasses.replace(house.server.limits, linger_seconds_max=10 * DEADLINE_SECONDS)
+        house.server.limits = dataclasses.replace(house.server.limits, linger_seconds_max=10 * PATIENCE_SECONDS)
         reader, writer = await asyncio.open_unix_connection(house.path)
         writer.write(b"POST /nginx HTTP/1.1\r\nHost: f\r\nContent-Length: 100\r\n\r\na")
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             answered = await reader.read()
         assert b"X-Error-Code: bad-proxy-secret" in answered
         assert b"Connection: close" in answered

@@ -24,7 +24,6 @@ from fleet.wire.mqtt.connect import (
 from fleet.wire.mqtt.properties import Properties, Property, value_of
 from tests.servers.gateway_fixtures import (
     MODEL,
-    PATIENCE,
     GatewayHarness,
     Wire,
     credential,
@@ -32,12 +31,12 @@ from tests.servers.gateway_fixtures import (
     open_gateway,
     populate,
     refused,
-    until,
     up,
 )
 from tests.servers.gateway_relay_harness import VERSIONS
 from tests.servers.paho_client import Paho
 from tests.servers.test_gateway_session_machine import ADMISSION, Bench
+from tests.waiting import PATIENCE_SECONDS, until
 
 PROGRAM = mosquitto_program()
 KEPT: Properties = ((Property.SESSION_EXPIRY_INTERVAL, 600),)
@@ -53,7 +52,7 @@ UNNAMED = [
 async def opened(h: GatewayHarness, wire: Wire, connect: Connect, *properties: tuple[Property, object]) -> Connack:
     """The CONNACK for `connect`, which the broker accepts with these properties."""
     wire.send(encode_connect(connect))
-    side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
     got = decode_connect((await side.packet()).body)
     assert (got.client_id, got.version, got.properties) == ("cam-1", connect.version, connect.properties)
     # An id that is new has no session yet, whatever the broker keeps for the device.

@@ -27,7 +27,8 @@ from fleet.wire.mqtt.connect import Connect, decode_connack, encode_connect
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import PacketReader
 from fleet.wire.mqtt.subscribe import Subscribe, Subscription, encode_subscribe
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, Wire, open_gateway, populate, refused
+from tests.servers.gateway_fixtures import MODEL, Wire, open_gateway, populate, refused
+from tests.waiting import PATIENCE_SECONDS, until
 
 PROGRAM = mosquitto_program()
 needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
@@ -84,13 +85,6 @@ async def scripted(path: Path) -> AsyncIterator[tuple[ScriptedBroker, ProbedUpst
         server.close()
 
 
-async def until(condition: object) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize(("version", "unavailable"), [(V311, 3), (V5, 0x88)])
 @pytest.mark.parametrize(
     ("answer", "closes"),
@@ -125,7 +119,7 @@ async def test_newcomers_are_refused_while_a_broker_talks_nonsense_and_admitted_
         broker.answer, broker.closes = answer, closes
         wire = await built.dial(held)
         wire.send(encode_connect(Connect(version, "cam-1")))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await refused(wire, version) == unavailable
         broker.answer, broker.closes = None, False
         await until(live.answers)
@@ -141,7 +135,7 @@ async def test_a_broker_that_closes_after_connack_ends_the_session_and_no_other(
         broker.closes = True
         wire, connack = await built.connect(two, version)
         assert connack.code == 0
-        left = await asyncio.wait_for(wire.until_closed(), PATIENCE)
+        left = await asyncio.wait_for(wire.until_closed(), PATIENCE_SECONDS)
         assert [packet.type for packet in left] == ([PacketType.DISCONNECT] if version == V5 else [])
         await built.count("mqtt.session.broker-lost")
         stays.send(b"\xc0\x00")
@@ -164,7 +158,7 @@ async def test_a_broker_that_is_slow_is_waited_for(tmp_path: Path) -> None:
         live._upstream = SocketUpstream(tmp_path / "slow.sock")
         wire = await built.dial(held)
         wire.send(encode_connect(Connect(V311, "cam-1")))
-        await until(lambda: sessions)
+        await until(lambda: sessions and hasattr(sessions[-1], "_transport"))
         for byte in CONNACK[V311]:
             sessions[-1]._transport.write(bytes((byte,)))
             await asyncio.sleep(FAST)
@@ -235,13 +229,12 @@ async def test_a_broker_that_subscriptions_have_filled_exits_and_comes_back_with
         wire, _ = await direct(small, f"evil-{number}", clean=True)
         asked = tuple(Subscription(f"d/{number}/{place}/{deep}", 1) for place in range(20))
         wire.send(encode_subscribe(Subscribe(1, asked), V311))
-        if await asyncio.wait_for(wire.packets.get(), PATIENCE) is None:
+        if await asyncio.wait_for(wire.packets.get(), PATIENCE_SECONDS) is None:
             break
     else:
         pytest.fail("its memory is not bounded")
-    async with asyncio.timeout(PATIENCE):
-        if small.process.restarts == 0 and not small.process.is_ready:
-            await until(lambda: small.process.restarts)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await until(lambda: small.process.restarts)
     await session_is_back(small)
 
 
@@ -252,9 +245,9 @@ async def test_a_broker_that_messages_have_filled_stays_and_loads_what_it_has_sa
         wire, _ = await direct(small, f"evil-{number}", clean=True)
         for place in range(100):
             wire.send(encode_publish(Publish(f"r/{number}/{place}", bytes(1_000), 1, 1, retain=True), V311))
-        answers = [await asyncio.wait_for(wire.packets.get(), PATIENCE)]
+        answers = [await asyncio.wait_for(wire.packets.get(), PATIENCE_SECONDS)]
         while answers[-1] is not None and len(answers) < 100:
-            answers.append(await asyncio.wait_for(wire.packets.get(), PATIENCE))
+            answers.append(await asyncio.wait_for(wire.packets.get(), PATIENCE_SECONDS))
         wire.transport.abort()
         if answers[-1] is None:
             break

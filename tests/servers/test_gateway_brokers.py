@@ -15,6 +15,8 @@ from msgspec.structs import replace
 from fleet.config.addresses import parse_broker
 from fleet.domain.device import Model
 from fleet.domain.errors import Invalid
+from fleet.domain.model_rules import ModelRules
+from fleet.domain.mqtt_rules import MqttOverride, MqttRules
 from fleet.servers.gateway.broker import process as broker_process
 from fleet.servers.gateway.broker.embedded import Embedded
 from fleet.servers.gateway.broker.mosquitto import Mosquitto, acl_text, config_text, mosquitto_program
@@ -24,8 +26,9 @@ from fleet.servers.gateway.broker.upstream import AddressUpstream, SocketUpstrea
 from fleet.servers.gateway.broker.visit import purge_session
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, Wire, device, open_gateway, populate, refused
+from tests.servers.gateway_fixtures import MODEL, Wire, device, open_gateway, populate, refused
 from tests.servers.paho_client import Paho
+from tests.waiting import PATIENCE_SECONDS
 
 PROGRAM = mosquitto_program()
 needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
@@ -43,15 +46,39 @@ def test_access_rules_repeat_the_models() -> None:
         "user _backend",
         "topic readwrite #",
         "topic read $SYS/#",
+        "topic deny devices/+/fleet/#",
+        "",
+        "user _publisher",
+        "topic write devices/+/fleet/#",
+        "topic write fleet/presence/#",
         "",
         "user cam2",
         "topic read news/+",
         "topic write all/cam2",
         "",
+        "pattern read devices/%c/fleet/#",
         "pattern write $odd/%c",
         "pattern write devices/%c/up/#",
         "pattern write x-%c-lock/+/y",
     ]
+
+
+def test_access_rules_are_wider_where_a_filter_has_tags() -> None:
+    filters = ("sites/{tag:site}/x", "{tenant}/{id}/{tag:site}-{tag:row}/#")
+    acme = Model("cam2", publish=filters, subscribe=(), rules=ModelRules(tenant="acme"))
+    lines = acl_text((acme,)).splitlines()[9:]
+    fleet = "pattern read devices/%c/fleet/#"
+    assert lines == ["user cam2", "topic write sites/+/x", "", fleet, "pattern write acme/%c/+/#"]
+    assert "tenant" not in acl_text((replace(acme, rules=ModelRules()),))
+
+
+def test_access_rules_hold_what_overrides_grant() -> None:
+    gold = MqttOverride("tier=gold", publish=("gold/{id}",), subscribe=("gold",))
+    cam = Model("cam2", publish=("up",), subscribe=(), rules=ModelRules(mqtt=MqttRules(overrides=(gold,))))
+    lines = acl_text((cam,)).splitlines()
+    begin = lines.index("user cam2")
+    assert lines[begin : begin + 4] == ["user cam2", "topic read gold", "topic write up", ""]
+    assert "pattern write gold/%c" in lines
 
 
 def test_the_configuration_opens_one_door_only() -> None:
@@ -229,7 +256,7 @@ async def test_it_dies_with_its_parent(tmp_path: Path, spec: str) -> None:
         sys.executable, "-c", PARENT, spec, str(tmp_path / "run"), stdout=asyncio.subprocess.PIPE
     )
     assert parent.stdout is not None
-    pid = int(await asyncio.wait_for(parent.stdout.readline(), PATIENCE))
+    pid = int(await asyncio.wait_for(parent.stdout.readline(), PATIENCE_SECONDS))
     assert runs(pid)
     parent.send_signal(signal.SIGKILL)
     await parent.wait()

@@ -23,9 +23,13 @@ SESSION = {
     "BROKER_BROKE_PROTOCOL": ("broker-broke-protocol", 0x80, 0x88, True),
     "TAKEN_OVER": ("taken-over", 0x8E, 0x88, True),
     "SHUTTING_DOWN": ("shutting-down", 0x8B, 0x88, False),
+    "ANOTHER_SERVER": ("use-another-server", 0x9C, 0x88, False),
+    "SERVER_RESTARTING": ("server-restarting", 0x8B, 0x88, False),
     "DEVICE_ENDED": ("device-ended", 0x98, 0x8A, False),
     "CREDENTIAL_ENDED": ("credential-ended", 0x87, 0x87, False),
     "DISTRUSTED": ("certificate-distrusted", 0x87, 0x87, False),
+    "KICKED": ("kicked", 0x98, 0x88, False),
+    "KICKED_WITH_WILL": ("kicked-with-will", 0x98, 0x88, True),
     "POLICY_CHANGED": ("policy-changed", 0x87, 0x87, False),
     "EVENTS_MISSED": ("events-missed", 0x89, 0x88, False),
     "CERTIFICATE_EXPIRED": ("certificate-expired", 0xA0, 0x87, True),
@@ -37,6 +41,7 @@ SESSION = {
     "TOO_LARGE": ("too-large", 0x95, 0x95, True),
     "ALIAS": ("topic-alias", 0x94, 0x88, True),
     "ALIASED_TOPIC_TOO_LONG": ("topic-alias-length", 0x97, 0x88, True),
+    "QOS_REFUSED": ("qos-refused", 0x9B, 0x88, True),
     "PUBLISH_REFUSED": ("publish-refused", 0x87, 0x87, True),
     "KEEP_ALIVE_EXPIRED": ("keep-alive", 0x8D, 0x88, True),
     "TOO_SLOW": ("too-slow", 0x97, 0x88, True),
@@ -49,9 +54,12 @@ CONNECT = {
     "UNSUPPORTED_VERSION": ("unsupported-version", 0, 0x84, True),
     "MALFORMED_CONNECT": ("malformed-connect", 0, 0x81, True),
     "MALFORMED_CONNECT_311": ("malformed-connect", 0, 0, True),
+    "SESSION_QUOTA": ("session-quota", 0, 0x97, True),
     "CONNECT_TOO_LARGE": ("too-large", 0, 0x95, True),
     "CONNECT_TOO_LARGE_311": ("too-large", 0, 0, True),
     "WILL_RESPONSE_INVALID": ("will-response-topic", 0, 0x82, True),
+    "DOT_IN_ID": ("dot-refused", 0, 0x85, True),
+    "DOT_IN_WILL": ("dot-refused", 0, 0x87, True),
     "AUTH_METHOD": ("auth-method", 0, 0x8C, True),
     "FEED_DOWN": ("feed-down", 0, 0x88, True),
     "INTERNAL": ("internal", 0, 0x88, True),
@@ -91,8 +99,9 @@ def test_each_packet_says_why_in_sentences() -> None:
 def test_codes_are_unique_within_their_event() -> None:
     for table in (SESSION, CONNECT):
         # A CONNECT that is malformed or too large has one code, and no CONNACK in 3.1.1.
-        # What exceeds a number has one code, and sentences of its own.
-        rows = [row for name, row in table.items() if not name.endswith("_311") and name != "TOO_MANY_FILTERS"]
+        # What exceeds a number has one code, and sentences of its own; so has a dot.
+        others = ("TOO_MANY_FILTERS", "DOT_IN_WILL")
+        rows = [row for name, row in table.items() if not name.endswith("_311") and name not in others]
         assert len({row[0] for row in rows}) == len(rows)
 
 

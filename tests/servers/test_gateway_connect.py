@@ -18,7 +18,6 @@ from fleet.wire.mqtt.fields import encode_varint
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
 from tests.servers.gateway_fixtures import (
-    PATIENCE,
     FakeBroker,
     credential,
     open_gateway,
@@ -28,6 +27,7 @@ from tests.servers.gateway_fixtures import (
     refused,
     up,
 )
+from tests.waiting import PATIENCE_SECONDS
 
 VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 
@@ -46,7 +46,7 @@ async def test_the_broker_gets_the_identity_that_the_certificate_proves(tmp_path
         asked = Connect(version, "cam-1", False, 33, will, "root", b"secret", properties)
         wire = await h.dial(cam)
         wire.send(encode_connect(asked))
-        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         got = decode_connect((await side.packet()).body)
         kept = ((Property.SESSION_EXPIRY_INTERVAL, 60),) if version == V5 else ()
         assert got == Connect(version, "cam-1", False, 33, will, "cam-1", None, kept)
@@ -60,7 +60,7 @@ async def test_connect_byte_by_byte_with_packets_behind_it(tmp_path: Path) -> No
         for byte in stream:
             wire.send(bytes((byte,)))
             await asyncio.sleep(0)
-        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         assert (await side.packet()).type is PacketType.CONNECT
         side.send(b"\x20\x02\x00\x00")
         for _ in range(3):
@@ -88,7 +88,7 @@ async def test_anything_but_connect_first(tmp_path: Path, data: bytes) -> None:
         (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1), "mqtt.connect.too-large"),
         (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1) + b"\0\4MQTT", "mqtt.connect.too-large"),
         (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1) + b"\0\4MQTT\4\2\0\x3c", "mqtt.connect.too-large"),
-        (b"\x10\x80\x80\x80\x80", "mqtt.session.malformed"),
+        (b"\x10\x80\x80\x80\x80", "mqtt.connect.malformed-connect"),
     ],
 )
 async def test_lengths_of_connect_that_are_refused_before_any_memory_is_taken(
@@ -235,6 +235,7 @@ async def test_an_authentication_method(tmp_path: Path) -> None:
         (b"\x10\x11\0\4MQTT\6\2\0\x3c\0\5cam-1", "unsupported-version"),
         (b"\x10" + encode_varint(CONNECT_SIZE_MAX + 1) + b"\0\4MQTT\5\2\0\x3c", "too-large"),
         (b"\x10\x0f\0\4MQTT\4\2\0\x3c\0\5cam", "malformed-connect"),
+        (b"\x10\xff\xff\xff\xff\x01", "malformed-connect"),  # a remaining length of five bytes
         (encode_connect(Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "A"),))), "auth-method"),
     ],
 )
@@ -254,7 +255,7 @@ async def test_a_connect_that_is_refused_before_its_admission_is_audited_and_rep
             assert all(entry.address == "127.0.0.1" for entry in found)
             return sorted((entry.actor, entry.subject) for entry in found)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(await rows()) < 3:
                 pass
         name = "device cam-1" if outcome == "auth-method" else "device ?"  # where there is a client id to read
@@ -297,7 +298,7 @@ async def test_a_broker_that_closes_or_says_nothing(tmp_path: Path, version: int
         for closes in (True, False):
             wire = await h.dial(cam)
             wire.send(encode_connect(Connect(version, "cam-1")))
-            side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+            side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
             if closes:
                 side.transport.close()
             assert await refused(wire, version) == (Reason.SERVER_UNAVAILABLE if version == V5 else 3)
@@ -318,7 +319,7 @@ async def test_an_unexpected_failure_is_answered_at_once_and_logged_once(
     async def broken(*args: object) -> None:
         raise LookupError("not in the list")
 
-    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=2 * PATIENCE)) as h:
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=2 * PATIENCE_SECONDS)) as h:
         (cam,) = await populate(h.registry, "cam-1")
         with monkeypatch.context() as patch:
             place = gateway_module if failing == "admit_client" else h.gateway.context.broker

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from fleet.domain.model_rules import DEFAULT_RULES, MqttRules
+from fleet.domain.model_rules import DEFAULT_RULES
+from fleet.domain.mqtt_rules import MqttRules
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.limits import rates as device_rates

@@ -18,7 +18,8 @@ from fleet.services.event_follower import EventFollower
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_fixtures import PATIENCE, last_words, now, open_gateway, operator, populate, refused, until
+from tests.servers.gateway_fixtures import last_words, now, open_gateway, operator, populate, refused
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 class Fragile(SqliteRegistry):
@@ -75,7 +76,7 @@ async def feed(registry: Fragile, heard: list[str], monkeypatch: pytest.MonkeyPa
     await tell(registry, "before")
     made = EventFollower(registry, hear, silence_seconds_max=0.0)
     run = asyncio.create_task(made.run())
-    await asyncio.wait_for(made.started(), PATIENCE)
+    await asyncio.wait_for(made.started(), PATIENCE_SECONDS)
     yield made
     run.cancel()
     with suppress(asyncio.CancelledError):
@@ -145,7 +146,7 @@ async def test_events_that_are_not_kept_any_more_are_missed_once_and_said_so(
     await tell(registry, "before")
     made = EventFollower(registry, hear, silence_seconds_max=0.0, on_missed=lambda: missed.append(len(heard)))
     run = asyncio.create_task(made.run())
-    await asyncio.wait_for(made.started(), PATIENCE)
+    await asyncio.wait_for(made.started(), PATIENCE_SECONDS)
     registry.broken = True
     await tell(registry, "a", "b", "c")
     await registry.commit(Change(operator("test"), (DropEvents(3),)))

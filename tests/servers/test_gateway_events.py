@@ -5,17 +5,20 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.device import DeviceState, Model
+from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Unavailable
+from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import Gateway, GatewayOptions, Limits, close_reasons
-from fleet.servers.gateway.broker.upstream import Factory
+from fleet.servers.gateway.broker.header_first import Factory
+from fleet.servers.gateway.broker.upstream import UpstreamAccess
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.services.admission import Admission
 from tests.simulated_time import run
 
 CAM, PUMP = Model("cam"), Model("pump")
@@ -27,6 +30,7 @@ class Registry:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.known = {"cam": CAM, "pump": PUMP}
+        self.devices: dict[str, Device] = {}
         self.error: Unavailable | None = None
 
     def tell(self, kind: str, subject: str, detail: str = "") -> None:
@@ -50,6 +54,11 @@ class Registry:
     async def model(self, name: str) -> Model | None:
         return self.known.get(name)
 
+    async def device(self, device_id: str) -> Device | None:
+        if self.error is not None:
+            raise self.error
+        return self.devices.get(device_id)
+
     async def models(self) -> list[Model]:
         if self.error is not None:
             raise self.error
@@ -61,11 +70,12 @@ class Broker:
     log: list[str]
     speaks_v5: bool = True
     is_ours: bool = False
+    access = UpstreamAccess()
     error: Exception | None = None
     slow: asyncio.Event | None = None
     connected: int = 0
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
         if isinstance(self.error, OSError):
             raise self.error
         self.connected += 1
@@ -120,7 +130,11 @@ class Stage:
 
     def session(self, device: str, fingerprint: bytes, model: Model | None = CAM) -> Session:
         """One that is admitted as a device of `model`; None: not admitted yet."""
-        admission = SimpleNamespace(device=SimpleNamespace(model=model.name)) if model is not None else None
+        admission = None
+        if model is not None:
+            known = Device(DeviceId(device), model.name, DeviceState.ACTIVE, datetime(2026, 3, 1, tzinfo=UTC))
+            self.registry.devices[device] = known
+            admission = Admission(known, cast(Any, None), TopicPolicy((), ()))
         made = Session(self.log, device, admission)
         sessions = cast(Any, self.gateway.context.open_sessions)
         sessions.add(made, fingerprint)
@@ -170,7 +184,7 @@ def test_a_certificate_that_ends_takes_its_own_sessions_with_it() -> None:
     staged(scene)
 
 
-@pytest.mark.parametrize("kind", [EventKind.CREDENTIAL_ISSUED, EventKind.DEVICE_TAGGED, EventKind.REQUEST_DECIDED])
+@pytest.mark.parametrize("kind", [EventKind.CREDENTIAL_ISSUED, EventKind.CLAIM_STATE, EventKind.REQUEST_DECIDED])
 def test_other_events_end_nothing(kind: str) -> None:
     async def scene(stage: Stage) -> None:
         session = stage.session("cam-1", b"a")
@@ -189,6 +203,31 @@ def test_a_changed_model_reaches_the_broker_first_and_then_its_own_sessions() ->
         assert stage.gateway.stats == {"mqtt.model.applied": 1}
         await stage.told(EventKind.MODEL_CHANGED, "none")
         assert stage.log == ["broker cam pump", "a cam"]
+
+    staged(scene)
+
+
+def test_new_tags_reach_the_sessions_of_their_device() -> None:
+    async def scene(stage: Stage) -> None:
+        sessions = [stage.session("a", b"a"), stage.session("a", b"b", None), stage.session("b", b"c")]
+        stage.registry.devices["a"] = tagged = replace(stage.registry.devices["a"], tags=(("site", "essen"),))
+        await stage.told(EventKind.DEVICE_TAGGED, "a")
+        assert stage.log == ["a cam"]
+        assert sessions[0].admission.device is tagged
+        assert [each.changes for each in sessions] == [1, 1, 0]  # one that is being admitted looks again
+        assert not any(each.ends for each in sessions)
+        await stage.told(EventKind.DEVICE_TAGGED, "other")
+        assert stage.log == ["a cam"]
+
+    staged(scene)
+
+
+def test_a_session_whose_tags_cannot_be_read_ends() -> None:
+    async def scene(stage: Stage) -> None:
+        session, bystander = stage.session("a", b"a"), stage.session("b", b"b")
+        stage.registry.error = Unavailable("no-registry", "It is down.")
+        await stage.told(EventKind.DEVICE_TAGGED, "a")
+        assert (session.ends, bystander.ends) == ([close_reasons.EVENTS_MISSED], [])
 
     staged(scene)
 

@@ -22,8 +22,9 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property
-from tests.servers.gateway_fixtures import PATIENCE, BrokerSide, GatewayHarness, Wire, now, open_gateway, populate
+from tests.servers.gateway_fixtures import BrokerSide, GatewayHarness, Wire, now, open_gateway, populate
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
+from tests.waiting import PATIENCE_SECONDS
 
 PAYLOAD = bytes(30_000)
 LONG = bytes(250_000)
@@ -262,7 +263,7 @@ def test_311_has_no_refusal() -> None:
 
 async def _live(h: GatewayHarness, wire: Wire, connect: Connect, *, present: bool) -> BrokerSide:
     wire.send(encode_connect(connect))
-    side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
     assert (await side.packet()).type is PacketType.CONNECT
     side.send(encode_connack(Connack(present, 0), connect.version))
     assert decode_connack((await wire.packet()).body, connect.version).code == 0
@@ -300,7 +301,7 @@ async def test_it_counts_when_the_broker_has_dropped_a_connect(tmp_path: Path) -
         await side.until_closed()
         dropped = await h.dial(cam)
         dropped.send(encode_connect(Connect(V5, "cam-1")))
-        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         side.transport.abort()
         await dropped.until_closed()
         wire = await h.dial(cam)

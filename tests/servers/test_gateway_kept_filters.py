@@ -1,6 +1,7 @@
 """What the broker may hold for a device: counted over sessions, workers, restarts, and as long as it may hold it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,27 @@ def test_who_unsubscribes_without_end_and_reads_no_answer_keeps_his_share(tmp_pa
         mine.leave(number + 1, list(mine))
         mine.add([f"g/{number}/{one}" for one in range(FILTERS_MAX)])
     assert len(set(session(tmp_path))) <= FILTERS_MAX + LEAVING_MAX
+
+
+def test_what_leaves_is_counted_until_it_is_answered_and_nothing_else_is() -> None:
+    kept = FilterSet(
+        replace(DEFAULT_LIMITS, filters_per_device_max=2 * LEAVING_MAX, filter_bytes_per_device_max=1_000_000)
+    )
+    names = [f"f{number}" for number in range(LEAVING_MAX + 1)]
+    assert not kept.add(names)
+    for number in range(1, 5 * LEAVING_MAX):
+        kept.leave(number, ["unknown"])  # as many as a client likes: each of them was looked at for the next
+    assert not any(map(kept.is_leaving, range(1, 5 * LEAVING_MAX)))
+    for answer in (kept.left, kept.stayed, lambda packet_id: kept.clear()):
+        kept.add(names)
+        kept.leave(1, names[1:])
+        kept.leave(2, names[:1])
+        assert kept.is_leaving(1)
+        assert not kept.is_leaving(2)  # one too many
+        answer(1)
+    kept.add(names)
+    kept.leave(2, names[:1])
+    assert kept.is_leaving(2)
 
 
 def test_only_the_session_that_connected_last_may_remove(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 from msgspec import structs
 
 from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX, FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
-from fleet.config.settings import READERS, Settings, SettingsError, parse_settings
+from fleet.config.settings import READERS, Settings
+from fleet.config.settings_file import SettingsError, parse_settings
 from fleet.config.template import render
 from fleet.domain.changes import Change, Event, EventKind
-from fleet.domain.model_rules import PACKET_SIZE_MIN, ModelRules, MqttRules
+from fleet.domain.model_rules import ModelRules
+from fleet.domain.mqtt_rules import PACKET_SIZE_MIN, MqttRules, lowered
 from fleet.domain.writes import SetModel
 from fleet.runtime.mqtt_limits import mqtt_limits, of_worker
 from fleet.servers.gateway import Limits, close_reasons
@@ -21,15 +23,15 @@ from fleet.servers.gateway.broker.mosquitto import BACKEND, CONFIG_TEXT, Mosquit
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.limits.in_flight import MESSAGE_BYTES, SHARE_BYTES, InFlight, InFlightTotal
 from fleet.servers.gateway.limits.kept_filters import FilterSet
-from fleet.servers.gateway.limits.limits import lowered
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connack, encode_connack, encode_connect
 from fleet.wire.mqtt.properties import Property, value_of
 from fleet.wire.mqtt.subscribe import Unsubscribe, decode_suback
 from tests.mqtt_packets import encode_unsubscribe
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, GatewayHarness, open_gateway, operator, populate, refused
+from tests.servers.gateway_fixtures import MODEL, GatewayHarness, open_gateway, operator, populate, refused
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
 from tests.servers.paho_client import Paho
+from tests.waiting import PATIENCE_SECONDS
 
 BOUNDS = {
     "connect_size_max": (1_024, 262_144),
@@ -100,7 +102,7 @@ async def test_a_connect_at_the_limit_and_one_past_it(tmp_path: Path, version: i
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(connect_of(70_000, version))
-        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         assert (await side.packet()).type is PacketType.CONNECT
         side.send(encode_connack(Connack(False, 0), version))
         assert decode_connack((await wire.packet()).body, version).code == 0

@@ -18,6 +18,7 @@ from fleet.servers.line_limit import (
     SOURCES_MAX,
     LineLimit,
 )
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ async def test_what_was_left_out_is_told_when_no_further_line_comes(
         for _ in range(LINES_EACH_MAX + 7):
             outcomes.record("mqtt.publish", "refused", now, "cam-1", authenticated=True)
         assert not told.is_set()
-        await asyncio.wait_for(told.wait(), 60)
+        await asyncio.wait_for(told.wait(), PATIENCE_SECONDS)
     finally:
         logging.getLogger("fleet.gateway").removeHandler(handler)
     assert lines.messages[-1] == "event=log.suppressed of=mqtt.publish.refused source=cam-1 lines=7"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.domain.model_rules import MqttRules, OnDenied
+from fleet.domain.mqtt_rules import MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
@@ -323,9 +323,9 @@ class Verdicts:
     def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
         raise AssertionError(topic)
 
-    def retain_allowed(self) -> bool:
-        self.retains += 1
-        return self.retain
+    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool:
+        self.retains += retain
+        return self.retain or not retain
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         self.refusals.append((topic, qos, packet_id))

@@ -20,12 +20,14 @@ from fleet.servers.gateway.broker.upstream import SocketUpstream
 from fleet.wire.mqtt.codes import V5, V311, PacketType
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.reader import PacketReader
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, FakeBroker, open_gateway, populate, refused
+from tests.servers.gateway_fixtures import MODEL, FakeBroker, open_gateway, populate, refused
+from tests.waiting import PATIENCE_SECONDS, until
 
 PROGRAM = mosquitto_program()
 needs_mosquitto = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
 OK, PINGRESP = b"\x20\x02\x00\x00", b"\xd0\x00"
 FAST = 0.05
+PROCESS_FAST = 0.25  # for a process that may have to wait for a processor
 
 
 class Scripted(asyncio.Protocol):
@@ -52,12 +54,6 @@ class Script:
     def __init__(self, connack: bytes = OK, pingresp: bytes = PINGRESP, *, closes: bool = False) -> None:
         self.connack, self.pingresp, self.closes = connack, pingresp, closes
         self.received: list[PacketType] = []
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -103,7 +99,7 @@ async def test_a_broker_that_accepts_and_does_not_answer_is_refused_at_once(
     caplog.set_level(logging.WARNING)
     silent = asyncio.Event()
     async with probed(script, tmp_path, silent.set) as live:
-        await asyncio.wait_for(silent.wait(), PATIENCE)
+        await asyncio.wait_for(silent.wait(), PATIENCE_SECONDS)
         assert not live.answers()
         with pytest.raises(BrokerSilent):
             await live.connect(asyncio.Protocol)
@@ -137,7 +133,7 @@ async def test_who_waits_for_a_silent_broker_is_refused_and_so_is_who_comes(
         one, two = await populate(built.registry, "cam-1", "cam-2")
         waiting = await built.dial(one)
         waiting.send(encode_connect(Connect(version, "cam-1")))
-        await asyncio.wait_for(broker.sessions.get(), PATIENCE)
+        await asyncio.wait_for(broker.sessions.get(), PATIENCE_SECONDS)
         running = asyncio.create_task(live.run(built.gateway.on_broker_silent))  # this broker says nothing
         assert await refused(waiting, version) == code
         _, connack = await built.connect(two, version)
@@ -153,16 +149,16 @@ async def test_our_broker_is_restarted_when_it_hangs_and_not_while_it_answers(
 ) -> None:
     assert PROGRAM is not None
     broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
-    watch = asyncio.create_task(restart_when_hung(broker, broker.process, check_seconds=FAST))
-    live = ProbedUpstream(broker, probe_seconds=FAST)
+    watch = asyncio.create_task(restart_when_hung(broker, broker.process, check_seconds=PROCESS_FAST))
+    live = ProbedUpstream(broker, probe_seconds=PROCESS_FAST)
     running = asyncio.create_task(live.run())
     try:
-        await asyncio.sleep(20 * FAST)
+        await asyncio.sleep(2 * UNANSWERED_MAX * PROCESS_FAST)
         assert live.answers()
         assert broker.process.restarts == 0
         broker.process.signal(signal.SIGSTOP)
         await until(live.is_silent)
-        await until(lambda: broker.process.restarts == 1)
+        await until(lambda: broker.process.restarts)
         await until(live.answers)
         events = [each.getMessage().split(" broker=unix:")[0] for each in caplog.records if each.name == "fleet.broker"]
         events = [event for event in events if event != "event=broker.root"]
@@ -197,7 +193,7 @@ class Working:
 
 
 async def kills_after(work: Callable[[int], str | None], path: Path, checks: int) -> list[int]:
-    """The checks at which a silent broker of ours is killed, over so many checks."""
+    """The checks at which our own silent broker is killed, over so many checks."""
     script = Script(b"")
     server = await asyncio.get_running_loop().create_unix_server(lambda: Scripted(script), path / "broker.sock")
     broker, process = Embedded(path), Working(work)

@@ -1,4 +1,4 @@
-"""A broker of somebody else's that goes away and comes back."""
+"""An external broker that goes away and comes back."""
 
 import asyncio
 import logging
@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 
 import pytest
 
+from fleet.servers.gateway.broker.header_first import Factory
 from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
-from fleet.servers.gateway.broker.upstream import AddressUpstream, Factory
+from fleet.servers.gateway.broker.upstream import AddressUpstream
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V311
 from fleet.wire.mqtt.connect import Connack, encode_connack
 from tests.free_ports import free_port
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Clock:
@@ -37,7 +39,7 @@ class Tried(AddressUpstream):
         super().__init__("127.0.0.1", port)
         self.attempts: asyncio.Queue[bool] = asyncio.Queue()
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
         try:
             await super().connect(factory)
         except OSError:
@@ -47,7 +49,7 @@ class Tried(AddressUpstream):
 
     async def until(self, succeeded: bool) -> None:
         """Return after the next attempt with that outcome."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while await self.attempts.get() is not succeeded:
                 pass
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fleet.domain.device import Model
+from fleet.servers.gateway.broker.header_first import Factory
 from fleet.servers.gateway.broker.probed_upstream import ProbedUpstream
-from fleet.servers.gateway.broker.upstream import AddressUpstream, Factory, SocketUpstream
+from fleet.servers.gateway.broker.upstream import AddressUpstream, SocketUpstream, UpstreamAccess
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V311
 from fleet.wire.mqtt.connect import Connack, encode_connack
@@ -42,6 +43,7 @@ class Broker:
 
     speaks_v5 = False
     is_ours = False
+    access = UpstreamAccess()
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -50,7 +52,7 @@ class Broker:
         self.models: Sequence[Model] = ()
         self.is_closed = False
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
         self.tried.append(seconds())
         if self.error is not None:
             raise self.error

@@ -7,7 +7,8 @@ import pytest
 
 from fleet.domain.changes import Change
 from fleet.domain.credential import Credential, CredentialState
-from fleet.domain.model_rules import ModelRules, MqttRules, OnDenied
+from fleet.domain.model_rules import ModelRules
+from fleet.domain.mqtt_rules import MqttRules, OnDenied
 from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway.limits.return_delays import CAUSES, ENTRIES_MAX, FORGOTTEN_SECONDS, ReturnDelays
@@ -15,7 +16,8 @@ from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, Will, encode_connect
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, encode_publish
-from tests.servers.gateway_fixtures import GatewayHarness, credential, open_gateway, operator, populate, refused, until
+from tests.servers.gateway_fixtures import GatewayHarness, credential, open_gateway, operator, populate, refused
+from tests.waiting import until
 
 ONE, OTHER = b"1" * 32, b"2" * 32
 

@@ -14,7 +14,8 @@ from fleet.services.admission import Admission
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_fixtures import PATIENCE, credential, now, open_gateway, operator, populate, refused
+from tests.servers.gateway_fixtures import credential, now, open_gateway, operator, populate, refused
+from tests.waiting import PATIENCE_SECONDS
 
 
 class PutBack(SqliteRegistry):
@@ -48,7 +49,7 @@ async def test_a_registry_that_went_back_lets_nobody_back_in(tmp_path: Path, by:
         wire.send(encode_connect(Connect(V5, "cam-1")))
         assert await refused(wire, V5) == Reason.BANNED
         if by == "device":
-            await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)  # its session is purged
+            await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)  # its session is purged
         await h.live(two, V5)
     await registry.close()
 

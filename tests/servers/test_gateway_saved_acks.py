@@ -26,9 +26,10 @@ from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.fields import encode_packet
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, decode_publish, encode_publish
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, open_gateway, populate, until
+from tests.servers.gateway_fixtures import MODEL, open_gateway, populate
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
 from tests.servers.paho_client import Paho
+from tests.waiting import PATIENCE_SECONDS, until
 
 PROGRAM = mosquitto_program()
 NEEDS_MOSQUITTO = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
@@ -163,9 +164,9 @@ async def test_the_file_is_watched_while_something_waits(tmp_path: Path, monkeyp
         held.add(b"%d" % number)
         fresh.write_bytes(b"saved")
         fresh.replace(database)
-        await asyncio.wait_for(receiver.got.wait(), PATIENCE)
+        await asyncio.wait_for(receiver.got.wait(), PATIENCE_SECONDS)
         receiver.got.clear()
-        await asyncio.wait_for(tasks[-1], PATIENCE)
+        await asyncio.wait_for(tasks[-1], PATIENCE_SECONDS)
         assert receiver.packets[-1] == b"%d" % number * 2
         assert synced == [tmp_path] * number
         assert len(tasks) == number

@@ -16,7 +16,9 @@ from fleet.servers.gateway import Gateway, GatewayOptions, Limits, close_reasons
 from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.relay.packet_filter import HOLD_SIZE_MAX
 from fleet.servers.gateway.relay.reason_strings import TOPIC_REFUSED
+from fleet.servers.gateway.session import drain
 from fleet.servers.gateway.session import session as session_module
 from fleet.services import revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -27,7 +29,6 @@ from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.subscribe import Suback, Subscribe, Subscription, encode_suback, encode_subscribe
 from tests.servers.gateway_fixtures import (
-    PATIENCE,
     FakeBroker,
     GatewayHarness,
     Wire,
@@ -38,9 +39,9 @@ from tests.servers.gateway_fixtures import (
     operator,
     populate,
     refused,
-    until,
     up,
 )
+from tests.waiting import PATIENCE_SECONDS, until
 
 VERSIONS = pytest.mark.parametrize("version", [V311, V5])
 
@@ -58,6 +59,26 @@ async def test_a_clean_disconnect_reaches_the_broker(tmp_path: Path, version: in
         assert [p.type for p in last] == [PacketType.PUBLISH, PacketType.DISCONNECT]
         await wire.until_closed()
         assert h.gateway.sessions == 0
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000])
+async def test_half_a_message_and_silence_hold_a_drain_for_its_time_and_a_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The longer one is on its way to the broker already: it is given PACKET_SECONDS_MAX."""
+    monkeypatch.setattr(drain, "PACKET_SECONDS_MAX", 0.1)
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire, side = await h.live(cam, V5)
+        half = up("cam-1", b"x" * size, V5, qos=1)[: size * 4 // 5]
+        wire.send(half)
+        if size > HOLD_SIZE_MAX:
+            await side.received(len(half))
+        h.gateway.begin_drain(0.1, restarts=True)
+        assert (await wire.until_closed())[-1].body[0] == Reason.SERVER_SHUTTING_DOWN
+        assert h.gateway.stats["mqtt.session.server-restarting"] == 1
+        last = await side.until_closed()
+        assert [packet.type for packet in last] == ([] if size > HOLD_SIZE_MAX else [PacketType.DISCONNECT])
 
 
 async def test_a_device_that_vanishes_leaves_its_will_to_the_broker(tmp_path: Path) -> None:
@@ -120,7 +141,7 @@ async def test_a_revoked_device_is_forgotten_by_the_broker(tmp_path: Path) -> No
     async with open_gateway(tmp_path) as h:
         await populate(h.registry, "cam-1")
         await revocation.revoke(h.registry, "cam-1", act=Act("operator", now()))
-        visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         properties = ((Property.SESSION_EXPIRY_INTERVAL, 0), (Property.RECEIVE_MAXIMUM, 1))
         expected = Connect(V5, "cam-1", False, 60, username="cam-1", properties=properties)
         assert decode_connect((await visit.packet()).body) == expected
@@ -140,7 +161,7 @@ async def test_of_several_gateways_none_forgets_for_the_others(tmp_path: Path) -
         await revocation.retire(h.registry, two.holder, act=Act("operator", now()))
         visited = set()
         for _ in (one, two):  # by the harness's own gateway
-            visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+            visit = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
             visited.add(decode_connect((await visit.packet()).body).client_id)
             visit.send(b"\x20\x03\x00\x00\x00")
             await visit.until_closed()
@@ -160,7 +181,7 @@ async def test_a_purge_waits_for_those_who_hear_later(tmp_path: Path) -> None:
         for purges, device in ((patient, "cam-1"), (prompt, "cam-2")):
             for state in (DeviceState.SUSPENDED, DeviceState.REVOKED):  # from the first it may come back
                 purges.on_event(decode_event(Event(EventKind.DEVICE_STATE, device, state)))
-        visit = await asyncio.wait_for(broker.sessions.get(), PATIENCE)
+        visit = await asyncio.wait_for(broker.sessions.get(), PATIENCE_SECONDS)
         assert decode_connect((await visit.packet()).body).client_id == "cam-2"
         assert broker.sessions.empty()
         for purges in (patient, prompt):
@@ -178,7 +199,7 @@ async def test_a_revocation_while_the_session_opens(tmp_path: Path) -> None:
         await revocation.suspend(h.registry, "cam-1", act=Act("operator", now()))
         assert await refused(wire, V5) == Reason.BANNED
         hurdle.set()
-        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         assert await side.until_closed() == []  # not even CONNECT
         assert h.gateway.sessions == 0
 
@@ -194,7 +215,7 @@ async def test_a_revocation_before_the_brokers_answer(tmp_path: Path, version: i
         (cam,) = await populate(h.registry, "cam-1")
         wire = await h.dial(cam)
         wire.send(encode_connect(Connect(version, "cam-1", will=Will("all/cam2", b"x"))) + up("cam-1", version=version))
-        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         assert (await side.packet()).type is PacketType.CONNECT
         await revocation.suspend(h.registry, "cam-1", act=Act("operator", now()))
         assert await refused(wire, version) == code
@@ -298,7 +319,7 @@ async def test_a_model_that_changes_while_a_session_opens(tmp_path: Path) -> Non
         await h.set_model(publish=())
         await until(lambda: any(session._policy_outdated for session in h.gateway.context.open_sessions))
         hurdle.set()
-        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
         await side.packet()
         side.send(b"\x20\x03\x00\x00\x00")
         await wire.packet()
@@ -342,7 +363,7 @@ async def until_clogged(sender: Wire, message: bytes) -> None:
     for _ in range(400):
         sender.send(message)
     size = -1
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while sender.transport.get_write_buffer_size() != size:
             size = sender.transport.get_write_buffer_size()
             await asyncio.sleep(0.2)
@@ -391,7 +412,7 @@ async def test_what_a_device_may_not_do_is_audited_and_repeats_are_folded(tmp_pa
             found = [row.entry for row in await h.registry.audit() if row.entry.outcome == "refused"]
             return sorted((entry.actor, entry.action, entry.subject, entry.detail["topic"]) for entry in found)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(await rows()) < 3:
                 pass
         assert await rows() == [

@@ -35,7 +35,8 @@ from fleet.wire.mqtt.fields import encode_varint
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
-from tests.servers.gateway_fixtures import MODEL, PATIENCE, credential, last_words, now, peer_of, until
+from tests.servers.gateway_fixtures import MODEL, credential, last_words, now, peer_of
+from tests.waiting import PATIENCE_SECONDS, until
 
 DEVICE = Device(DeviceId("cam-1"), MODEL.name, DeviceState.ACTIVE, now())
 CERTIFICATE = credential("cam-1")
@@ -101,6 +102,7 @@ class FakeContext:
 
     kept_filters: KeptFilters = field(default_factory=KeptFilters)
     saves: None = None
+    presence: None = None
 
     @property
     def broker(self) -> "FakeContext":
@@ -134,10 +136,16 @@ class FakeContext:
     async def refused_connect(self, peer: object, client_id: str, reason: CloseReason) -> None:
         pass
 
+    def proved(self, connect: Connect, admission: Admission) -> Connect:
+        return connect
+
     def username(self, admission: Admission) -> str:
         return admission.device.id
 
-    async def connect(self, model: str, factory: Callable[[], asyncio.BaseProtocol]) -> None:
+    def header(self, *_: object) -> bytes:
+        return b""
+
+    async def connect(self, model: str, factory: Callable[[], asyncio.BaseProtocol], header: bytes) -> None:
         self.asked.append(model)
         transport = await self.connections.get()
         if transport is None:
@@ -406,6 +414,11 @@ async def test_connects_that_are_refused_before_admission(version: int) -> None:
     bench = Bench(FakeContext(feed=False))
     assert await refused(bench, Connect(version, "cam-1")) == "mqtt.connect.feed-down"
     assert bench.device.written == unavailable(close_reasons.FEED_DOWN, version)
+    bench = Bench(version=version)
+    await bench.reach(Phase.AWAITING_CONNACK)
+    bench.session.broker_data(b"\x20\x02\x00\x01")  # in the way of 3.1.1: it knows no other
+    if version == V5:
+        assert bench.device.written == UNSUPPORTED
     bench = Bench(FakeContext(v5=False), version=version)
     if version == V5:
         assert await refused(bench, Connect(version, "cam-1")) == "mqtt.connect.unsupported-version"
@@ -498,14 +511,14 @@ async def test_a_closed_session_is_not_admitted_again() -> None:
     bench.session.model_changed()
     cut_off(bench.session)
     bench.context.admissions.put_nowait(ADMISSION)
-    await asyncio.wait_for(asyncio.gather(*bench.context.tasks), PATIENCE)
+    await asyncio.wait_for(asyncio.gather(*bench.context.tasks), PATIENCE_SECONDS)
     assert len(bench.context.asked) == 1
     bench = await Bench().reach(Phase.CONNECTING)
     assert bench.session.admission is ADMISSION
     bench.session.model_changed()
     cut_off(bench.session)
     bench.context.connections.put_nowait(bench.broker)
-    await asyncio.wait_for(asyncio.gather(*bench.context.tasks), PATIENCE)
+    await asyncio.wait_for(asyncio.gather(*bench.context.tasks), PATIENCE_SECONDS)
     assert len(bench.context.asked) == 2
 
 
@@ -751,7 +764,7 @@ async def test_a_device_that_is_silent_for_too_long() -> None:
     bench.session.data_received(acks.PINGREQ)
     run(timer)
     assert bench.session.phase is Phase.RELAYING
-    bench.session._heard_at -= 100
+    bench.session.heard_at -= 100
     bench.session.broker_blocked()
     run(bench.session._timers[Timer.KEEP_ALIVE])  # what it sends is not read: that is no silence
     assert bench.session.phase is Phase.RELAYING
@@ -851,10 +864,37 @@ async def test_a_slow_device_during_admission_has_no_broker_to_stop() -> None:
 async def test_what_a_line_says(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fleet.gateway")
     bench = await Bench().reach(Phase.RELAYING)
-    bench.session._log.opened_at -= 2
+    bench.session.log.opened_at -= 2
     bench.session.data_received(encode_publish(Publish("other", b""), V5))
     line = caplog.messages[-1]
     serial = CERTIFICATE.serial
     assert line.startswith(f"event=mqtt.publish device=cam-1 serial={serial} address=127.0.0.1 topic=other ms=2")
     assert line.endswith(" code=refused")
+    await bench.finish()
+
+
+@pytest.mark.parametrize("end", ["write", "close"])
+@pytest.mark.parametrize("side", ["device", "broker"])
+async def test_both_sides_are_released_whatever_one_raises(
+    side: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("broken")
+
+    bench = await Bench(will=Will("devices/cam-1/up/w", b"gone")).reach(Phase.RELAYING)
+    ours = bench.session._device if side == "device" else bench.session._broker
+    assert ours is not None
+    relay = bench.session._relay
+    assert relay is not None
+    if end == "close":
+        monkeypatch.setattr(FlowControlledTransport, "close" if side == "device" else "finish", fails)
+    else:
+        sieve = relay.to_device if side == "device" else relay.to_broker
+        monkeypatch.setattr(type(sieve), "inject", fails)
+    with pytest.raises(OSError, match="broken"):
+        bench.session.close(close_reasons.SHUTTING_DOWN)
+    released = [bench.device.closing, bench.broker.closing]
+    assert released == ([True, True] if end == "write" else [side != "device", side != "broker"])
+    assert bench.outcomes["mqtt.session.shutting-down"] == 1
+    assert bench.session.phase is Phase.CLOSED
     await bench.finish()

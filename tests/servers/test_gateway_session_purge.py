@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.errors import Unavailable
 from fleet.domain.registry_events import decode_event
-from fleet.servers.gateway.broker.upstream import Factory
+from fleet.servers.gateway.broker.header_first import Factory
+from fleet.servers.gateway.broker.upstream import UpstreamAccess
 from fleet.servers.gateway.broker.visit import (
     ANSWER_SECONDS_MAX,
     RETRY_SECONDS,
@@ -22,11 +24,13 @@ from fleet.servers.gateway.broker.visit import (
     purge_session,
 )
 from fleet.servers.gateway.events.session_purge import PURGE_TRIES_MAX, SessionPurger
+from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311
 from fleet.wire.mqtt.connect import Connect, encode_connect
 from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.subscribe import Unsubscribe, encode_unsubscribe
 from tests.servers.gateway_fixtures import MODEL, device
 from tests.simulated_time import run
 
@@ -51,6 +55,7 @@ class Broker:
     """A broker that answers each connection with `answer`, after `delay` seconds; None: it closes the connection."""
 
     is_ours = False
+    access = UpstreamAccess()
 
     def __init__(self, answer: bytes | None = ACCEPTED, delay: float = 1.0, *, speaks_v5: bool = True) -> None:
         self.speaks_v5 = speaks_v5
@@ -59,7 +64,7 @@ class Broker:
         self.connections: list[Connection] = []
         self.began: list[float] = []
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
         if self.error is not None:
             raise self.error
         client = factory()
@@ -155,6 +160,27 @@ def test_a_broker_of_311_discards_a_clean_session() -> None:
     run(scene())
 
 
+@pytest.mark.parametrize("at_5", [None, b"\x20\x02\x00\x01", b"\x20\x03\x00\x84\x00"], ids=["closes", "1", "0x84"])
+def test_an_external_broker_that_knows_311_alone_is_asked_in_that(at_5: bytes | None) -> None:
+    """RabbitMQ 3.10 closes at a CONNECT of 5.0; NATS answers 1."""
+
+    class Old(Broker):
+        async def connect(self, factory: Factory, header: bytes = b"") -> None:
+            self.answer = b"\x20\x02\x00\x00" if self.connections else at_5
+            await super().connect(factory, header)
+
+    async def scene() -> None:
+        broker = Old()
+        assert await purge_session(broker, device("cam-1"))
+        connect = encode_connect(Connect(V311, "cam-1", clean=True, username="cam-1"))
+        assert broker.connections[1].sent == connect + acks.disconnect(V311)
+        ours = Old()
+        ours.is_ours = True
+        assert not await purge_session(ours, device("cam-1")), "a waiting will would be published"
+
+    run(scene())
+
+
 @pytest.mark.parametrize(
     ("seconds_left", "expiry"),
     [(-1.0, 0), (0.0, 0), (0.1, 1), (59.0, 59), (4294967294.5, 0xFFFFFFFF), (math.inf, 0xFFFFFFFF)],
@@ -177,7 +203,8 @@ def test_what_the_broker_does_not_accept_is_not_done(answer: bytes | None) -> No
         broker, begun = Broker(answer), seconds()
         assert not await purge_session(broker, device("cam-1"))
         is_waiting = answer in (b"\x20\x02\x00", b"")  # for the rest
-        assert seconds() - begun == pytest.approx(ANSWER_SECONDS_MAX if is_waiting else 1.0)
+        once_more = 1.0 if answer is None else 0.0  # in MQTT 3.1.1
+        assert seconds() - begun == pytest.approx(ANSWER_SECONDS_MAX if is_waiting else 1.0 + once_more)
         assert broker.connections[0].closed
 
     run(scene())
@@ -213,11 +240,49 @@ def test_only_what_has_ended_for_good_is_purged() -> None:
         purger.on_event(decode_event(ended("cam-2", DeviceState.RETIRED)))
         await asyncio.sleep(60)
         assert outcomes.counts == {"mqtt.purge.ok": 2}
-        broker.answer = None
+        broker.answer = b"\x20\x03\x00\x87\x00"
         purger.on_event(decode_event(ended("cam-3")))
         await asyncio.sleep(600)
         assert outcomes.counts == {"mqtt.purge.ok": 2, "mqtt.purge.failed": 1}
         assert len(broker.connections) == 2 + PURGE_TRIES_MAX
+
+    run(scene())
+
+
+def test_a_suspended_device_leaves_its_shared_subscriptions_unless_it_is_resumed_before() -> None:
+    class Suspended(Devices):
+        state = DeviceState.SUSPENDED
+
+        async def device(self, device_id: str) -> Device | None:
+            return replace(device(device_id), state=self.state)
+
+    async def scene() -> None:
+        broker, outcomes, devices, kept = Broker(), OutcomeLog(), Suspended(), KeptFilters()
+        purger = SessionPurger(BrokerVisits(broker), cast(Any, devices), outcomes, kept)
+        for client_id, held in (("cam-1", ["a", "$share/g/a"]), ("cam-1/2", ["$share/g/b"]), ("cam-1/3", ["c"])):
+            kept.clients.ended(client_id, 3600)
+            kept.of_session(client_id, outlives_connection=True).add(held)
+        devices.state = DeviceState.ACTIVE
+        purger.on_event(decode_event(ended("cam-1", DeviceState.SUSPENDED)))
+        await asyncio.sleep(60)
+        assert broker.connections == []
+        devices.state = DeviceState.SUSPENDED
+        broker.answer = b"\x20\x03\x01\x00\x00\xb0\x04\x00\x01\x00\x00"
+        purger.on_event(decode_event(ended("cam-1", DeviceState.SUSPENDED)))
+        await asyncio.sleep(60)
+        properties = ((Property.SESSION_EXPIRY_INTERVAL, 0xFFFFFFFF), (Property.RECEIVE_MAXIMUM, 1))
+        for connection, client_id, left in zip(
+            broker.connections, ("cam-1", "cam-1/2"), ("$share/g/a", "$share/g/b"), strict=True
+        ):
+            connect = Connect(V5, client_id, clean=False, username="cam-1", properties=properties)
+            packets = (encode_connect(connect), encode_unsubscribe(Unsubscribe(1, (left,)), V5), acks.disconnect(V5))
+            assert connection.sent == b"".join(packets)
+        assert list(kept.of_session("cam-1", outlives_connection=True)) == ["a"]
+        assert set(kept.clients.of_device("cam-1")) == {"cam-1/2", "cam-1/3"}
+        purger.on_event(decode_event(ended("cam-1", DeviceState.SUSPENDED)))
+        await asyncio.sleep(60)
+        assert len(broker.connections) == 2, "nothing is left to leave"
+        assert outcomes.counts == {"mqtt.share.left": 1}
 
     run(scene())
 

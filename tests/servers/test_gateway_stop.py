@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from fleet.runtime.stop_deadline import BROKER_SECONDS_MIN, KILL_SECONDS_MIN, STOP_SECONDS_MAX, StopDeadline
+from fleet.runtime.signals import BROKER_SECONDS_MIN, KILL_SECONDS_MIN, STOP_SECONDS_MAX, StopDeadline
 from fleet.servers.gateway import Gateway
 from fleet.servers.gateway.broker import process as broker_process
 from fleet.servers.gateway.broker.process import BrokerProcess

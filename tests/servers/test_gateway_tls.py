@@ -30,7 +30,6 @@ from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from tests.servers.gateway_fixtures import (
     MODEL,
-    PATIENCE,
     GatewayHarness,
     Wire,
     credential,
@@ -39,10 +38,10 @@ from tests.servers.gateway_fixtures import (
     open_gateway,
     operator,
     refused,
-    until,
 )
 from tests.servers.paho_client import Paho
 from tests.tls.stage import CLIENT_AUTH, Pair, Pki, issue, pki
+from tests.waiting import PATIENCE_SECONDS, until
 
 
 @dataclass
@@ -91,7 +90,7 @@ async def street(tmp_path: Path) -> AsyncIterator[Street]:
         yield Street(built, listener, tmp_path, made, admitted)
         listener.close()
         await built.gateway.close()
-        await asyncio.wait_for(listener.wait_closed(), PATIENCE)
+        await asyncio.wait_for(listener.wait_closed(), PATIENCE_SECONDS)
 
 
 def known(name: str, pairs: dict[str, Pair]) -> tuple[Insert, AddCredential]:
@@ -103,7 +102,7 @@ def known(name: str, pairs: dict[str, Pair]) -> tuple[Insert, AddCredential]:
 async def test_the_certificate_says_who_it_is(street: Street) -> None:
     wire = await street.dial("cam-1")
     wire.send(encode_connect(Connect(V311, "cam-1", username="cam-2", password=b"x")))
-    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE_SECONDS)
     connect = decode_connect((await side.packet()).body)
     assert (connect.client_id, connect.username, connect.password) == ("cam-1", "cam-1", None)
     side.send(b"\x20\x02\x00\x00")
@@ -180,7 +179,7 @@ async def test_nothing_that_a_stranger_sends_reaches_a_session(street: Street, n
 async def test_a_revocation_is_heard_over_tls(street: Street) -> None:
     wire = await street.dial("cam-1")
     wire.send(encode_connect(Connect(V5, "cam-1")))
-    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE_SECONDS)
     await side.packet()
     side.send(b"\x20\x03\x00\x00\x00")
     await wire.packet()
@@ -207,7 +206,7 @@ async def test_only_who_is_admitted_makes_its_address_known(street: Street) -> N
 async def test_a_device_that_does_not_read_takes_no_memory(street: Street) -> None:
     wire = await street.dial("cam-1")
     wire.send(encode_connect(Connect(V311, "cam-1")))
-    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
+    side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE_SECONDS)
     await side.packet()
     side.send(b"\x20\x02\x00\x00")
     await wire.packet()
@@ -231,7 +230,7 @@ async def test_paho_on_mutual_tls(street: Street, version: int) -> None:
     client.client.tls_set_context(street.context("cam-2"))
 
     async def broker() -> None:
-        side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE)
+        side = await asyncio.wait_for(street.harness.broker.sessions.get(), PATIENCE_SECONDS)
         await side.packet()
         side.send(b"\x20\x03\x00\x00\x00" if version == V5 else b"\x20\x02\x00\x00")
         publish = await side.packet()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.domain.model_rules import MqttRules
+from fleet.domain.mqtt_rules import MqttRules
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.limits.in_flight import MESSAGE_BYTES

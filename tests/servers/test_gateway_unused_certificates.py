@@ -16,7 +16,8 @@ from fleet.services.admission import admit
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, encode_connect
-from tests.servers.gateway_fixtures import PATIENCE, credential, now, open_gateway, operator, peer_of, populate
+from tests.servers.gateway_fixtures import credential, now, open_gateway, operator, peer_of, populate
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["oldest first", "newest first"])
@@ -30,9 +31,9 @@ async def test_each_is_admitted_or_refused_at_once(order: int, tmp_path: Path) -
             wire.send(encode_connect(Connect(V5, "cam-1")))
             answers = {
                 asyncio.create_task(wire.packet()),
-                asyncio.create_task(asyncio.wait_for(built.broker.sessions.get(), PATIENCE)),
+                asyncio.create_task(asyncio.wait_for(built.broker.sessions.get(), PATIENCE_SECONDS)),
             }
-            done, waiting = await asyncio.wait(answers, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            done, waiting = await asyncio.wait(answers, timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             assert done
             for task in waiting:
                 task.cancel()
@@ -59,9 +60,10 @@ class Raced(SqliteRegistry):
         *,
         presented: bytes | None = None,
         earned_by: str | None = None,
+        certificate: bytes | None = None,
     ) -> EnrollmentFacts:
         facts = await super().enrollment_facts(
-            device_id, token_id, key_sha256, presented=presented, earned_by=earned_by
+            device_id, token_id, key_sha256, presented=presented, earned_by=earned_by, certificate=certificate
         )
         await self._answered("enrollment_facts")
         return facts

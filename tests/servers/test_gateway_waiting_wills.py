@@ -16,7 +16,7 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.ports import HolderFacts
 from fleet.domain.recent import SWEEP_SECONDS_MIN
-from fleet.domain.registry_events import decode_event
+from fleet.domain.registry_events import SessionKicked, decode_event
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.broker.visit import RETRY_SECONDS, VISITS_MAX, BrokerVisits
@@ -30,6 +30,7 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason
 from fleet.wire.mqtt.connect import Connack, Connect, Will, decode_connect, encode_connack
 from fleet.wire.mqtt.properties import NEVER, Properties, Property
+from tests.call_counts import calls
 from tests.servers.gateway_fixtures import MODEL, credential, device, peer_of
 from tests.servers.gateway_relay_harness import RelayHarness
 from tests.servers.test_gateway_session_purge import DEVICES, Broker
@@ -143,13 +144,36 @@ def test_a_newcomers_will_has_no_delay_while_the_table_is_full() -> None:
     assert len(wills) == 2  # cam-3's has been published
 
 
+def test_a_will_costs_the_same_however_many_others_wait() -> None:
+    """All client ids were looked at for each will of a device that had left before, where all wills have other ids."""
+
+    def cost(count: int) -> int:
+        wills = WaitingWills(1000)
+        for number in range(count):
+            wills.add(replace(waits(f"cam-{number}", due_at=10.0), other_client_id=f"cam-{number}/app"), 0.0)
+        again = next(iter(wills))
+        wills.drop(again.client_id)
+        return calls(lambda: wills.add(again, 0.0))
+
+    assert cost(20) == cost(200)
+
+
+def test_client_ids_whose_wills_have_gone_are_forgotten() -> None:
+    wills = WaitingWills(1000)
+    for number in range(100):
+        will = replace(waits(f"cam-{number}", due_at=10.0), other_client_id=f"cam-{number}/app")
+        wills.add(will, 0.0)
+        wills.drop(will.client_id)
+    assert len(wills._others) <= 3
+
+
 def test_a_will_is_known_until_the_broker_has_looked() -> None:
     wills = WaitingWills(1)
     will = waits("cam-1", due_at=10.0)
     wills.add(will, 0.0)
-    assert wills.of_device("cam-1", 10.0 + LATE_SECONDS - 0.1) is will
-    assert wills.of_device("cam-1", 10.0 + LATE_SECONDS) is None
-    assert wills.of_device("cam-2", 0.0) is None
+    assert wills.of_client("cam-1", 10.0 + LATE_SECONDS - 0.1) is will
+    assert wills.of_client("cam-1", 10.0 + LATE_SECONDS) is None
+    assert wills.of_client("cam-2", 0.0) is None
     assert not wills.has_room(10.0 + LATE_SECONDS - 0.1)
     assert not wills.has_room(10.0 + LATE_SECONDS)  # looked a moment ago
     assert wills.has_room(10.0 + LATE_SECONDS - 0.1 + SWEEP_SECONDS_MIN)
@@ -239,6 +263,31 @@ def test_a_device_that_leaves_service_takes_its_will_along(state: DeviceState) -
         assert stage.visits() == ([("cam-1", "cam2", False, expiry)] if ended else [])
         assert {will.device.id for will in stage.wills} == ({"cam-2"} if ended else {"cam-1", "cam-2"})
         assert stage.outcomes.counts == ({"mqtt.will.cancelled": 1} if ended else {})
+
+    staged(scene)
+
+
+@pytest.mark.parametrize(
+    ("kicked", "left"),
+    [
+        (SessionKicked("cam-1"), {"cam-1/app": False, "cam-1": False, "cam-2": True}),
+        (SessionKicked("cam-1", "cam-1"), {"cam-1/app": True, "cam-1": False, "cam-2": True}),
+        (SessionKicked("cam-1", "cam-1/app"), {"cam-1/app": False, "cam-1": True, "cam-2": True}),
+        (SessionKicked("cam-1", publishes_will=True), {"cam-1/app": True, "cam-1": True, "cam-2": True}),
+        (SessionKicked("cam-3"), {"cam-1/app": True, "cam-1": True, "cam-2": True}),
+    ],
+)
+def test_a_kick_without_will_cancels_one_that_waits(kicked: SessionKicked, left: dict[str, bool]) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.add("cam-1", "cam-2", ends_at=seconds() + 60)
+        of_app = replace(waits("cam-1", seconds() + 100, seconds() + 60), other_client_id="cam-1/app")
+        stage.wills.add(of_app, seconds())
+        stage.cancellation.on_event(kicked)
+        await asyncio.sleep(5)
+        assert {will.client_id for will in stage.wills} == {name for name, waits in left.items() if waits}
+        cancelled = [name for name, waits in left.items() if not waits]
+        # The session with its messages goes on at the broker.
+        assert sorted(stage.visits()) == sorted((name, "cam2", False, 60) for name in cancelled)
 
     staged(scene)
 
@@ -375,6 +424,26 @@ def test_a_model_that_forbids_the_will() -> None:
             stage.cancellation.on_model(changed)
             await asyncio.sleep(5)
             assert stage.outcomes.counts.get("mqtt.will.cancelled", 0) == cancelled
+
+    staged(scene)
+
+
+def test_a_tag_that_forbids_the_will() -> None:
+    model = structs.replace(MODEL, publish=("all/{tag:site}",))
+
+    async def scene(stage: Stage) -> None:
+        for site, cancelled in (("cam2", 0), ("other", 1)):
+            stage.add("cam-1")
+            owner = structs.replace(device("cam-1"), tags=(("site", site),))
+            stage.facts = HolderFacts(CERTIFICATE, owner, model)
+            stage.cancellation.on_event(decode_event(Event(EventKind.DEVICE_TAGGED, "cam-1")))
+            stage.cancellation.on_event(decode_event(Event(EventKind.DEVICE_TAGGED, "cam-2")))
+            await asyncio.sleep(5)
+            assert stage.outcomes.counts.get("mqtt.will.cancelled", 0) == cancelled
+        stage.add("cam-1")
+        stage.cancellation.on_model(model)  # the tags of its device may have changed since
+        await asyncio.sleep(5)
+        assert stage.outcomes.counts["mqtt.will.cancelled"] == 2
 
     staged(scene)
 

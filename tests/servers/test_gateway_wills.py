@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,16 @@ from tests.servers.gateway_fixtures import (
     open_gateway,
     operator,
     populate,
-    until,
 )
 from tests.servers.paho_client import Paho
+from tests.waiting import until
 
 PROGRAM = mosquitto_program()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="mosquitto is not installed")
 
 GONE = ("devices/cam-1/up/gone", b"gone")
 LAST = ("devices/cam-2/up/t", b"last")
-SOON, LATE = 1, 3600  # seconds of delay
+SOON, LATE = 3, 3600  # seconds of delay
 
 
 class WillHarness:
@@ -85,29 +86,56 @@ class WillHarness:
         wire.transport.abort()
 
 
-@pytest.fixture
-async def wills(tmp_path: Path) -> AsyncIterator[WillHarness]:
+@asynccontextmanager
+async def open_wills(path: Path) -> AsyncIterator[WillHarness]:
     assert PROGRAM is not None
     async with AsyncExitStack() as stack:
-        broker = await Mosquitto.start(PROGRAM, tmp_path / "run", [MODEL])
+        broker = await Mosquitto.start(PROGRAM, path / "run", [MODEL])
         stack.push_async_callback(broker.close)
         observer = Paho("observer", V311, transport="unix")
         observer.client.username_pw_set(BACKEND)
         assert await observer.connect_unix(broker.socket) == 0
         stack.push_async_callback(observer.close)
         await observer.subscribe("devices/+/up/#", qos=1)
-        built = await stack.enter_async_context(open_gateway(tmp_path, broker))
+        built = await stack.enter_async_context(open_gateway(path, broker))
         yield WillHarness(built, broker, observer, await populate(built.registry, "cam-1", "cam-2"))
 
 
-async def test_a_will_is_published_after_its_delay(wills: WillHarness) -> None:
+@pytest.fixture
+async def wills(tmp_path: Path) -> AsyncIterator[WillHarness]:
+    async with open_wills(tmp_path) as opened:
+        yield opened
+
+
+Case = Callable[[WillHarness], Coroutine[None, None, None]]
+IN_TIME: list[Case] = []
+"""Cases that mostly wait. One test has them all wait at once, each at a gateway and a broker of its own."""
+
+
+def waits(case: Case) -> Case:
+    IN_TIME.append(case)
+    return case
+
+
+async def test_wills_in_time(tmp_path: Path) -> None:
+    """All of IN_TIME; the traceback of a failure names its case."""
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(open_wills(tmp_path / str(n))) for n in range(len(IN_TIME))]
+        async with asyncio.TaskGroup() as running:
+            for case, wills in zip(IN_TIME, opened, strict=True):
+                running.create_task(case(wills))
+
+
+@waits
+async def a_will_is_published_after_its_delay(wills: WillHarness) -> None:
     begun = asyncio.get_running_loop().time()
     await wills.leaves(delay=2)
     assert await wills.observer.message() == GONE
     assert asyncio.get_running_loop().time() - begun >= 2
 
 
-async def test_a_session_that_expires_first_ends_the_delay(wills: WillHarness) -> None:
+@waits
+async def a_session_that_expires_first_ends_the_delay(wills: WillHarness) -> None:
     await wills.leaves(delay=LATE, expiry=1)
     assert await wills.observer.message() == GONE
 
@@ -120,7 +148,8 @@ async def test_without_a_session_that_outlives_the_connection_there_is_no_delay(
     assert wills.waiting == 0
 
 
-async def test_no_will_of_a_device_that_is_back_in_time(wills: WillHarness) -> None:
+@waits
+async def no_will_of_a_device_that_is_back_in_time(wills: WillHarness) -> None:
     await wills.leaves()
     _, connack = await wills.device()
     assert connack.session_present
@@ -128,7 +157,8 @@ async def test_no_will_of_a_device_that_is_back_in_time(wills: WillHarness) -> N
     await wills.no_will_for(SOON + 2)  # [MQTT-3.1.3-9]
 
 
-async def test_a_newer_connection_that_takes_over_is_a_return(wills: WillHarness) -> None:
+@waits
+async def a_newer_connection_that_takes_over_is_a_return(wills: WillHarness) -> None:
     old, _ = await wills.device()
     await wills.device()
     assert [packet.body[0] for packet in await old.until_closed()] == [Reason.SESSION_TAKEN_OVER]
@@ -136,7 +166,8 @@ async def test_a_newer_connection_that_takes_over_is_a_return(wills: WillHarness
     await wills.no_will_for(SOON + 2)
 
 
-async def test_no_will_of_a_device_that_leaves_in_order(wills: WillHarness) -> None:
+@waits
+async def no_will_of_a_device_that_leaves_in_order(wills: WillHarness) -> None:
     wire, _ = await wills.device()
     wire.send(acks.disconnect(V5))
     await wire.until_closed()
@@ -155,7 +186,8 @@ async def test_a_session_that_its_device_has_ended_is_not_begun_again(wills: Wil
     assert not connack.session_present
 
 
-async def test_a_will_is_published_for_who_asks_for_it(wills: WillHarness) -> None:
+@waits
+async def a_will_is_published_for_who_asks_for_it(wills: WillHarness) -> None:
     wire, _ = await wills.device()
     wire.send(acks.disconnect(V5, Reason(0x04)))  # 3.14.2.1: disconnect with will message
     await wire.until_closed()
@@ -166,16 +198,7 @@ async def test_a_will_is_published_for_who_asks_for_it(wills: WillHarness) -> No
 CONTROL = b"devices/cam-1/up/\x01"
 
 
-@pytest.mark.parametrize(
-    "last",
-    [
-        b"\xe0\x03\x00\x05\x11",
-        b"\xe0\x06\x00\x04\x1f\x00\x01\x01",  # legal, and mosquitto takes no control character
-        bytes((0x30, 4 + len(CONTROL), 0, len(CONTROL))) + CONTROL + b"\x00x" + acks.disconnect(V5),
-    ],
-    ids=["malformed", "control-character", "refused-before"],
-)
-async def test_a_disconnect_that_the_broker_refuses_hides_no_will(wills: WillHarness, last: bytes) -> None:
+async def a_disconnect_that_the_broker_refuses_hides_no_will(last: bytes, wills: WillHarness) -> None:
     wire, _ = await wills.device(delay=3)
     wire.send(last)
     await wire.until_closed()
@@ -185,9 +208,16 @@ async def test_a_disconnect_that_the_broker_refuses_hides_no_will(wills: WillHar
     await wills.no_will_for(5)
 
 
-@pytest.mark.parametrize("how", [revocation.suspend, revocation.revoke, revocation.retire])
-async def test_no_will_of_a_device_that_may_not_speak_any_more(
-    wills: WillHarness, how: Callable[..., Awaitable[object]]
+for refused in (
+    b"\xe0\x03\x00\x05\x11",  # malformed
+    b"\xe0\x06\x00\x04\x1f\x00\x01\x01",  # legal, and mosquitto takes no control character
+    bytes((0x30, 4 + len(CONTROL), 0, len(CONTROL))) + CONTROL + b"\x00x" + acks.disconnect(V5),
+):
+    waits(partial(a_disconnect_that_the_broker_refuses_hides_no_will, refused))
+
+
+async def no_will_of_a_device_that_may_not_speak_any_more(
+    how: Callable[..., Awaitable[object]], wills: WillHarness
 ) -> None:
     await wills.leaves(delay=3)
     await how(wills.harness.registry, "cam-1", act=Act("operator", now()))
@@ -196,7 +226,12 @@ async def test_no_will_of_a_device_that_may_not_speak_any_more(
     await wills.no_will_for(5)
 
 
-async def test_no_will_of_a_device_that_is_cut_off_within_a_long_message(wills: WillHarness) -> None:
+for denied in (revocation.suspend, revocation.revoke, revocation.retire):
+    waits(partial(no_will_of_a_device_that_may_not_speak_any_more, denied))
+
+
+@waits
+async def no_will_of_a_device_that_is_cut_off_within_a_long_message(wills: WillHarness) -> None:
     """The broker can't be told DISCONNECT there: it takes the will for that of a lost device, and it waits."""
     wire, _ = await wills.device(delay=3)
     wire.send(encode_publish(Publish("devices/cam-1/up/t", bytes(1_000_000)), V5)[:500_000])
@@ -231,7 +266,8 @@ async def test_a_suspended_device_finds_its_session_as_it_was(wills: WillHarness
     assert messages == texts
 
 
-async def test_no_will_to_a_topic_that_the_model_allows_no_more(wills: WillHarness) -> None:
+@waits
+async def no_will_to_a_topic_that_the_model_allows_no_more(wills: WillHarness) -> None:
     await wills.leaves(delay=3)
     registry = wills.harness.registry
     for publish in ("devices/{id}/up/gone", "devices/{id}/up/t"):
@@ -246,7 +282,8 @@ async def test_no_will_to_a_topic_that_the_model_allows_no_more(wills: WillHarne
     await wills.no_will_for(5)
 
 
-async def test_a_certificate_that_is_superseded_cancels_no_will(wills: WillHarness) -> None:
+@waits
+async def a_certificate_that_is_superseded_cancels_no_will(wills: WillHarness) -> None:
     await wills.leaves(delay=2)
     newer = credential("cam-1")
     ended = Event(EventKind.CREDENTIAL_ENDED, "cam-1", wills.cam.fingerprint.hex())
@@ -256,7 +293,7 @@ async def test_a_certificate_that_is_superseded_cancels_no_will(wills: WillHarne
 
 
 async def test_a_stop_of_the_gateway_publishes_no_will(wills: WillHarness) -> None:
-    """Neither that of a device that is connected, nor one that waits: our broker would publish it at its own stop."""
+    """Neither that of a connected device, nor one that waits: our own broker would publish it at its own stop."""
     wire, _ = await wills.harness.connect(wills.other, V311, will=Will("devices/cam-2/up/gone", b"gone"))
     await wills.leaves(delay=LATE)
     await wills.harness.gateway.close()
@@ -285,7 +322,8 @@ async def test_a_broker_has_read_all_before_it_is_stopped(wills: WillHarness) ->
     assert topics <= {"devices/cam-2/up/t"}
 
 
-async def test_what_was_missed_is_asked_of_the_registry(wills: WillHarness) -> None:
+@waits
+async def what_was_missed_is_asked_of_the_registry(wills: WillHarness) -> None:
     await wills.leaves(delay=3)
     registry, gateway = wills.harness.registry, wills.harness.gateway
     gateway._effects.on_events_missed()

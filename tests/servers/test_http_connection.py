@@ -1,6 +1,7 @@
 """An HTTP connection on a transport in memory: order, reading ahead, framing, closing."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 
 from fleet.domain.peer import Peer
 from fleet.servers.http import Exchange, HttpServer
-from fleet.servers.http_connection import REQUESTS_WAITING_MAX, Connection, HttpLimits, Response
+from fleet.servers.http_connection import BODY_BUFFER_SIZE, REQUESTS_WAITING_MAX, Connection, HttpLimits, Response
+from fleet.servers.refusals import Outcome
+from fleet.tls.idle import MayGiveWay
 
 DEADLINE_SECONDS = 120.0
 PLAIN = {"Content-Type": "text/plain"}
@@ -205,6 +208,46 @@ async def test_a_request_whose_body_comes_while_another_is_answered_is_read_to_i
     await wire.until(lambda: not wire.is_paused)
     connection.data_received(whole[-2:])
     assert bodies(await wire.closed()) == [b"/1", b"/2abcd"]
+
+
+async def test_a_body_over_the_buffer_is_read_on_once_a_part_is_taken() -> None:
+    body = bytes(4 * BODY_BUFFER_SIZE)
+
+    async def count(exchange: Exchange) -> Response:
+        return Response(200, b"%d" % len(await exchange.body(len(body))), PLAIN)
+
+    wire, connection = Wire(), HttpServer("test", count, _refusal)(Peer("192.0.2.7"))
+    wire.protocol = connection
+    connection.connection_made(wire)
+    sent = request("POST / HTTP/1.1", "Connection: close", body=body)
+    connection.data_received(sent[: 3 * BODY_BUFFER_SIZE])
+    assert wire.is_paused
+    await wire.until(lambda: not wire.is_paused)
+    connection.data_received(sent[3 * BODY_BUFFER_SIZE :])
+    assert bodies(await wire.closed()) == [b"%d" % len(body)]
+
+
+async def test_it_says_when_it_waits_for_a_request_and_when_it_no_longer_does() -> None:
+    site, wire, told = Site(), Wire(), list[bool]()
+    connection = site.server(Peer("192.0.2.7"))
+    assert isinstance(connection, MayGiveWay)
+    connection.watch_idle(told.append)
+    wire.protocol = connection
+    connection.connection_made(wire)
+    assert told == [True]
+    site.may_answer.clear()
+    connection.data_received(request("GET /1 HTTP/1.1")[:5])
+    assert told == [True]  # a part of a request
+    connection.data_received(request("GET /1 HTTP/1.1")[5:])
+    await asyncio.sleep(0)
+    assert told == [True, False]
+    site.may_answer.set()
+    await wire.until(lambda: bool(site.server.idle))
+    assert told == [True, False, True]
+    connection.data_received(request("GET /2 HTTP/1.1", "Connection: close"))
+    assert bodies(await wire.closed()) == [b"/1", b"/2"]
+    assert True not in told[3:]
+    assert told[3:]
 
 
 @pytest.mark.parametrize("cut", [0, 5, None])
@@ -424,3 +467,19 @@ async def test_a_shutdown_closes_idle_connections_and_cancels_who_never_ends() -
     assert await idle.closed() == await busy.closed() == b""
     late, _ = site.connect()
     assert await late.closed() == b""
+
+
+async def test_a_health_check_is_a_line_where_it_says_another_thing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def never(_: Exchange) -> Response:
+        raise NotImplementedError
+
+    server = HttpServer("health", never, _refusal)
+    for code in ("ok", "ok", "broker-silent", "broker-silent", "ok"):
+        server._note(Outcome(event="admin.health", code=code, is_routine=True), 200, Peer("192.0.2.1"), 0.0)
+    assert [record.getMessage().partition("code=")[2].split()[0] for record in caplog.records] == [
+        "ok",
+        "broker-silent",
+        "ok",
+    ]

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from fleet.servers.gateway.broker.private_socket import connect_unix, private_directory, probe_unix
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -100,7 +101,7 @@ async def test_a_socket_is_reached_whatever_the_length_of_its_path(
         await probe_unix(path)
         assert open_files() == open_before
         await connect_unix(path, Greeting)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             transport = await greeted
         transport.abort()
 
@@ -116,6 +117,6 @@ async def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
         done, _ = await asyncio.wait({probe}, timeout=0.05)
         assert not done
         listener.accept()[0].close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await probe
         filling.close()

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fleet.domain.published_file import CA_CERTIFICATE, CRL, PublishedFile
-from fleet.servers.http_connection import PART_SIZE
+from fleet.servers.http_connection import PART_SIZE, HttpLimits
 from fleet.tls.errors import Refusal
 from fleet.tls.listener import Listener, ListenerLimits
-from tests.servers.publish_fixtures import DEADLINE_SECONDS, connected, serving
+from tests.servers.publish_fixtures import connected, serving
+from tests.waiting import PATIENCE_SECONDS
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 CA = PublishedFile(b"\x30\x03abc", CA_CERTIFICATE, NOW - timedelta(days=3, microseconds=5), timedelta(days=1))
@@ -19,11 +20,13 @@ LARGE = PublishedFile(bytes(range(256)) * 16_384, CRL, NOW, timedelta(seconds=5)
 FILES = {"/ca/ab.cer": CA, "/crl/ab.crl": LARGE}
 
 
-def served(limits: ListenerLimits | None = None) -> AbstractAsyncContextManager[Listener]:
+def served(
+    limits: ListenerLimits | None = None, http_limits: HttpLimits | None = None
+) -> AbstractAsyncContextManager[Listener]:
     async def find(path: str) -> PublishedFile | None:
         return FILES.get(path)
 
-    return serving(find, NOW, limits=limits)
+    return serving(find, NOW, limits=limits, http_limits=http_limits)
 
 
 async def test_a_file_with_its_type_and_validators() -> None:
@@ -133,7 +136,7 @@ async def test_the_last_connection_to_end_is_counted() -> None:
         async with connected(listener) as client:
             assert (await client.ask("GET", "/", "Connection: close")).status == 404
             assert await client.is_closed()
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await listener.wait_closed()
         assert (listener.stats.connected, listener.stats.handshaking) == (0, 0)
 
@@ -151,13 +154,15 @@ async def test_ten_thousand_at_once_leave_room_for_a_newcomer() -> None:
                 _, writer = await asyncio.open_connection("127.0.0.1", listener.port, local_addr=local)
                 kept.append(writer)
 
-    async with served(limits) as listener:
+    # On a busy machine they take longer to come than an idle connection is kept: none is to end but for a newcomer.
+    async with served(limits, HttpLimits(idle_seconds_max=600.0)) as listener:
         try:
             await asyncio.gather(*map(come, range(10_000)))
             assert listener.stats.connected <= 2000
-            assert listener.stats.refused[Refusal.GAVE_WAY] >= 7000
             async with connected(listener) as newcomer:
                 assert (await newcomer.ask("GET", "/ca/ab.cer")).body == CA.body
+            # All that had connected before the newcomer were accepted before it.
+            assert listener.stats.refused[Refusal.GAVE_WAY] >= 7000
         finally:
             for writer in kept:
                 writer.close()

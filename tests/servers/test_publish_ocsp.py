@@ -35,22 +35,22 @@ from fleet.domain.writes import AddCredential, Insert, Write
 from fleet.home.authorities import new_issuing_key, new_tenant, read_authorities
 from fleet.home.creation import create_home
 from fleet.home.layout import Home, open_registry
-from fleet.home.ocsp_responders import OcspResponders
 from fleet.home.pki import load_operators_issuer
+from fleet.home.relying_parties import OcspResponders
 from fleet.servers.publish.ocsp import CACHED_FOR, VALIDITY, OcspHandler
 from fleet.services import revocation
-from fleet.services.end_credentials import end_certificates
 from fleet.services.event_follower import EventFollower
 from fleet.services.retention import Mode, Policy, Retention
+from fleet.services.revocation import end_certificates
 from fleet.storage.engines import Engine
 from fleet.storage.journals.archive import Archive
 from fleet.storage.journals.event_marks import EventMarks
 from fleet.wire.ocsp import REQUEST_SIZE_MAX, REQUEST_TYPE
 from tests.servers.publish_fixtures import Answer, Client, connected, serving
+from tests.waiting import PATIENCE_SECONDS
 
 START = datetime.now(UTC)
 ACT = Act("user alice", START)
-PATIENCE_SECONDS = 60.0
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Admission: a certificate by its fingerprint, a device by its state, a session under the device's own name."""
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -14,7 +15,8 @@ from fleet.domain.changes import AuditEntry, AuditRow, Change, Event, EventKind
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import FleetError, Refused, Unauthenticated, Unavailable
-from fleet.domain.model_rules import ModelRules, MqttRules
+from fleet.domain.model_rules import ModelRules
+from fleet.domain.mqtt_rules import MqttRules
 from fleet.domain.peer import Peer
 from fleet.domain.ports import HolderFacts
 from fleet.domain.writes import AddCredential, Insert, MoveDevice, RevokeCredentials, SetModel, Write
@@ -41,6 +43,7 @@ def certificate(
         not_after=NOW + timedelta(days=1),
         state=state,
         issued_at=NOW,
+        grant="certificate 5d",
         der=der,
     )
 
@@ -130,8 +133,8 @@ async def test_a_device_that_is_only_registered(registry: SqliteRegistry) -> Non
 async def test_another_client_id(registry: SqliteRegistry, client_id: str) -> None:
     held = await holding(registry, certificate())
     assert (await refusal(registry, shows(held), client_id)).code == "client-id-mismatch"
-    subject = (await last_row(registry)).entry.subject
-    assert subject == (f"device {client_id}" if client_id in ("cam-8", "CAM-7") else "device ?")  # an id, or not shown
+    named = {"cam-8": "device cam-8", "CAM-7": "device CAM-7", "cam-7/x": "device cam-7"}  # what is no id is not shown
+    assert (await last_row(registry)).entry.subject == named.get(client_id, "device ?")
 
 
 async def test_a_client_id_that_is_assigned(registry: SqliteRegistry) -> None:
@@ -157,6 +160,15 @@ async def test_a_will_must_be_allowed(registry: SqliteRegistry) -> None:
         await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-8/up/gone", retain=False))
     assert caught.value.code == "will-refused"
     assert (await last_row(registry)).entry.outcome == "will-refused"
+
+
+async def test_a_will_has_no_higher_qos_than_its_model_allows(registry: SqliteRegistry) -> None:
+    held = await holding(registry, certificate())
+    await write(registry, SetModel(replace(MODEL, rules=ModelRules(mqtt=MqttRules(qos_max=1)))))
+    await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-7/up/gone", False, qos=1))
+    with pytest.raises(Refused) as caught:
+        await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-7/up/gone", False, qos=2))
+    assert caught.value.code == "will-qos"
 
 
 async def test_a_will_may_ask_for_a_response_where_its_device_may_subscribe(registry: SqliteRegistry) -> None:
@@ -221,6 +233,13 @@ async def test_first_use_ends_what_was_issued_before(registry: SqliteRegistry) -
     assert (await refusal(registry, shows(used))).code == "certificate-superseded"
 
 
+async def test_of_several_connections_at_once_one_is_the_first_use(registry: SqliteRegistry) -> None:
+    held = await holding(registry, certificate(state=CredentialState.ISSUED))
+    await asyncio.gather(*(admit(registry, shows(held), CAM, NOW) for _ in range(5)))
+    rows = [row for row in await registry.audit() if row.entry.action == FIRST_USE]
+    assert len(rows) == 1
+
+
 async def test_the_first_use_of_a_certificate_that_many_were_issued_after(registry: SqliteRegistry) -> None:
     held = [await holding(registry, certificate(state=CredentialState.ISSUED)) for _ in range(18)]
     seq = await registry.last_event()
@@ -266,7 +285,18 @@ async def test_first_use_ends_later_ones_whose_right_is_for_new_devices_only(reg
         await admit(registry, shows(each), CAM, NOW)
 
 
-@pytest.mark.parametrize(("right", "code"), [("station line-1", "certificate-ended"), ("token unknown", "")])
+@pytest.mark.parametrize(
+    ("right", "code"),
+    [
+        ("station line-1", "certificate-ended"),
+        ("manifest cam-7", "certificate-ended"),
+        ("a-new-path x", "certificate-ended"),
+        ("", "certificate-ended"),
+        ("token unknown", ""),
+        ("idevid acme 1", ""),
+        ("certificate 5d", ""),
+    ],
+)
 async def test_what_was_issued_while_another_came_into_use_supersedes_it_by_right_only(
     registry: SqliteRegistry, right: str, code: str
 ) -> None:

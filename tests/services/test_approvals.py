@@ -244,6 +244,17 @@ async def test_no_more_wait_than_there_is_room_for(authority: ApprovalHarness) -
     assert len(await authority.registry.requests(now=NOW)) == 3
 
 
+@pytest.mark.parametrize(("junk", "others"), [("2001:db8:{:x}::7", "2001:db9::5"), ("198.51.{}.7", "203.0.113.5")])
+async def test_junk_from_many_blocks_of_one_provider_keeps_no_honest_device_out(
+    authority: ApprovalHarness, junk: str, others: str
+) -> None:
+    codes = [await authority.code(f"j{n}", f"j{n}", peer=Peer(address=junk.format(n))) for n in range(1, 5)]
+    assert codes == ["approval-pending"] * 3 + ["too-many-requests"]
+    assert await authority.code("honest", "h", peer=Peer(address=others)) == "approval-pending"
+    assert await authority.code("j9", "j9", peer=Peer(address=junk.format(9))) == "too-many-requests"
+    assert "honest" in {r.device_id for r in await authority.registry.requests(now=NOW)}
+
+
 async def test_junk_from_some_addresses_keeps_no_honest_device_out(authority: ApprovalHarness) -> None:
     limits = WaitingLimits(per_model_max=100, per_address_max=10)
     ra = RegistrationAuthority(authority.registry, authority.issuer, limits)

@@ -2,10 +2,10 @@
 
 import asyncio
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.ca.head_signer import HeadKey, LocalHeadSigner
 from fleet.ca.keys import generate_key
@@ -155,7 +155,7 @@ EDITS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "inserted before the first": (
         ("INSERT INTO audit SELECT 0, at, actor, action, subject, outcome, address, detail, leaf FROM audit LIMIT 1",),
-        "audit-inserted: row 0 stands before row 1.",
+        "audit-inserted: row 0 is before row 1.",
     ),
     "the newest head removed": (
         ("DELETE FROM audit_head WHERE size = 650",),
@@ -377,7 +377,7 @@ class TestArchived:
         for wrong in (Noted(256, bytes(32)), Noted(300, bytes(32)), Noted(512, bytes(32))):
             assert "not those noted" in await found(archived, noted=wrong)
         unknown = await found(archived, noted=Noted(301, bytes(32)))
-        assert unknown.startswith("audit-archived: Rows up to 512 are archived; what the first 301 were cannot be told")
+        assert unknown.startswith("audit-archived: Rows up to 512 are archived; what the first 301 were is not known")
 
     async def test_a_remembered_head_may_be_older_than_what_is_kept(self, archived: Path) -> None:
         whole = await verified(archived)
@@ -387,7 +387,7 @@ class TestArchived:
             assert (await verified(archived, since=noted_of(head))).root == whole.root
         assert await verified(archived, since=replace(whole.noted, size=300, root=heads[2].root, heads=None)) == whole
         edit(archived, BEHEAD.format(300))
-        assert "cannot be told any more" in await found(archived, since=noted_of(heads[2]))
+        assert "is not known any more" in await found(archived, since=noted_of(heads[2]))
 
     async def test_what_is_remembered_of_heads_holds_across_the_archiving(self, tmp_path: Path) -> None:
         registry = await SqliteRegistry.open(tmp_path / "registry.db")

@@ -119,7 +119,7 @@ async def test_not_asked_where_there_is_none(authority: WebhookHarness, oracle: 
 
 async def test_asked_last_of_all(authority: WebhookHarness, oracle: Oracle) -> None:
     await authority.token(uses_max=1)
-    assert (await authority.refused("cam-2", token_text())).code == "unknown-device"
+    assert (await authority.refused("cam-2", token_text())).code == "not-your-identity"
     assert (await authority.refused("cam-1", token_text(secret="wrong"))).code == "bad-token"
     with pytest.raises(Pending):
         await authority.first("new-1", label="cam")

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
@@ -232,7 +233,7 @@ async def test_stopped_anywhere_it_has_finished_what_it_began(registry: SqliteRe
 def test_a_wrong_reason_is_found_before_anything_is_touched() -> None:
     for what in (move("revoke"), bulk.Tagging(Retag(join=("a",)), "operator", "", "b1", lambda: NOW)):
         with pytest.raises(Invalid) as caught:
-            replace(what, reason="a\nb")
+            structs.replace(what, reason="a\nb")
         assert caught.value.code == "bad-reason"
 
 

@@ -207,6 +207,12 @@ async def test_a_serial_is_looked_for_in_each_of_its_forms_and_among_the_anchors
     assert await registry.grant(MANUFACTURED) == IdevidGrant(ANCHOR, IDEVID, in_hex, (), "")
 
 
+async def test_a_serial_is_compared_without_case_and_spaces(registry: Registry) -> None:
+    known = entry("cam-2", serial=" sn7")
+    await registry.write(Insert(ANCHOR), ImportDevices((listed(known),)))
+    assert await registry.grant(MANUFACTURED) == IdevidGrant(ANCHOR, IDEVID, known, (), "")
+
+
 async def test_a_serial_of_several_devices_is_ambiguous_until_the_label_names_the_model(registry: Registry) -> None:
     both = entry("cam-2", "cam", "SN7"), entry("pump-2", "pump", "SN7")
     await registry.write(Insert(ANCHOR), ImportDevices(tuple(map(listed, both))))

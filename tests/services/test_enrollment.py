@@ -240,6 +240,7 @@ async def test_a_token_is_refused_for_what_it_does_not_cover(authority: Enrollme
     await authority.token("unborn", device_id=DeviceId("cam-99"), uses_max=9)
     cases: list[tuple[str, BasicCredentials, str | None, str]] = [
         ("pump-1", token_text(), None, "not-your-identity"),
+        ("nobody-1", token_text(), None, "not-your-identity"),  # as for one that exists: no test for ids
         ("cam-1", token_text(username="cam-2"), None, "not-your-identity"),
         ("cam-1", token_text(), "pump", "not-your-model"),
         ("pump-1", token_text("model"), None, "not-your-model"),

@@ -1,12 +1,12 @@
 """The forecast: what is counted into which week, and what is worth a warning."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change

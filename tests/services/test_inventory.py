@@ -18,6 +18,8 @@ from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.credential import CredentialKind, CredentialState, Station
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.errors import Conflict, FleetError, Invalid, NotFound, Refused
+from fleet.domain.model_rules import ModelRules
+from fleet.domain.mqtt_rules import MqttOverride, MqttRules
 from fleet.domain.writes import Insert, SpendToken
 from fleet.services import inventory, revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -103,6 +105,26 @@ class TestModels:
             assert caught.value.code == code
         assert await registry.models() == [CAM]
 
+    async def test_what_the_fleet_alone_publishes_is_no_grant_by_a_tag_either(self, registry: SqliteRegistry) -> None:
+        gold = MqttOverride("tier=gold", publish=("devices/{id}/fleet/#",))
+        reserved = Model("cam2", rules=ModelRules(mqtt=MqttRules(overrides=(gold,))))
+        for use_case in (inventory.add_model, inventory.set_model):
+            with pytest.raises(Invalid) as caught:
+                await use_case(registry, reserved, act=Act("operator", NOW))
+            assert caught.value.code == "reserved-topic"
+
+    async def test_what_the_fleet_alone_publishes_is_no_grant(self, registry: SqliteRegistry) -> None:
+        reserved = Model("cam3", publish=("devices/{id}/up/#", "devices/{id}/fleet/#"))
+        with pytest.raises(Invalid) as caught:
+            await inventory.add_model(registry, reserved, act=Act("operator", NOW))
+        assert caught.value.code == "reserved-topic"
+        with pytest.raises(Invalid) as caught:
+            await inventory.set_model(registry, replace(reserved, name="cam2"), act=Act("operator", NOW))
+        assert caught.value.code == "reserved-topic"
+        await registry.commit(Change(AuditEntry(NOW, "earlier", "model.add", "model cam3", "ok"), (Insert(reserved),)))
+        changed = replace(reserved, retain=True, revision=1)  # what it has had before is no obstacle
+        await inventory.set_model(registry, changed, act=Act("operator", NOW))
+
     async def test_no_filters_is_a_silent_device(self, registry: SqliteRegistry) -> None:
         await inventory.add_model(registry, Model("mute", publish=(), subscribe=()), act=Act("operator", NOW))
         mute = await registry.model("mute")
@@ -128,6 +150,7 @@ class TestDevices:
             ("cam-7", "cam2", "x" * 65, "bad-hardware-serial"),
             ("cam-7", "cam2", "a\nb", "bad-hardware-serial"),
             ("cam-7", "cam2", "a_b", "bad-hardware-serial"),
+            ("cam-7", "cam2", "  ", "bad-hardware-serial"),
             ("cam-7", "cam2", "é", "bad-hardware-serial"),
         ],
     )

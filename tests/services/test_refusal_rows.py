@@ -13,9 +13,9 @@ from fleet.domain.errors import Unavailable
 from fleet.services import refusal_rows
 from fleet.services.refusal_rows import BATCH_ROWS, RefusalRows, write_due
 from fleet.storage.sqlite.registry import SqliteRegistry
+from tests.waiting import PATIENCE_SECONDS
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-PATIENCE = 60.0
 
 
 class Slow(SqliteRegistry):
@@ -117,6 +117,6 @@ async def test_close_does_not_wait_for_a_registry_that_hangs(registry: Slow, mon
     registry.hurdle.clear()
     rows = RefusalRows(registry)
     rows.put(refused("cam-1"))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await rows.close()
     assert not registry.hurdle.is_set()

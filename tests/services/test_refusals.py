@@ -60,6 +60,20 @@ def test_what_makes_another_kind() -> None:
     assert [refusals.row(entry) for entry in same] == [None] * 3
 
 
+def test_a_proven_subject_hides_no_other_and_takes_bounded_room() -> None:
+    refusals = Refusals(kinds_max=8)
+    a, b = (replace(refused(""), subject=f"device {name}") for name in "ab")
+    rows = [refusals.row(each, is_proven=True) for each in (a, a, b, b, a)]
+    assert rows == [a, None, b, None, None]
+    later = NOW + timedelta(seconds=70)
+    due = refusals.due(later)
+    assert sorted((row.subject, row.detail.get("left_out")) for row in due) == [("device a", "1"), ("device b", None)]
+    refusals.put_back(due[0])
+    assert sum(1 + int(row.detail.get("left_out", 0)) for row in refusals.due(later + timedelta(seconds=70))) == 2
+    others = (replace(a, subject=f"device c-{n}") for n in range(50))
+    assert sum(refusals.row(each, is_proven=True) is not None for each in others) <= 8 + 1  # and one of all others
+
+
 def test_many_addresses_are_one_kind_and_take_bounded_room() -> None:
     refusals = Refusals(kinds_max=4)
     written = [refusals.row(refused(f"192.0.2.{n}")) for n in range(100)]

@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.approval import DEFAULT_WAITING, ApprovalRequest, request_id

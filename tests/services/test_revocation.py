@@ -232,3 +232,72 @@ async def test_a_station(registry: SqliteRegistry) -> None:
         await revocation.revoke_station(registry, CAM_7, act=act, crl_reason=CrlReason.KEY_COMPROMISE)
     with pytest.raises(NotFound):
         await revocation.revoke_station(registry, "st9", act=Act("operator", NOW))
+
+
+async def test_one_superseded_certificate_of_a_device_that_goes_on(registry: SqliteRegistry) -> None:
+    old, used = credential(CAM_7, 1), credential(CAM_7, 2)
+    await give(registry, old, used)
+    before = await registry.last_event()
+    act = Act("operator", NOW)
+    await revocation.revoke_certificate(registry, old, act=act, reason="leaked", crl_reason=CrlReason.SUPERSEDED)
+    found = {c.serial: c.state for c in await registry.credentials(CAM_7)}
+    assert found == {old.serial: CredentialState.REVOKED, used.serial: CredentialState.ISSUED}
+    assert await state(registry) is DeviceState.ACTIVE
+    assert await events(registry, before) == [(EventKind.CREDENTIAL_ENDED, CAM_7, old.fingerprint.hex())]
+    detail = {"reason": "leaked", "serial": old.serial, "crl_reason": "superseded"}
+    assert await audited(registry) == ("certificate.revoke", "device cam-7", "ok", detail)
+    waiting = [(r.revocation.serial, r.revocation.reason) for r in await registry.pending_revocations(9)]
+    assert waiting == [(old.serial, CrlReason.SUPERSEDED)]
+    [revoked] = [c for c in await registry.credentials(CAM_7) if c.serial == old.serial]
+    for reason in (CrlReason.UNSPECIFIED, CrlReason.SUPERSEDED):
+        with pytest.raises(Conflict) as caught:
+            await revocation.revoke_certificate(registry, revoked, act=act, crl_reason=reason)
+        assert caught.value.code == "certificate-revoked"
+    await revocation.revoke_certificate(registry, revoked, act=act, crl_reason=CrlReason.KEY_COMPROMISE)
+    with pytest.raises(Conflict):
+        await revocation.revoke_certificate(registry, revoked, act=act, crl_reason=CrlReason.KEY_COMPROMISE)
+    known = await registry.revocation(old.serial)
+    assert known is not None
+    assert known.reason == CrlReason.KEY_COMPROMISE
+
+
+async def test_a_compromised_key_takes_its_other_certificates_with_it(registry: SqliteRegistry) -> None:
+    first, other = credential(CAM_7, 1), credential(CAM_7, 3)
+    successor = structs.replace(credential(CAM_7, 2), key_sha256=first.key_sha256)
+    await give(registry, first, successor, other)
+    await revocation.revoke_certificate(registry, first, act=Act("operator", NOW), crl_reason=CrlReason.KEY_COMPROMISE)
+    found = {c.serial for c in await registry.credentials(CAM_7) if c.state is CredentialState.REVOKED}
+    assert found == {first.serial, successor.serial}
+    with pytest.raises(Conflict) as caught:  # the key enrolls no more
+        await give(registry, structs.replace(credential(CAM_7, 4), key_sha256=first.key_sha256))
+    assert caught.value.code == "key-taken"
+
+
+@pytest.mark.parametrize("renewals", [1, revocation.LOOKS_MAX])
+async def test_a_renewal_with_a_compromised_key_while_it_is_revoked(
+    registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch, renewals: int
+) -> None:
+    first = credential(CAM_7, 1)
+    await give(registry, first)
+    before = await registry.last_event()
+    look, given = registry.credentials, [first]
+
+    async def renewed_behind_the_look(holder: str) -> list[Credential]:
+        found = await look(holder)
+        if len(given) <= renewals:
+            given.append(structs.replace(credential(CAM_7, len(given) + 1), key_sha256=first.key_sha256))
+            await give(registry, given[-1])
+        return found
+
+    monkeypatch.setattr(registry, "credentials", renewed_behind_the_look)
+    act, why = Act("operator", NOW), CrlReason.KEY_COMPROMISE
+    if renewals == revocation.LOOKS_MAX:
+        with pytest.raises(Conflict) as caught:
+            await revocation.revoke_certificate(registry, first, act=act, crl_reason=why)
+        assert caught.value.code == "changed-meanwhile"
+        return
+    await revocation.revoke_certificate(registry, first, act=act, crl_reason=why)
+    assert {c.state for c in await look(CAM_7)} == {CredentialState.REVOKED}
+    assert await events(registry, before) == [
+        (EventKind.CREDENTIAL_ENDED, CAM_7, each.fingerprint.hex()) for each in given
+    ]

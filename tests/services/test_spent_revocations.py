@@ -11,8 +11,7 @@ from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
 from fleet.domain.writes import AddCredential, Insert
-from fleet.services.revocation_journal import catch_up
-from fleet.services.spent_revocations import HOLDERS_AT_ONCE, KEPT, trim_spent
+from fleet.services.revocation_journal import HOLDERS_AT_ONCE, KEPT, catch_up, trim_spent
 from fleet.storage.journals.event_marks import EventMarks
 from fleet.storage.journals.revocations import RevocationJournal, read_segments
 from fleet.storage.sqlite.registry import SqliteRegistry
@@ -87,7 +86,7 @@ async def test_a_run_looks_up_so_many_and_the_next_goes_on(
     registry: SqliteRegistry, log: RevocationJournal, marks: EventMarks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert HOLDERS_AT_ONCE > 2
-    monkeypatch.setattr("fleet.services.spent_revocations.HOLDERS_AT_ONCE", 2)
+    monkeypatch.setattr("fleet.services.revocation_journal.HOLDERS_AT_ONCE", 2)
     await catch_up(registry, log)
     for n in range(5):
         await revoke(registry, f"cam-{n}", 30)

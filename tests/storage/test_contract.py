@@ -15,6 +15,7 @@ from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
 from fleet.domain.writes import (
     AddCredential,
     EndUnused,
+    FirstUse,
     Insert,
     MarkUsed,
     MoveDevice,
@@ -114,6 +115,20 @@ class TestReads:
         # The device is unknown: the model is the token's.
         assert await registry.enrollment_facts("cam-8", "t1", NO_KEY) == EnrollmentFacts(None, MODEL, (), tok)
         assert await registry.enrollment_facts("cam-8", None, NO_KEY) == EnrollmentFacts(None, None, (), None)
+
+    async def test_enrollment_facts_with_the_holder_of_a_certificate(self, registry: Registry) -> None:
+        one, own = replace(station("s1"), models=(MODEL.name,)), credential("s1", kind=STATION)
+        several, others = station("s2"), credential("s2", kind=STATION)
+        writes = (Insert(Model("b")), Insert(one), AddCredential(own), Insert(several), AddCredential(others))
+        await registry.commit(change(*writes, Insert(device("cam-7", model="b"))))
+        found = await registry.enrollment_facts("cam-8", None, NO_KEY, certificate=own.fingerprint)
+        assert found == EnrollmentFacts(None, MODEL, (), None, holder=await registry.holder_facts(own.fingerprint))
+        found = await registry.enrollment_facts("cam-7", None, NO_KEY, certificate=own.fingerprint)
+        assert (found.model, found.holder and found.holder.station) == (Model("b"), one)  # the device's goes before
+        found = await registry.enrollment_facts("cam-8", None, NO_KEY, certificate=others.fingerprint)
+        assert (found.model, found.holder and found.holder.station) == (None, several)
+        found = await registry.enrollment_facts("cam-8", None, NO_KEY, certificate=bytes(32))
+        assert found == EnrollmentFacts(None, None, (), None)
 
     async def test_enrollment_facts_hold_the_newest_of_each_state_and_few(self, registry: Registry) -> None:
         made = [credential("cam-7", state) for _ in range(40) for state in CredentialState]
@@ -282,6 +297,20 @@ class TestWrites:
         assert found[newer.fingerprint] is CredentialState.ISSUED
         assert found[others[1].fingerprint] is CredentialState.ISSUED
         assert await states(registry, "cam-8") == [CredentialState.ISSUED]
+
+    async def test_of_two_first_uses_at_once_one_is_the_first(self, registry: Registry) -> None:
+        used = credential("cam-7")
+        await registry.commit(change(AddCredential(used)))
+        both = (FirstUse(used.fingerprint), MarkUsed(used.fingerprint))
+        rows = await registry.last_audit()
+        outcomes = await asyncio.gather(*(registry.commit(change(*both)) for _ in range(4)), return_exceptions=True)
+        codes = [each.code for each in outcomes if isinstance(each, Conflict)]
+        assert (outcomes.count(None), codes) == (1, ["used-already"] * 3)
+        assert await states(registry, "cam-7") == [CredentialState.ACTIVE]
+        assert await registry.last_audit() == rows + 1
+        ended = credential("cam-7", CredentialState.REVOKED)
+        await registry.commit(change(AddCredential(ended)))
+        assert await refused(registry, FirstUse(ended.fingerprint), MarkUsed(ended.fingerprint)) == "credential-ended"
 
     async def test_first_use_twice_is_once(self, registry: Registry) -> None:
         used = credential("cam-7")

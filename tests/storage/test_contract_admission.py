@@ -113,6 +113,21 @@ class TestManifest:
         assert [entry.device_id for entry in facts.entries] == ["d", "e"]
         assert await registry.serial_holders((("cam2", "SN1"),)) == [("cam2", "SN1", "e")]
 
+    async def test_serials_are_compared_as_x520_does(self, registry: Registry) -> None:
+        """Neither case nor spaces make a difference; what was written is kept."""
+        await registry.commit(change(Insert(replace(device("a"), hardware_serial=" SN  1 b"))))
+        for other in ("SN 1 b", "sn  1 B", " Sn   1 B  "):
+            assert await refused(registry, Insert(replace(device("c"), hardware_serial=other))) == "serial-taken"
+            assert await refused(registry, ImportDevices((listed("d", serial=other),))) == "listed-already"
+            assert await registry.serial_holders((("cam2", other),)) == [("cam2", " SN  1 b", "a")]
+        pair = listed("e", serial="X-1"), listed("f", serial=" x-1")
+        assert await refused(registry, ImportDevices(pair)) == "listed-already"
+        await registry.commit(change(Insert(replace(device("g"), hardware_serial="SN1b")), ImportDevices(pair[1:])))
+        assert (await registry.manifest_facts((), (("cam2", "X-1 "),), ())).entries == (pair[1].entry,)
+        found = await registry.device("a")
+        assert found is not None
+        assert found.hardware_serial == " SN  1 b"
+
     async def test_of_many_at_once_one_gets_the_serial(self, registry: Registry) -> None:
         writes = [Insert(replace(device(f"d{n}"), hardware_serial="SN1")) for n in range(8)]
         imports = [ImportDevices((listed(f"m{n}", serial="SN1"),)) for n in range(8)]

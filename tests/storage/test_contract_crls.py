@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.domain.credential import CredentialKind
-from fleet.domain.crl import Crl, CrlEntry, CrlHead, CrlReason, Revocation
+from fleet.domain.crl import Crl, CrlEntry, CrlHead, CrlReason, Revocation, Unlisted
 from fleet.domain.distribution import bucket_of
 from fleet.domain.errors import Conflict
 from fleet.domain.lease import Lease
@@ -18,6 +18,7 @@ from fleet.domain.writes import (
     HoldCredentials,
     Insert,
     MarkUsed,
+    NewestForKeyIs,
     ReleaseCredentials,
     RevokeCredentials,
 )
@@ -102,11 +103,14 @@ async def test_an_entry_without_a_number_is_found_until_it_is_published(registry
     await enrolled(registry, "10001", "20002")
     await registry.commit(change(RevokeCredentials("device", "cam-7", NOW)))
     assert await registry.unpublished() == []
+    assert await registry.unlisted() == [Unlisted(None, NOW, 2)]
     await make_entries(registry)
+    assert await registry.unlisted() == [Unlisted(CA, NOW, 2)]
     assert sorted(await registry.unpublished()) == [(CA, 1), (CA, 2)]
     assert await registry.pending_revocations(9) == []
     head = await publish(registry, 7)
     assert await registry.unpublished() == []
+    assert await registry.unlisted() == []
     assert await registry.last_crl_number(CA) == 7
     assert await registry.crl_heads() == [head]
     assert await registry.crl_head(head.path) == head
@@ -174,6 +178,9 @@ async def test_only_the_holder_of_the_lease_writes(registry: Registry) -> None:
     assert await registry.crl_heads() == [head, earlier]
     await registry.drop_crls([head.path, "/crl/02.crl"], other, NOW)
     assert await registry.crl_heads() == [earlier]
+    await registry.take_over(replace(LEASE, owner="command"), NOW)
+    with pytest.raises(Conflict):
+        await registry.store_entries([], other, NOW)
     assert await registry.latest_end() == credential("cam-7", serial="a1").not_after
 
 
@@ -305,3 +312,16 @@ async def test_what_crls_brought_is_read_page_by_page(registry: Registry) -> Non
     of = {serial: bucket_of(int(serial, 16)) for serial in ("a1", "a2", "a3", "a4")}
     assert dict(await registry.buckets_after(CA, 6)) == {of["a1"]: 7, of["a2"]: 7, of["a3"]: 7, of["a4"]: 8}
     assert await registry.buckets_after(CA, 7) == [(of["a4"], 8)]
+
+
+async def test_a_certificate_for_the_same_key_given_meanwhile_is_found(registry: Registry) -> None:
+    first = credential("cam-7")
+    other, second = credential("cam-7"), replace(credential("cam-7"), key_sha256=first.key_sha256)
+    await registry.commit(change(Insert(device("cam-7")), AddCredential(first), AddCredential(other)))
+    of_key = NewestForKeyIs("cam-7", first.kind, first.key_sha256, first.fingerprint)
+    await registry.commit(change(of_key))
+    await registry.commit(change(AddCredential(second)))
+    with pytest.raises(Conflict) as caught:
+        await registry.commit(change(of_key))
+    assert caught.value.code == "changed-meanwhile"
+    await registry.commit(change(replace(of_key, newest=second.fingerprint)))

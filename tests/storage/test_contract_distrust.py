@@ -12,7 +12,7 @@ from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.distrust import KEY_MARKS, Distrust
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
-from fleet.domain.writes import AddCredential, DropDistrust, Insert, RevokeSome
+from fleet.domain.writes import AddCredential, DropDistrust, Insert, RevokeSome, Write
 from tests.storage import samples
 from tests.storage.samples import NOW, change, credential, station
 
@@ -119,3 +119,26 @@ async def test_who_is_under_a_rule_is_counted_by_the_newest_usable_certificate(r
     for holder in ("cam-a", "cam-b"):
         for held in await registry.credentials(holder):
             assert wider.covers("cam2", held)
+
+
+async def test_until_when_a_device_has_a_certificate_that_it_may_use(registry: Registry) -> None:
+    ends = {"cam-1": 2, "cam-2": 3, "cam-3": 4, "cam-4": 5}
+    writes: list[Write] = [Insert(device(name)) for name in (*ends, "cam-5")]
+    held = {name: replace(credential(name), not_after=NOW + hours * HOUR) for name, hours in ends.items()}
+    older = replace(credential("cam-1"), not_after=NOW + HOUR, issued_at=NOW - HOUR)
+    later = replace(credential("cam-3", CredentialState.REVOKED), not_after=NOW + 9 * HOUR)
+    at_station = credential("cam-5", kind=CredentialKind.STATION)
+    writes += [AddCredential(each) for each in (older, later, at_station, *held.values())]
+    await registry.commit(change(*writes))
+    names = (*ends, "cam-5", "nobody")
+    assert await registry.usable_until(names, (), NOW) == {name: each.not_after for name, each in held.items()}
+    assert await registry.usable_until(("cam-2",), (), NOW) == {"cam-2": held["cam-2"].not_after}
+    assert await registry.usable_until((), (), NOW) == {}
+    assert set(await registry.usable_until(names, (), NOW + 3 * HOUR)) == {"cam-3", "cam-4"}
+    asks = replace(ALL, refuses=False)
+    assert set(await registry.usable_until(names, (asks,), NOW)) == set(ends)
+    recent = replace(ALL, issued_from=NOW)
+    assert await registry.usable_until(names, (asks, recent), NOW) == {"cam-1": older.not_after}
+    others = replace(ALL, model="pump")
+    assert set(await registry.usable_until(names, (others,), NOW)) == set(ends)
+    assert await registry.usable_until(names, (ALL,), NOW) == {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -124,6 +125,34 @@ async def test_the_block_that_has_most_gives_way(registry: Registry) -> None:
     assert await refused(registry, AddRequest(from_block("f1", 6, 2, model="b"), LIMITS, makes_room=True)) == (
         "request-not-added"
     )
+
+
+async def test_many_blocks_of_one_region_are_weighed_together(registry: Registry) -> None:
+    """However many /48s a provider's /32 has; within one region blocks are compared, and within a block networks."""
+
+    def of(device: str, region: str, block: str, network: str = "") -> AddRequest:
+        asked = waiting(device, key=device, network=network or f"{region} {block}")
+        request = replace(asked, block=f"{region} {block}", region=region)
+        return AddRequest(request, LIMITS, makes_room=True)
+
+    async def shares() -> dict[str, int]:
+        return Counter(device[0] for device in await in_queue(registry))
+
+    for n in range(4):
+        await registry.commit(change(of(f"a{n}", "a", f"{n}")))
+    await registry.commit(change(of("b0", "b", "0")))
+    assert await shares() == {"a": 3, "b": 1}
+    assert await refused(registry, of("a4", "a", "4")) == "request-not-added"  # each block of its region has one
+    await registry.commit(change(of("b1", "b", "0", "other")))
+    assert await shares() == {"a": 2, "b": 2}
+    # Two each: b's block 0 has as many as region a, and gives way to another block of its own region alone.
+    assert await refused(registry, of("b2", "b", "0", "third")) == "request-not-added"
+    await registry.commit(change(of("b2", "b", "1")))
+    assert await shares() == {"a": 2, "b": 2}
+    assert "b2" in await in_queue(registry)
+    # A node of the version before writes no region.
+    await registry.commit(change(of("old", "", "x")))
+    assert "old" in await in_queue(registry)
 
 
 async def test_a_key_that_the_manifest_lists_is_never_crowded_out(registry: Registry) -> None:

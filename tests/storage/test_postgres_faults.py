@@ -15,16 +15,18 @@ from fleet.domain.changes import Event
 from fleet.domain.errors import Unavailable
 from fleet.domain.merkle import EMPTY
 from fleet.domain.writes import Insert
+from fleet.storage.postgres import listener
 from fleet.storage.postgres import writer as postgres_commit
 from fleet.storage.postgres.functions import SEQUENCE_LOCK
 from fleet.storage.postgres.registry import PostgresRegistry
+from fleet.storage.postgres.session import connect
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.storage.postgres_proxy import Proxy
 from tests.storage.samples import MODEL, change, device
 from tests.storage.test_contract_logs import sealed
 from tests.storage.test_postgres import until_waiting
+from tests.waiting import PATIENCE_SECONDS
 
-DEADLINE_SECONDS = 60.0
 AT_ONCE = 8
 PAUSE_SECONDS = 0.01
 KILLS = 3
@@ -82,7 +84,7 @@ class Load:
     async def more(self, code: str, count: int = 40) -> None:
         """Return when `count` more have been answered with `code`."""
         wanted = self.count(code) + count
-        async with asyncio.timeout(DEADLINE_SECONDS), self._progress:
+        async with asyncio.timeout(PATIENCE_SECONDS), self._progress:
             await self._progress.wait_for(lambda: self.count(code) >= wanted)
 
     async def stop(self) -> None:
@@ -128,7 +130,7 @@ async def test_while_it_is_gone_it_is_unavailable_and_then_it_goes_on(own_server
     following = asyncio.ensure_future(anext(registry.follow(10**9)))
     await asyncio.to_thread(own_server.stop)
     await load.more("registry-unavailable")
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         for call in (registry.device("d0"), registry.devices(), following):
             with pytest.raises(Unavailable) as caught:
                 await call
@@ -142,7 +144,7 @@ async def test_while_it_is_gone_it_is_unavailable_and_then_it_goes_on(own_server
     present = await devices_of(again)
     for id_, code in load.outcomes.items():
         assert (id_ in present) == (code == "ok"), (id_, code)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         feed = again.follow(0)
         assert [(await anext(feed)).seq for _ in present] == list(range(1, len(present) + 1))
     await again.close()
@@ -162,7 +164,7 @@ async def test_sessions_that_were_ended_are_not_missed(registry: PostgresRegistr
     feed = registry.follow(0)
     waiting = asyncio.ensure_future(anext(feed))
     sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'fleet feed' AND state = 'idle'"
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         for n in range(5):
             while not await stranger.fetchval(sql):
                 pass
@@ -175,6 +177,38 @@ async def test_sessions_that_were_ended_are_not_missed(registry: PostgresRegistr
     waiting.cancel()
 
 
+def end_between_statements(session: Any) -> None:
+    """The server's last word has come, and the end of its line has not."""
+    fields = b"SFATAL\x00VFATAL\x00C57P01\x00Mterminating connection due to administrator command\x00\x00"
+    session._protocol.data_received(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+
+
+async def test_sessions_that_are_ended_between_two_statements_are_not_missed(
+    registry: PostgresRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = 0
+    again = asyncio.Event()
+
+    async def connect_and_lose(url: DatabaseUrl, role: str) -> Any:
+        nonlocal opened
+        session = await connect(url, role)
+        opened += 1
+        if opened == 1:
+            end_between_statements(session)
+        else:
+            again.set()
+        return session
+
+    monkeypatch.setattr(listener, "connect", connect_and_lose)
+    following = asyncio.ensure_future(anext(registry.follow(10**9)))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await again.wait()
+    end_between_statements(registry._writer._session)
+    await registry.close()
+    with pytest.raises(Unavailable):
+        await following
+
+
 async def test_a_commit_whose_session_is_ended_before_its_turn_happens_once(
     registry: PostgresRegistry, stranger: Any
 ) -> None:
@@ -183,7 +217,7 @@ async def test_a_commit_whose_session_is_ended_before_its_turn_happens_once(
     await until_waiting(stranger)
     assert await end_sessions(stranger, "writer") == 1
     await stranger.execute("COMMIT")
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await commit
     assert await registry.last_audit() == 2
     assert [e.subject for e in await registry.events()] == ["a"]
@@ -212,7 +246,7 @@ async def test_a_commit_whose_answer_is_lost_is_done_once(
 ) -> None:
     proxy, registry = proxied
     proxy.cut_at_commit(*arrives)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await registry.commit(change(Insert(device("a")), events=(Event("test", "a"),)))
     assert proxy.cut == len(arrives)
     assert await devices_of(registry) == {"first", "a"}
@@ -223,7 +257,7 @@ async def test_a_commit_whose_answer_is_lost_is_done_once(
 async def test_a_line_that_is_cut_at_every_commit_is_given_up(proxied: tuple[Proxy, PostgresRegistry]) -> None:
     proxy, registry = proxied
     proxy.cut_at_commit(*[False] * postgres_commit.TRIES_MAX)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(Unavailable) as caught:
             await registry.commit(change(Insert(device("a"))))
     assert caught.value.code == "registry-unavailable"
@@ -238,7 +272,7 @@ async def test_when_nobody_can_tell_it_says_so(
     monkeypatch.setattr(postgres_commit, "SETTLE_SECONDS_MAX", 0.05)
     proxy.refusing = True
     proxy.cut_at_commit(True)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(Unavailable) as caught:
             await registry.commit(change(Insert(device("a"))))
         assert caught.value.code == "registry-unsettled"
@@ -253,7 +287,7 @@ async def test_a_seal_that_nobody_can_ask_about_is_unavailable(proxied: tuple[Pr
     tree = EMPTY.appended(await registry.audit_hashes(0, 0, 2))
     proxy.refusing = True
     proxy.cut_at_commit(False)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(Unavailable) as caught:
             await registry.seal(sealed(tree), ())
     assert caught.value.code == "registry-unavailable"
@@ -265,13 +299,13 @@ async def test_a_seal_whose_answer_is_lost_is_kept(proxied: tuple[Proxy, Postgre
     proxy, registry = proxied
     tree = EMPTY.appended(await registry.audit_hashes(0, 0, 2))
     proxy.cut_at_commit(True)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await registry.seal(sealed(tree), ())
     assert await registry.last_sealed() == sealed(tree)
     await registry.commit(change())
     longer = EMPTY.appended(await registry.audit_hashes(0, 0, 3))
     proxy.cut_at_commit(False)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(Unavailable):
             await registry.seal(sealed(longer), ())
     assert await registry.last_sealed() == sealed(tree)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.config.database_url import DatabaseUrl, parse_database_url
 from fleet.domain.device import Model
@@ -12,8 +13,9 @@ from fleet.domain.writes import Insert
 from fleet.storage.engines import status_of
 from fleet.storage.postgres import migrations as postgres_schema
 from fleet.storage.postgres.registry import PostgresRegistry
+from fleet.storage.postgres.session import connect
 from tests.postgres_server import PASSWORD, PostgresServer
-from tests.storage.samples import change
+from tests.storage.samples import MODEL, change, device
 
 UrlOf = Callable[[str], DatabaseUrl]
 
@@ -50,7 +52,7 @@ async def test_migrations_are_numbered_without_gaps() -> None:
 
 
 async def test_later_migrations_are_applied_to_what_is_there(
-    postgres_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch
+    postgres_url: DatabaseUrl, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await PostgresRegistry.open(postgres_url)
     await first.commit(change(Insert(Model("m"))))
@@ -59,8 +61,32 @@ async def test_later_migrations_are_applied_to_what_is_there(
     again = await asyncio.gather(*(PostgresRegistry.open(postgres_url, create=False) for _ in range(3)))
     assert [m.name for m in await again[0].models()] == ["m"]
     assert (await status_of(postgres_url)).schema == NEWEST + 1
+    [said] = [each.getMessage() for each in caplog.records if "registry.upgraded" in each.getMessage()]
+    assert said.endswith(f" schema_before={NEWEST} schema={NEWEST + 1}")
     for registry in (first, *again):
         await registry.close()
+
+
+async def test_serials_that_a_fleet_has_twice_are_kept_when_they_become_comparable(
+    postgres_server: PostgresServer, url_of: UrlOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = url_of(postgres_server.make_database())
+    known = postgres_schema.migrations()
+    monkeypatch.setattr(postgres_schema, "migrations", lambda: [each for each in known if each[0] < 16])
+    before = await PostgresRegistry.open(url)
+    pair = [replace(device(name), hardware_serial=serial) for name, serial in (("a", "SN 1"), ("b", "sn  1 "))]
+    await before.commit(change(Insert(MODEL), *(Insert(replace(each, hardware_serial="")) for each in pair)))
+    await before.close()
+    session = await connect(url, "a node of the version before")
+    for each in pair:
+        await session.execute("UPDATE device SET hardware_serial = $1 WHERE id = $2", each.hardware_serial, each.id)
+    await session.close()
+    monkeypatch.setattr(postgres_schema, "migrations", lambda: known)
+    registry = await PostgresRegistry.open(url)
+    assert await registry.devices() == pair
+    holders = await registry.serial_holders(((MODEL.name, "SN 1"),))
+    assert {id_ for _, _, id_ in holders} == {"a", "b"}
+    await registry.close()
 
 
 async def test_a_migration_that_fails_leaves_the_old_schema(

@@ -12,8 +12,7 @@ from fleet.storage import queries
 from fleet.storage.recent_events import RECENT_MAX, RecentEvents
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, change, device
-
-DEADLINE_SECONDS = 60.0
+from tests.waiting import PATIENCE_SECONDS
 
 
 def numbered(first: int, last: int) -> list[Event]:
@@ -53,7 +52,7 @@ async def test_a_follower_reads_the_feed_once_while_this_process_alone_commits(
     registry = await SqliteRegistry.open(db_path)
     await registry.commit(change(Insert(MODEL), events=(Event("test", "model"),)))
     feed = registry.follow(0)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         assert await anext(feed) == Event("test", "model", seq=1)
         reads: list[object] = []
         read = registry._read
@@ -86,7 +85,7 @@ async def test_the_events_of_a_batch_in_which_one_conflicts_have_their_numbers(d
 async def test_two_registries_on_one_file_follow_each_other(db_path: Path) -> None:
     first, second = await SqliteRegistry.open(db_path), await SqliteRegistry.open(db_path)
     feeds = [first.follow(0), second.follow(0)]
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         for n in range(12):
             await (first, second)[n % 3 == 0].commit(change(events=(Event("test", f"{n}"),)))
             for feed in feeds:

@@ -244,3 +244,34 @@ def test_gone_while_in_use(path: Path) -> None:
         log.note([revoked(1)])
     with pytest.raises(FleetError):
         events_behind(path, FLEET, new_lineage(), 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "beside", "is_lost"),
+    [
+        (None, "", False),  # a new node's home
+        (b"", "", False),
+        (None, "audit-note.json", True),
+        (None, "revoked.jsonl", True),
+        (None, "event-marks.jsonl", True),
+        (None, "revoked.lock", True),
+        (b'{"lineage":"5c', "", True),
+    ],
+)
+def test_a_lost_journal_is_refused_until_one_is_begun(
+    path: Path, found: bytes | None, beside: str, is_lost: bool
+) -> None:
+    path.parent.mkdir(mode=0o700)
+    if found is not None:
+        path.write_bytes(found)
+    if beside:
+        (path.parent / beside).touch()
+    log = RevocationJournal(path, FLEET)
+    log.must_not_be_lost(newest=0)  # a registry without events has lost none
+    if is_lost:
+        with pytest.raises(Refused) as caught:
+            log.must_not_be_lost(newest=5)
+        assert caught.value.code == "revocation-log-lost"
+        assert "begin-journal" in caught.value.advice
+    assert log.mark(newest=5).seen == 5
+    log.must_not_be_lost(newest=5)

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.credential import CredentialKind, CredentialState
@@ -14,8 +15,8 @@ from fleet.domain.writes import AddCredential, Insert
 from fleet.storage import mapping
 from fleet.storage.sqlite import connection as sqlite_file
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.storage.statements import ADD_CREDENTIAL
-from tests.storage.samples import MODEL, change, credential
+from fleet.storage.statements import ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL
+from tests.storage.samples import MODEL, change, credential, device
 
 
 async def refusal(path: Path, *, create: bool = True) -> FleetError:
@@ -178,6 +179,25 @@ async def test_what_the_first_schema_held_is_all_there_in_the_newest(db_path: Pa
         assert (await registry.audit())[0].entry.detail == {"a": "é"}
     finally:
         await registry.close()
+
+
+async def test_serials_that_a_fleet_has_twice_are_kept_when_they_become_comparable(
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = sqlite_file.migrations()
+    monkeypatch.setattr(sqlite_file, "migrations", lambda: [each for each in known if each[0] < 16])
+    old = sqlite_file.connect_writer(db_path, sqlite_file.WriteLock(db_path.with_suffix(".lock")), True)
+    old.execute(ADD_MODEL.sqlite, mapping.MODEL.row(MODEL))
+    pair = [replace(device(name), hardware_serial=serial) for name, serial in (("a", "SN 1"), ("b", "sn  1 "))]
+    for each in pair:
+        old.execute(ADD_DEVICE.sqlite, mapping.DEVICE.row(each))
+    old.close()
+    monkeypatch.setattr(sqlite_file, "migrations", lambda: known)
+    registry = await SqliteRegistry.open(db_path)
+    assert await registry.devices() == pair
+    holders = await registry.serial_holders(((MODEL.name, "SN 1"),))
+    assert {id_ for _, _, id_ in holders} == {"a", "b"}
+    await registry.close()
 
 
 async def test_a_registry_from_before_claims_takes_them(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

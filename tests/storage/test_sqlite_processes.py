@@ -81,7 +81,8 @@ async def test_a_follower_that_waits_hears_another_process(db_path: Path) -> Non
 
 
 async def test_it_hears_it_without_polling(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_registry, "FOREIGN_COMMIT_POLL_SECONDS", 10 * DEADLINE_SECONDS)
+    for pause in ("FOREIGN_COMMIT_POLL_SECONDS", "WATCHED_POLL_SECONDS"):
+        monkeypatch.setattr(sqlite_registry, pause, 10 * DEADLINE_SECONDS)
     monkeypatch.setattr(SqliteRegistry, "feed_pause_seconds", 0.0)
     registry = await made(db_path)
     other = await SqliteRegistry.open(db_path)

@@ -23,10 +23,10 @@ from fleet.tls import engine
 from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, TlsContext, server_context
 from fleet.tls.listener import Listener, ListenerLimits, listen
 from fleet.tls.session import TlsSession
+from tests.waiting import PATIENCE_SECONDS
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC).replace(microsecond=0)
-PATIENCE_S = 120.0  # a deadline for what must happen, far beyond what it takes
 
 TLS12, TLS13 = SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION
 CLIENT_AUTH, SERVER_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
@@ -225,7 +225,7 @@ class Bell:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Looks again at every ring, and now and then for what rings no bell. Raises: TimeoutError."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not condition():
                 future = self._loop.create_future()
                 self._waiting.add(future)
@@ -341,7 +341,7 @@ async def serving(
     finally:
         listener.close()
         listener.abort_connections()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await listener.wait_closed()
 
 
@@ -390,7 +390,7 @@ class WireClient:
             self.tls.give(await self.receive_raw())
 
     async def receive_raw(self) -> bytes:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await self.reader.read(1 << 16)
 
     def send_now(self) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from fleet.tls import acceptor as module
 from fleet.tls.acceptor import Acceptor
-from tests.tls.stage import PATIENCE_S, Bell
+from tests.tls.stage import Bell
+from tests.waiting import PATIENCE_SECONDS
 
 
 class Accepted(asyncio.Protocol):
@@ -25,8 +26,8 @@ async def test_a_burst_is_accepted_in_few_turns_of_the_loop() -> None:
     made, bell, turns = list[asyncio.Transport](), Bell(), 0
     acceptor = Acceptor(lambda: Accepted(made, bell), 256, lambda error: None)
     await acceptor.start("127.0.0.1", 0, reuse_port=False)
-    clients = [socket.create_connection(acceptor.addresses[0], PATIENCE_S) for _ in range(200)]
-    async with asyncio.timeout(PATIENCE_S):
+    clients = [socket.create_connection(acceptor.addresses[0], PATIENCE_SECONDS) for _ in range(200)]
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while len(made) < 200:
             await asyncio.sleep(0)
             turns += 1
@@ -64,7 +65,7 @@ async def test_without_a_descriptor_it_says_so_and_goes_on_later(monkeypatch: py
     exhausted: Any = Exhausted()
     acceptor._sockets[:] = [exhausted]
     asyncio.get_running_loop().add_reader(listening, acceptor._accept, exhausted)
-    client = socket.create_connection(acceptor.addresses[0], PATIENCE_S)
+    client = socket.create_connection(acceptor.addresses[0], PATIENCE_SECONDS)
     await bell.until(lambda: made)
     assert told == [errno.EMFILE, errno.EMFILE]
     acceptor.close()

@@ -197,7 +197,8 @@ def test_weak_suites_of_tls12_are_refused(suites: bytes) -> None:
 def test_good_suites_of_tls12_are_spoken(suite: bytes) -> None:
     context = client_context(pki().good, TLS12)
     context.set_cipher_list(suite)
-    peer = attempt(pki().context(), MemoryClient(context)).peer
+    session = attempt(pki().context(), MemoryClient(context))  # kept, since its peer asks it
+    peer = session.peer
     assert peer is not None
     assert peer.cipher == suite.decode()
 
@@ -205,7 +206,8 @@ def test_good_suites_of_tls12_are_spoken(suite: bytes) -> None:
 def test_a_client_that_prefers_chacha20_gets_it() -> None:
     context = client_context(pki().good, TLS13)
     context.set_tls13_ciphersuites(b"TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256")
-    peer = attempt(pki().context(), MemoryClient(context)).peer
+    session = attempt(pki().context(), MemoryClient(context))  # kept, since its peer asks it
+    peer = session.peer
     assert peer is not None
     assert peer.cipher == "TLS_CHACHA20_POLY1305_SHA256"
 
@@ -216,7 +218,8 @@ def test_a_client_that_prefers_chacha20_gets_it() -> None:
 )
 def test_groups(groups: bytes, chosen: str) -> None:
     client = MemoryClient(client_context(pki().good, TLS13, groups=groups))
-    peer = attempt(pki().context(), client).peer
+    session = attempt(pki().context(), client)  # kept, since its peer asks it
+    peer = session.peer
     assert peer is not None
     assert peer.group == chosen
 
@@ -236,7 +239,7 @@ def test_no_session_is_resumed(version: int, tickets: bool) -> None:
     session = attempt(server, client)
     session.write(b"x")
     client.give(session.outgoing())
-    client.read()  # and with it the tickets, if there are any
+    client.read()  # and with it tickets, if there were any
     kept = client.connection.get_session()
     assert kept is not None
 
@@ -392,3 +395,41 @@ def test_a_manufacturers_leaf_is_judged_by_what_is_asked_of_it(extensions: tuple
 )
 def test_a_leaf_of_ours_is_judged_by_its_extended_key_usage(extensions: tuple[bytes, ...], reason: str) -> None:
     assert contexts._rejection(certificate(generate_key(), *extensions)) == reason
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("offered", "agreed"),
+    [
+        ([b"x-amzn-mqtt-ca"], b"x-amzn-mqtt-ca"),
+        ([b"h2", b"x-amzn-mqtt-ca", b"mqtt"], b"mqtt"),
+        ([], b""),
+    ],
+)
+def test_a_client_that_offers_one_of_our_protocols_gets_it(version: int, offered: list[bytes], agreed: bytes) -> None:
+    trust, alpn = ClientTrust(pki().anchors), (b"mqtt", b"x-amzn-mqtt-ca")
+    context = server_context(pki().identity, trust, require_client=True, clock=lambda: NOW, alpn=alpn)
+    client_side = client_context(pki().good, version)
+    if offered:
+        client_side.set_alpn_protos(offered)
+    client = MemoryClient(client_side)
+    assert attempt(context, client).peer is not None
+    assert client.connection.get_alpn_proto_negotiated() == agreed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_client_that_offers_other_protocols_alone_gets_the_alert_for_it(version: int) -> None:
+    """RFC 7301, 3.2: the server SHALL respond with a fatal no_application_protocol."""
+    trust = ClientTrust(pki().anchors)
+    context = server_context(pki().identity, trust, require_client=True, clock=lambda: NOW, alpn=(b"mqtt",))
+    client_side = client_context(pki().good, version)
+    client_side.set_alpn_protos([b"http/1.1", b"h2"])
+    client, session = MemoryClient(client_side), TlsSession(context, "192.0.2.7")
+    with pytest.raises(HandshakeFailed, match="no application protocol"):
+        join(client, session)
+    client.give(session.outgoing())
+    with pytest.raises(SSL.Error, match="no application protocol"):
+        client.handshake()
+    other = client_context(pki().good, version)
+    other.set_alpn_protos([b"mqtt"])
+    assert attempt(context, MemoryClient(other)).peer is not None, "what one client did is not held against another"

@@ -12,7 +12,8 @@ from fleet.tls.contexts import ContextSource
 from fleet.tls.errors import Refusal
 from fleet.tls.handshake import Handshake
 from fleet.tls.listener import Listener, ListenerLimits
-from tests.tls.stage import PATIENCE_S, TLS12, TLS13, MemoryClient, Recorder, client_context, pki
+from tests.tls.stage import TLS12, TLS13, MemoryClient, Recorder, client_context, pki
+from tests.waiting import PATIENCE_SECONDS
 
 MALFORMED_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)  # application data that no key has encrypted
 ALERT = 21
@@ -278,7 +279,7 @@ async def test_the_finished_of_a_silent_client_is_acknowledged_at_once(speaks_fi
     receive(handshake, flight)
     quiet, quiet_raw = accepting.accept()
     receive(quiet, last_flight(good_client(), quiet, quiet_raw))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await quiet_raw.acknowledged.wait()
     assert raw.acknowledged.is_set() is not speaks_first
     assert bytes(accepting.applications[0].heard) == (b"first words" if speaks_first else b"")

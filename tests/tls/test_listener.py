@@ -15,7 +15,6 @@ from fleet.tls.listener import ListenerLimits, listen
 from tests.tls.stage import (
     CLIENT_AUTH,
     NOW,
-    PATIENCE_S,
     TLS12,
     TLS13,
     Bell,
@@ -31,6 +30,7 @@ from tests.tls.stage import (
     stdlib_client,
 )
 from tests.tls.test_handshake import Socket
+from tests.waiting import PATIENCE_SECONDS
 
 VERSIONS = [pytest.param(TLS12, id="tls1.2"), pytest.param(TLS13, id="tls1.3")]
 
@@ -41,7 +41,7 @@ async def silent(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 async def gone(reader: asyncio.StreamReader) -> bytes:
     """What still comes before the other end closes."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         try:
             return await reader.read()
         except ConnectionError:
@@ -362,7 +362,7 @@ async def test_close_lets_connections_end_by_themselves() -> None:
         assert not closed.done()
         client.tls.connection.shutdown()
         client.send_now()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await closed
         await client.close()
         writer.close()
@@ -478,7 +478,7 @@ async def test_many_at_once(tmp_path: Path) -> None:
         return answer
 
     async with serving(echoing) as stage:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             answers = await asyncio.gather(*[one(stage.port, n) for n in range(60)])
         assert answers == [b"%04d" % n for n in range(60)]
         await stage.bell.until(lambda: stage.listener.stats.connected == 0)

@@ -6,9 +6,11 @@ from typing import cast
 import pytest
 
 from fleet.tls.errors import Refusal
+from fleet.tls.idle import OnIdle
 from fleet.tls.listener import Listener, ListenerLimits, listen
-from tests.tls.stage import PATIENCE_S, MemoryClient, Recorder, client_context, pki
+from tests.tls.stage import MemoryClient, Recorder, client_context, pki
 from tests.tls.test_handshake import Accepting, Socket, last_flight, receive
+from tests.waiting import PATIENCE_SECONDS
 
 
 def connect(accepting: Accepting, address: str = "192.0.2.7") -> Socket:
@@ -68,7 +70,7 @@ async def test_sources_that_have_left_cost_no_memory() -> None:
 async def test_it_is_empty_when_the_last_connection_has_ended_and_not_before() -> None:
     accepting = Accepting()
     listener = accepting.listener
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await listener.wait_closed()  # none yet
     first, second = connect(accepting), connect(accepting)
     listener.close()
@@ -77,7 +79,7 @@ async def test_it_is_empty_when_the_last_connection_has_ended_and_not_before() -
     await asyncio.sleep(0)
     assert not closed.done()
     leave(second)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await closed
 
 
@@ -137,7 +139,12 @@ async def test_several_processes_may_share_a_port_if_all_say_so() -> None:
 class Waiting(Recorder):
     """An application that has nothing to do."""
 
-    is_idle = True
+    def watch_idle(self, on_idle: OnIdle) -> None:
+        self.on_idle = on_idle
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.on_idle(True)
 
 
 async def test_an_idle_connection_of_the_biggest_holder_gives_way() -> None:

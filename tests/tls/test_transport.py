@@ -6,13 +6,15 @@ import socket
 import ssl
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fleet.tls.engine import READ_SIZE, SLICE_SIZE
 from fleet.tls.errors import ProtocolBroken, Truncated
-from tests.tls.stage import PATIENCE_S, TLS12, TLS13, Recorder, WireClient, echoing, pki, serving, stdlib_client
+from tests.tls.stage import TLS12, TLS13, Recorder, WireClient, echoing, pki, serving, stdlib_client
+from tests.waiting import PATIENCE_SECONDS
 
 VERSIONS = [pytest.param(TLS12, id="tls1.2"), pytest.param(TLS13, id="tls1.3")]
 
@@ -66,8 +68,7 @@ async def test_the_writes_of_one_turn_leave_in_one_record(version: int) -> None:
         application.transport.write(bytearray(b"the "))
         application.transport.writelines([b"bo", memoryview(b"d"), bytearray(b"y")])
         assert await client.receive(27) == b"HTTP/1.1 200 OK\r\n\r\nthe body"
-        tickets = 2 if version == TLS13 else 0  # they wait for the first write and leave with it
-        assert client.records == 1 + tickets
+        assert client.records == 1
         await client.close()
 
 
@@ -80,10 +81,32 @@ async def test_what_is_written_in_answer_leaves_in_one_record() -> None:
         client = await connected(stage.port)
         client.send(b"1")
         assert await client.receive(40) == b"part" * 10
-        assert client.records == 3  # with the two tickets
+        assert client.records == 1
         client.send(b"2")
         assert await client.receive(40) == b"part" * 10
-        assert client.records == 4
+        assert client.records == 2
+        await client.close()
+
+
+async def test_what_is_written_together_leaves_in_one_record_and_at_once() -> None:
+    async with serving() as stage:
+        client = await connected(stage.port, TLS12)
+        application = await stage.application()
+        client.send(b"?")
+        await application.bell.until(lambda: application.heard)
+        transport, sent = application.transport, list[bytes]()
+
+        def act(data: bytes) -> int:
+            transport.write(data[:2])
+            transport.write(data[2:])
+            return len(data)
+
+        raw, transport._raw = transport._raw, SimpleNamespace(write=sent.append, is_closing=lambda: False)
+        assert transport.together(act, b"hello") == 5
+        assert len(sent) == 1  # in this turn of the event loop
+        transport._raw = raw
+        raw.write(sent[0])
+        assert await client.receive(5) == b"hello"
         await client.close()
 
 
@@ -111,7 +134,7 @@ async def test_large_transfers_both_ways_at_once(version: int, tmp_path: Path) -
 
         sending = asyncio.create_task(send())
         got = hashlib.sha256()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             for _ in range(len(sent) // 65536):
                 got.update(await reader.readexactly(65536))
             await sending
@@ -450,7 +473,7 @@ async def test_another_protocol_takes_over() -> None:
         reader = asyncio.StreamReader()
         application.transport.set_protocol(asyncio.StreamReaderProtocol(reader))
         client.send(b"for the reader\n")
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await reader.readline() == b"for the reader\n"
         with pytest.raises(TypeError):
             application.transport.set_protocol(asyncio.BufferedProtocol())

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import socket
 import ssl
 import threading
@@ -18,12 +19,14 @@ from http_message_signatures import HTTPMessageVerifier, HTTPSignatureKeyResolve
 from http_message_signatures.algorithms import ECDSA_P256_SHA256
 
 from fleet.ca.keys import generate_key
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX
 from fleet.domain.authorization import Question, Verdict
 from fleet.domain.errors import Invalid, Unreachable
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer
 from fleet.webhook.resolver import LOOKUPS_MAX, Resolver, must_be_remote
 from fleet.webhook.signing import COVERED, TAG, Signer
+from tests.waiting import PATIENCE_SECONDS
 from tests.webhook.hooks import Answer, Hook, http, serving
 
 SIGNER = Signer(generate_key())
@@ -180,7 +183,7 @@ class TestNoYes:
         hook.answer = answer
         started = time.monotonic()
         assert await problem(webhooks, hook.url) == "it did not answer within 2 s"
-        assert 1.9 < time.monotonic() - started < 10
+        assert 1.9 < time.monotonic() - started < 50  # and not the sixty that one of them takes
         assert len(hook.asked) == 1
 
     async def test_a_certificate_of_a_stranger(self, hook: Hook, tmp_path: Path) -> None:
@@ -210,11 +213,10 @@ class TestNoYes:
         hook.answer = silent
         held = [asyncio.create_task(webhooks.ask(hook.url, question(n))) for n in range(3)]
         await hook.has_been_asked(3)
-        started = time.monotonic()
         assert await problem(webhooks, hook.url) == "too many are being asked already"
         hook.answer = http(ALLOW)
         assert (await webhooks.ask(hook.url + "&another=1", question())).allow  # its neighbor holds up nobody
-        assert time.monotonic() - started < 0.5
+        assert not any(each.done() for each in held)
         outcomes = await asyncio.gather(*held, return_exceptions=True)
         assert [type(each) for each in outcomes] == [Unreachable] * 3
         hook.answer = http(ALLOW)
@@ -306,9 +308,11 @@ def test_a_signature_is_64_octets_and_the_digest_is_of_the_body() -> None:
     assert headers["Content-Digest"] == f"sha-256=:{digest}:"
 
 
-def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
+async def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no PEM")
-    for name in ("ca.pem", "missing.pem"):
+    os.mkfifo(tmp_path / "pipe.pem")
+    (tmp_path / "large.pem").write_bytes((await other_ca(tmp_path)).read_bytes() + b"\n" * CERTIFICATES_SIZE_MAX)
+    for name in ("ca.pem", "missing.pem", "pipe.pem", "large.pem"):
         with pytest.raises(Invalid) as caught:
             client_context(tmp_path / name)
         assert caught.value.code == "bad-webhook-ca"
@@ -323,19 +327,19 @@ class TestNames:
         def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
             looked_up.append(host)
             if host == "hangs.example":
-                ends.wait(30)
+                ends.wait(PATIENCE_SECONDS)
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 0))]
 
         resolver = Resolver(local_allowed=False, look_up=look_up)
         hanging = [asyncio.create_task(resolver.resolve("hangs.example", 443)) for _ in range(100)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for n in range(40):
                 [found] = await resolver.resolve(f"well-{n}.example", 443)
         assert (found["host"], found["port"]) == ("198.51.100.7", 443)
         assert looked_up.count("hangs.example") == 1
         hanging[0].cancel()  # its time is over, and the others' is not
         ends.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert [len(each) for each in await asyncio.gather(*hanging[1:])] == [1] * 99
         await resolver.close()
 
@@ -343,7 +347,7 @@ class TestNames:
         ends = threading.Event()
 
         def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
-            ends.wait(30)
+            ends.wait(PATIENCE_SECONDS)
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
         resolver = Resolver(local_allowed=False, look_up=look_up)
@@ -353,7 +357,7 @@ class TestNames:
             await resolver.resolve("one-more.example")
         assert "too many names" in caught.value.problem
         ends.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             outcomes = await asyncio.gather(*hanging, return_exceptions=True)
         assert {type(each) for each in outcomes} == {socket.gaierror}
 

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from device_agent.root_rollover import load_anchors
+from device_agent.store.root_rollover import load_anchors
 from fleet.ca.authority import create_root
 from fleet.client.https import tls_context
 from fleet.est_client.errors import BadConfig

@@ -3,6 +3,8 @@
 import datetime
 import hashlib
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shutil import which
 
@@ -81,21 +83,23 @@ def test_a_foreign_decoder_reads_what_we_build() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "expected"),
+    ("make_key", "expected"),
     [
-        (ec.generate_private_key(ec.SECP384R1()), "EC-P384"),
-        (ec.generate_private_key(ec.SECP521R1()), "EC-P521"),
-        (rsa.generate_private_key(65537, 2048), "RSA-2048+"),
-        (ed25519.Ed25519PrivateKey.generate(), "Ed25519"),
-        (ed448.Ed448PrivateKey.generate(), "Ed448"),
-        (mldsa.MLDSA44PrivateKey.generate(), "ML-DSA-44"),
-        (mldsa.MLDSA65PrivateKey.generate(), "ML-DSA-65"),
-        (mldsa.MLDSA87PrivateKey.generate(), "ML-DSA-87"),
+        (partial(ec.generate_private_key, ec.SECP384R1()), "EC-P384"),
+        (partial(ec.generate_private_key, ec.SECP521R1()), "EC-P521"),
+        (partial(rsa.generate_private_key, 65537, 2048), "RSA-2048+"),
+        (ed25519.Ed25519PrivateKey.generate, "Ed25519"),
+        (ed448.Ed448PrivateKey.generate, "Ed448"),
+        (mldsa.MLDSA44PrivateKey.generate, "ML-DSA-44"),
+        (mldsa.MLDSA65PrivateKey.generate, "ML-DSA-65"),
+        (mldsa.MLDSA87PrivateKey.generate, "ML-DSA-87"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_kind_of_key_signs_and_verifies(key: CertificateIssuerPrivateKeyTypes, expected: str) -> None:
-    data = build_csr(key, SUBJECT, ALT_NAMES)
+def test_every_kind_of_key_signs_and_verifies(
+    make_key: Callable[[], CertificateIssuerPrivateKeyTypes], expected: str
+) -> None:
+    data = build_csr(make_key(), SUBJECT, ALT_NAMES)
     assert decode_csr(data).key_type == expected
     flipped = bytearray(data)
     flipped[-1] ^= 1
@@ -216,17 +220,20 @@ def test_counts_are_capped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "error"),
+    ("make_key", "error"),
     [
-        (rsa.generate_private_key(65537, 1024), WeakKey),  # noqa: S505 - the very point
-        (rsa.generate_private_key(3, 2048), WeakKey),
-        (ec.generate_private_key(ec.SECP224R1()), WeakKey),
-        (ec.generate_private_key(ec.SECP256K1()), Unsupported),
-        (dsa.generate_private_key(2048), WeakKey),
+        (partial(rsa.generate_private_key, 65537, 1024), WeakKey),
+        (partial(rsa.generate_private_key, 3, 2048), WeakKey),
+        (partial(ec.generate_private_key, ec.SECP224R1()), WeakKey),
+        (partial(ec.generate_private_key, ec.SECP256K1()), Unsupported),
+        (partial(dsa.generate_private_key, 2048), WeakKey),
     ],
     ids=["RSA-1024", "RSA-e3", "P-224", "secp256k1", "DSA"],
 )
-def test_weak_and_unknown_keys_are_refused(key: CertificateIssuerPrivateKeyTypes, error: type[WireError]) -> None:
+def test_weak_and_unknown_keys_are_refused(
+    make_key: Callable[[], CertificateIssuerPrivateKeyTypes], error: type[WireError]
+) -> None:
+    key = make_key()
     with pytest.raises(error):
         decode_csr(signed(key))
 

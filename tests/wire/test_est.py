@@ -305,3 +305,8 @@ def test_any_header_is_a_media_type_or_a_wire_error(header: str) -> None:
         assert "/" in parse_media_type(header).name
     except WireError:
         return
+
+
+def test_a_body_in_pem_is_named_as_that() -> None:
+    with pytest.raises(Malformed, match="is PEM"):
+        decode_body(b"-----BEGIN CERTIFICATE REQUEST-----\nMIIB\n-----END CERTIFICATE REQUEST-----\n")

@@ -1,4 +1,4 @@
-"""Job: seals the audit log every second while a fleet is served.
+"""Job: the audit log is sealed every second while a fleet is served.
 
 async with sealing_audit(home, registry, clock=clock) as task: ...
 """

@@ -1,21 +1,30 @@
 """Job: keeps a mosquitto's dynamic-security plugin equal to the registry: a role each model, a client each device.
 
-A device that is suspended, revoked or retired is disconnected at once, and refused. The plugin is compared as a whole
-when the job starts and after each interruption, and follows the events in between.
+A device that is suspended, revoked or retired, or whose newest certificate is distrusted, is disconnected at once, and
+refused. The plugin is compared as a whole when the job starts and after each interruption, and follows the events in
+between.
 """
 
 import logging
-import ssl
 from contextlib import aclosing
+from functools import partial
 
 from fleet.config.addresses import ControlAddress
 from fleet.config.logs import FailureLog, log_event
 from fleet.config.settings import Settings
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.credential import CredentialState
-from fleet.domain.device import DEVICE_ID, EVERY_DEVICE, FIRST_PLACE, DeviceFilter, place_of
-from fleet.domain.errors import FleetError, Invalid
+from fleet.domain.device import DEVICE_ID, EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, Model, place_of
+from fleet.domain.distrust import Distrust
+from fleet.domain.errors import Invalid
 from fleet.domain.ports import Registry
+from fleet.domain.registry_events import (
+    CredentialEnded,
+    DeviceStateChanged,
+    DeviceTagged,
+    DistrustChanged,
+    ModelChanged,
+    decode_event,
+)
 from fleet.dynamic_security.commands import (
     COMMANDS_MAX,
     Holdings,
@@ -32,7 +41,10 @@ from fleet.dynamic_security.commands import (
 )
 from fleet.dynamic_security.connection import Control, ControlledBroker, connected, password_in
 from fleet.home.layout import Home
-from fleet.runtime.background import repeated
+from fleet.runtime.background import Follow, mirrored
+from fleet.runtime.upstream_access import broker_context
+from fleet.services.distrust import is_refused
+from fleet.services.revocation import has_revoked
 
 log = logging.getLogger("fleet.dynamic_security")
 
@@ -41,11 +53,7 @@ PAGE = 1000
 
 def controlled_broker(home: Home, settings: Settings, broker: ControlAddress) -> ControlledBroker:
     """`broker`, as the settings say. Raises: Invalid: `bad-settings`, `bad-password-file`, `bad-certificate-file`."""
-    ca_file = None if settings.dynsec_ca == "system" else home.path / settings.dynsec_ca
-    try:
-        tls = ssl.create_default_context(cafile=ca_file) if broker.is_tls else None
-    except (OSError, ssl.SSLError) as error:
-        raise Invalid("bad-certificate-file", f"dynamic_security.ca: {ca_file} cannot be used: {error}.") from error
+    tls = broker_context(home, settings.dynsec_ca, "dynamic_security.ca") if broker.is_tls else None
     password_file = home.path / settings.dynsec_password_file
     if DEVICE_ID.fullmatch(settings.dynsec_user):
         found = f"dynamic_security.user: a device could have the id {settings.dynsec_user!r}"
@@ -57,24 +65,14 @@ def controlled_broker(home: Home, settings: Settings, broker: ControlAddress) ->
 
 async def mirror_devices(registry: Registry, broker: ControlledBroker) -> None:
     """Mirror until cancelled. A broker or registry that fails is logged, and tried again."""
-    failures = FailureLog(log, "dynamic-security")
 
-    async def mirror_while_connected() -> None:
-        async with connected(broker) as control:
-            mirror = Mirror(registry, control)
-            newest = await registry.last_event()  # first: what changes meanwhile is seen again
-            changed = await mirror.compare_all()
-            _log(logging.INFO, outcome="mirrored", broker=broker.address, changed=changed)
-            failures.succeeded()
-            async with aclosing(registry.follow(newest)) as events:
-                async for event in events:
-                    await mirror.apply(event)
+    async def compared(control: Control) -> Follow:
+        mirror = Mirror(registry, control)
+        changed = await mirror.compare_all()
+        _log(logging.INFO, outcome="mirrored", broker=broker.address, changed=changed)
+        return mirror.follow
 
-    def report(error: FleetError | OSError) -> None:
-        code = error.code if isinstance(error, FleetError) else "cannot-reach"
-        failures.failed(outcome="failed", code=code, reason=error)
-
-    await repeated(mirror_while_connected, report)
+    await mirrored(registry, partial(connected, broker), compared, FailureLog(log, "dynamic-security"))
 
 
 def _log(level: int, **facts: object) -> None:
@@ -89,6 +87,8 @@ class Mirror:
         self._present = Holdings({}, {})
         self._others: frozenset[str] = frozenset()
         """Clients of others that no device of ours may be given the place of."""
+        self._rules: list[Distrust] = []
+        """That refuse certificates: a device's next one may be outside them."""
 
     async def compare_all(self) -> int:
         """Make the plugin equal to the registry; the number of commands that took."""
@@ -99,15 +99,30 @@ class Mirror:
             _log(logging.ERROR, outcome="impersonable", client=name, reason="a device with this id has its roles")
         return await self._become(await self._wanted(EVERY_DEVICE))
 
-    async def apply(self, event: Event) -> None:
+    async def follow(self, newest: int) -> None:
+        """Follow the events after `newest`, until something fails. Raises: Unavailable."""
+        async with aclosing(self._registry.follow(newest)) as events:
+            async for event in events:
+                await self._apply(event)
+
+    async def _apply(self, event: Event) -> None:
         """Follow one change of the registry."""
-        match event.kind:
-            case EventKind.DEVICE_STATE:
-                await self._update_device(event.subject)
-            case EventKind.CREDENTIAL_ENDED if event.subject in self._present.clients:
-                await self._disconnect_if_revoked(event.subject, event.detail)
-            case EventKind.MODEL_CHANGED | EventKind.DEVICES_IMPORTED:
+        match decode_event(event):
+            case DeviceStateChanged(device_id) | DeviceTagged(device_id):
+                await self._update_device(device_id)
+            case CredentialEnded(holder) as ended if holder in self._present.clients:
+                if self._rules:
+                    await self._update_device(holder)
+                # A device in service may connect with another.
+                if await has_revoked(self._registry, ended) and self._present.clients[holder].is_enabled:
+                    await self._control.execute(disconnecting(holder))
+            case ModelChanged() | DistrustChanged():
                 await self._become(await self._wanted(EVERY_DEVICE))
+            case None if event.kind == EventKind.DEVICES_IMPORTED:
+                await self._become(await self._wanted(EVERY_DEVICE))
+            case None if event.kind == EventKind.CREDENTIAL_ISSUED and self._rules:
+                if event.subject in self._present.clients:
+                    await self._update_device(event.subject)
 
     async def _listed(self, command: str) -> list[Listing]:
         listings: list[Listing] = []
@@ -124,13 +139,18 @@ class Mirror:
         for model in await self._registry.models():
             models[model.name] = model
             add_model(wanted, model)
+        self._rules = [rule for rule in await self._registry.distrusts() if rule.refuses]
         place = FIRST_PLACE
         while devices := await self._registry.devices(where, after=place, limit=PAGE):
             for device in devices:
                 if device.id not in self._others:
-                    add_device(wanted, device, models[device.model])
+                    await self._add(wanted, device, models[device.model])
             place = place_of(devices[-1], where)
         return wanted
+
+    async def _add(self, wanted: Holdings, device: Device, model: Model) -> None:
+        is_distrusted = await is_refused(self._registry, device, self._rules)
+        add_device(wanted, device, model, is_distrusted=is_distrusted)
 
     async def _update_device(self, device_id: str) -> None:
         """Compare what concerns one device."""
@@ -139,7 +159,7 @@ class Mirror:
         wanted = no_holdings()
         if device is not None and model is not None and device_id not in self._others:
             add_model(wanted, model)
-            add_device(wanted, device, model)
+            await self._add(wanted, device, model)
         names = {role_of_device(device_id), *wanted.roles}
         present = self._present.only(names, {device_id})
         await self._execute(present, wanted)
@@ -147,14 +167,6 @@ class Mirror:
         self._present.clients.pop(device_id, None)
         self._present.roles.update(wanted.roles)
         self._present.clients.update(wanted.clients)
-
-    async def _disconnect_if_revoked(self, device_id: str, fingerprint: str) -> None:
-        """A device in service whose certificate was revoked may connect with another; a superseded one may go on."""
-        for credential in await self._registry.credentials(device_id):
-            is_meant = not fingerprint or credential.fingerprint.hex() == fingerprint
-            if is_meant and credential.state is CredentialState.REVOKED and self._present.clients[device_id].is_enabled:
-                await self._control.execute(disconnecting(device_id))
-                return
 
     async def _become(self, wanted: Holdings) -> int:
         count = await self._execute(self._present, wanted)

@@ -1,4 +1,4 @@
-"""Job: writes the audit rows of repeated refusals that were left out, within seconds of the end of their minute.
+"""Job: rows of repeated refusals that were left out are written within seconds of the end of their minute.
 
 async with counting_refusals(registry, clock=clock): ...
 """

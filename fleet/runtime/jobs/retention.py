@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-import socket
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
+
+from msgspec import Struct
 
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
@@ -12,9 +13,10 @@ from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict, FleetError
 from fleet.domain.ports import Registry
 from fleet.home.layout import Home, revocation_journal
-from fleet.services.retention import Mode, Policy, Report, Retention, take_lease
-from fleet.services.revocation_journal import catch_up
-from fleet.services.spent_revocations import trim_spent
+from fleet.home.node_name import node_name
+from fleet.home.retention_policy import retention_policy
+from fleet.services.retention import Mode, Report, Retention, take_lease
+from fleet.services.revocation_journal import catch_up, trim_spent
 from fleet.storage.journals.archive import Archive
 from fleet.storage.journals.event_marks import EventMarks
 
@@ -22,16 +24,9 @@ logger = logging.getLogger("fleet.retention")
 
 FIRST_SECONDS = 600.0  # after start-up, so that a server that is restarted every day runs it too
 EVERY_SECONDS = 86_400.0
-NODE_NAME_MAX = 512  # octets of a host name and most of any path
 
 
-def policy_of(settings: Settings) -> Policy:
-    """How long records are kept."""
-    return Policy(settings.events_days, settings.audit_days, settings.expired_credentials_days)
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionRun:
+class RetentionRun(Struct, frozen=True):
     """Who runs retention, and how."""
 
     actor: str
@@ -47,7 +42,7 @@ async def retain(home: Home, registry: Registry, settings: Settings, run: Retent
 
     Raises: Conflict: `archive-in-use`; `retention-elsewhere`, unless `by_force`; what Retention.run raises.
     """
-    policy, now = policy_of(settings), run.now
+    policy, now = retention_policy(settings), run.now
     journal = revocation_journal(home)
     noted = await catch_up(registry, journal)
     marks = EventMarks(home.event_marks)
@@ -55,7 +50,8 @@ async def retain(home: Home, registry: Registry, settings: Settings, run: Retent
         lease = None
         if not run.is_dry and not policy.is_none:  # a node that never archives must not keep the others from it
             try:
-                lease = await take_lease(registry, node_name(home), actor=run.actor, now=now, by_force=run.by_force)
+                owner = node_name(home.path)
+                lease = await take_lease(registry, owner, actor=run.actor, now=now, by_force=run.by_force)
             except Conflict:
                 marks.add(now, noted)  # if this node takes over, it knows how old the events are
                 await trim_spent(registry, journal, marks, noted=noted, now=now)
@@ -69,17 +65,12 @@ async def retain(home: Home, registry: Registry, settings: Settings, run: Retent
     return done
 
 
-def node_name(home: Home) -> str:
-    """A node's name in a lease: host and home, as a copy of the home on another host is another node."""
-    return f"{socket.gethostname()}:{home.path.absolute()}"[:NODE_NAME_MAX]
-
-
-async def retain_daily(home: Home, registry: Registry, settings: Settings, clock: Clock) -> None:
-    """Run retention daily until cancelled; a failure is logged and retried the next day."""
+async def retain_daily(home: Home, registry: Registry, settings: Callable[[], Settings], clock: Clock) -> None:
+    """Run retention by the settings in force daily until cancelled; a failure is logged and retried the next day."""
     await asyncio.sleep(FIRST_SECONDS)
     while True:
         try:
-            done = await retain(home, registry, settings, RetentionRun("retention", clock()))
+            done = await retain(home, registry, settings(), RetentionRun("retention", clock()))
         except Conflict as error:  # a command at this home runs it, or another node
             log_event(logger, logging.INFO, "retention", outcome="left", reason=error)
         except (FleetError, OSError) as error:

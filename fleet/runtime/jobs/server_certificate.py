@@ -4,9 +4,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cryptography.x509 import Certificate
+from msgspec import Struct
 
 from fleet.config.clock import Clock
 from fleet.config.logs import log_event
@@ -17,32 +18,38 @@ from fleet.home.layout import Home, settings_of
 from fleet.home.pki import operators_authority, renew_server_certificate, server_identity
 from fleet.home.reloading_ca import LiveAuthorities, client_anchors
 from fleet.home.server_check import must_verify, server_warning
-from fleet.tls.contexts import ClientTrust, ContextSource, server_context
+from fleet.tls.contexts import ClientTrust, ContextSource, ServerIdentity, server_context
 
 log = logging.getLogger("fleet")
 
 Stapler = Callable[[Certificate], Callable[[], bytes]]
 """Makes what gives the OCSP answer about the server's certificate."""
 
+MQTT_ALPN = (b"mqtt", b"x-amzn-mqtt-ca")
+"""Names of MQTT in ALPN: IANA's, and AWS IoT's for clients with a certificate."""
 RENEWAL_CHECK_SECONDS = 86_400.0
+_TROUBLE = (FleetError, OSError, ValueError)
 RETRY_SECONDS = 5.0  # until connections bring another attempt after a failed reload
 
 
-@dataclass(slots=True)
-class Contexts:
-    """TLS contexts of the three listeners. MQTT requires a client certificate, EST and the API accept none as well. The
-    operators' CA is trusted by the API only, manufacturers' CAs by EST only. EST alone completes the handshake with an
-    expired certificate, as a model may grant a grace period.
+class Contexts(Struct):
+    """TLS contexts of the listeners. MQTT, over WebSocket too, requires a client certificate, EST and the API accept
+    none as well. The operators' CA is trusted by the API only, manufacturers' CAs by EST only. EST alone completes the
+    handshake with an expired certificate, as a model may grant a grace period.
     """
 
     mqtt: ContextSource
     est: ContextSource
     http: ContextSource
     clock: Clock
+    identity: ServerIdentity
+    """The certificate that they present."""
     manufacturers: Sequence[Certificate] = ()
     """To be trusted by EST from the next successful reload on."""
     stapler: Stapler | None = None
     """None: nothing is stapled."""
+    _trusted: tuple[Certificate, ...] = ()
+    """Anchors of the contexts, but for the operators' CA."""
     _retry_at: float | None = None
     """When to reload again after a failure, by the monotonic clock."""
 
@@ -60,21 +67,14 @@ class Contexts:
         Raises: Invalid (`bad-server-chain` and others), OSError, ValueError.
         """
         authorities = authorities or read_authorities(home, wait=False)
-        anchors, tenants = client_anchors(authorities)
-        identity = server_identity(home)
-        must_verify(home, identity, authorities.own)
-        if stapler is not None:
-            identity = replace(identity, staple=stapler(identity.certificate_chain[0]))
+        identity = _verified(home, authorities, stapler)
+        sources = _sources(home, clock, authorities, identity, manufacturers)
+        trusted = _trusted(authorities, manufacturers)
+        return cls(*sources, clock, identity, tuple(manufacturers), stapler, _trusted=trusted)
 
-        def source(trust: ClientTrust, *, require_client: bool = False, expired_leaf: bool = False) -> ContextSource:
-            rules = {"require_client": require_client, "expired_leaf": expired_leaf}
-            return ContextSource(server_context(identity, trust, clock=clock, **rules))
-
-        devices = ClientTrust(anchors, tenants)
-        mqtt = source(devices, require_client=True)
-        est = source(replace(devices, manufacturers=manufacturers), expired_leaf=True)
-        http = source(replace(devices, anchors=(*anchors, operators_authority(home, clock()))))
-        return cls(mqtt, est, http, clock, tuple(manufacturers), stapler)
+    def by_listener(self, name: str) -> ContextSource | None:
+        """None: it has no TLS. Raises: KeyError: it is none of the listeners."""
+        return {"mqtt": self.mqtt, "wss": self.mqtt, "est": self.est, "http": self.http, "publish": None}[name]
 
     def trust(self, home: Home, manufacturers: Sequence[Certificate]) -> None:
         """EST trusts exactly these manufacturers' CAs, from the next connection on."""
@@ -95,20 +95,74 @@ class Contexts:
             source.look = look
 
     def reload(self, home: Home, authorities: Authorities | None = None) -> None:
-        """All contexts or none: an unusable certificate leaves the old ones in place, and the connections that come
-        later try again: a CA that was removed must not stay trusted.
+        """An unusable certificate leaves the one that is presented in place, and the connections that come later try
+        again. The CAs are trusted all the same: what the present one issues must connect, what a removed one did not.
         """
         try:
-            fresh = Contexts.of(home, self.clock, authorities, self.manufacturers, self.stapler)
-        except (FleetError, OSError, ValueError) as error:
-            self._retry_at = time.monotonic() + RETRY_SECONDS
-            log_event(log, logging.ERROR, "reload", outcome="failed", kept="old", reason=error)
+            authorities = authorities or read_authorities(home, wait=False)
+            trusted, unusable = _trusted(authorities, self.manufacturers), None
+            try:
+                identity = _verified(home, authorities, self.stapler)
+            except _TROUBLE as error:
+                if trusted == self._trusted:
+                    raise
+                identity, unusable = self.identity, error
+            fresh = _sources(home, self.clock, authorities, identity, self.manufacturers)
+        except _TROUBLE as error:
+            self._failed(error)
             return
-        self._retry_at = None
-        for old, new in ((self.mqtt, fresh.mqtt), (self.est, fresh.est), (self.http, fresh.http)):
+        self.identity, self._trusted, self._retry_at = identity, trusted, None
+        for old, new in zip((self.mqtt, self.est, self.http), fresh, strict=True):
             old.swap(new.current)
-        log_event(log, logging.INFO, "reload", outcome="ok")
+        if unusable is not None:
+            self._failed(unusable)
+            return
+        log_event(log, logging.INFO, "reload", outcome="ok", reloaded="certificates")
         _warn(home, self.clock)
+
+    def _failed(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        is_missing = isinstance(error, FileNotFoundError)
+        advice = {"advice": "put the file back from a backup, then send SIGHUP"} if is_missing else {}
+        log_event(log, logging.ERROR, "reload", outcome="failed", kept="old", reason=error, **advice)
+
+
+def _verified(home: Home, authorities: Authorities, stapler: Stapler | None) -> ServerIdentity:
+    """What the listeners are to present, which clients accept.
+
+    Raises: Invalid (`bad-server-chain` and others), OSError, ValueError.
+    """
+    identity = server_identity(home)
+    must_verify(home, identity, authorities.own)
+    return identity if stapler is None else replace(identity, staple=stapler(identity.certificate_chain[0]))
+
+
+def _trusted(authorities: Authorities, manufacturers: Sequence[Certificate]) -> tuple[Certificate, ...]:
+    anchors, _ = client_anchors(authorities)
+    return (*anchors, *manufacturers)
+
+
+def _sources(
+    home: Home,
+    clock: Clock,
+    authorities: Authorities,
+    identity: ServerIdentity,
+    manufacturers: Sequence[Certificate],
+) -> tuple[ContextSource, ContextSource, ContextSource]:
+    """For MQTT, EST and HTTP."""
+    anchors, tenants = client_anchors(authorities)
+
+    def source(
+        trust: ClientTrust, *, require_client: bool = False, expired_leaf: bool = False, alpn: Sequence[bytes] = ()
+    ) -> ContextSource:
+        rules = {"require_client": require_client, "expired_leaf": expired_leaf}
+        return ContextSource(server_context(identity, trust, clock=clock, alpn=alpn, **rules))
+
+    devices = ClientTrust(anchors, tenants)
+    mqtt = source(devices, require_client=True, alpn=MQTT_ALPN)
+    est = source(replace(devices, manufacturers=manufacturers), expired_leaf=True)
+    http = source(replace(devices, anchors=(*anchors, operators_authority(home, clock()))))
+    return mqtt, est, http
 
 
 def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:
@@ -132,14 +186,15 @@ def _warn(home: Home, clock: Clock, settings: Settings | None = None) -> None:
     try:
         warning = server_warning(home, settings or settings_of(home), clock())
     except (FleetError, OSError, ValueError) as error:
-        warning = str(error)
+        is_other = isinstance(error, FleetError) and error.code == "bad-settings"  # nothing about the certificate
+        warning = "" if is_other else str(error)
     if warning:
         log_event(log, logging.WARNING, "server-certificate", outcome="needs-attention", reason=warning)
 
 
-async def renew_daily(home: Home, settings: Settings, clock: Clock, renewed: Callable[[], None]) -> None:
+async def renew_daily(home: Home, settings: Callable[[], Settings], clock: Clock, renewed: Callable[[], None]) -> None:
     """Check daily until cancelled, and call `renewed` each time the certificate has been replaced."""
     while True:
         await asyncio.sleep(RENEWAL_CHECK_SECONDS)
-        if renew_if_due(home, settings, clock):
+        if renew_if_due(home, settings(), clock):
             renewed()

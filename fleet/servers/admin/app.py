@@ -22,10 +22,9 @@ from fleet.servers.admin.idempotency import Once, once_of
 from fleet.servers.admin.messages import Caller, Reply, Request
 from fleet.servers.admin.reading import acceptable, read_body, read_query
 from fleet.servers.admin.records.base import Problem
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import PROBLEM, Condition, Route, find
+from fleet.servers.admin.routing import PROBLEM, Condition, Result, Route, find
 from fleet.servers.admin.sections import routes_at
-from fleet.servers.refusals import HttpRefused, refusal_of
+from fleet.servers.refusals import HttpRefused, Outcome, refusal_of
 
 _log = logging.getLogger("fleet.servers.admin")
 
@@ -36,25 +35,28 @@ class AdminApp:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def dispatch(self, request: Request) -> Reply:
-        """The reply to `request`; a refusal is one, too."""
-        trace = _Trace()
+    async def dispatch(self, request: Request, outcome: Outcome | None = None) -> Reply:
+        """The reply to `request`; a refusal is one, too. `outcome` is filled in as it becomes known, for the log."""
+        outcome = outcome or Outcome()
+        outcome.kind = "operator"
         try:
-            return await self._answered(request, trace)
+            return await self._answered(request, outcome)
         except Exception as error:
             refusal = refusal_of(error)
+            outcome.code = refusal.code
             if refusal.is_internal:
-                log_event(_log, logging.ERROR, trace.event, code="internal", exc_info=error)
+                log_event(_log, logging.ERROR, outcome.event, code="internal", exc_info=error)
             body, headers = problem(refusal.status, refusal.code, refusal.message, refusal.headers)
-            return Reply(refusal.status, headers, body, None, refusal.code, trace.event, trace.kind, trace.holder)
+            return Reply(refusal.status, headers, body)
 
-    async def _answered(self, request: Request, trace: "_Trace") -> Reply:
+    async def _answered(self, request: Request, outcome: Outcome) -> Reply:
         route, path = find(routes_at(request.path), request.method, request.path)
-        trace.event = f"admin.{route.name}"
+        outcome.event = f"admin.{route.name}"
+        outcome.is_routine = route.name == "health"
         caller = await authenticate(self._context, request, route)
         if caller is not None:
             if caller.credential is not None:
-                trace.kind, trace.holder = str(caller.credential.kind), caller.credential.holder
+                outcome.kind, outcome.holder = str(caller.credential.kind), caller.credential.holder
             await authorize(self._context, request, route, caller)
         media_type = acceptable(request.headers.getall("Accept"), route.media_types)
         now = self._context.clock()
@@ -62,9 +64,9 @@ class AdminApp:
         raw, body = await read_body(request, route)
         once = _once(route, request, caller, raw, now)
         if once is not None and (replayed := await once.replay(self._context.registry)) is not None:
-            return _reply(route, request, replayed, trace)
-        call = Call(request, now, caller, path, media_type, _if_match(route, request), once)
-        return _reply(route, request, await self._handled(route, call, query, body), trace)
+            return _reply(route, request, replayed)
+        call = Call(request, now, caller, path, media_type, _if_match(route, request), once, raw)
+        return _reply(route, request, await self._handled(route, call, query, body))
 
     async def _handled(self, route: Route, call: Call, query: Any, body: Any) -> Result[Any]:
         given = {name: value for name, value in (("query", query), ("body", body)) if value is not None}
@@ -85,14 +87,6 @@ class AdminApp:
             raise
 
 
-class _Trace:
-    """What the log will say of a request, as far as it is known."""
-
-    event = "http"
-    kind = "operator"
-    holder = "-"
-
-
 def _once(route: Route, request: Request, caller: Caller | None, raw: bytes, now: datetime) -> Once | None:
     if not route.is_idempotent_by_key or caller is None or caller.operator is None:
         return None
@@ -106,12 +100,12 @@ def _if_match(route: Route, request: Request) -> frozenset[str] | None:
     return conditions.if_match(headers)
 
 
-def _reply(route: Route, request: Request, result: Result[Any], trace: _Trace) -> Reply:
+def _reply(route: Route, request: Request, result: Result[Any]) -> Reply:
     content = _text(result.body) if result.raw is None else result.raw
     headers = {"Content-Type": result.media_type, **result.headers}
     if result.stream is not None:
         headers["Cache-Control"] = "no-store"
-        return Reply(result.status, headers, b"", result.stream, "ok", trace.event, trace.kind, trace.holder)
+        return Reply(result.status, headers, stream=result.stream)
     headers["Cache-Control"] = "private, no-cache" if route.method == "GET" else "no-store"
     status = result.status
     if route.has_etag:
@@ -122,7 +116,7 @@ def _reply(route: Route, request: Request, result: Result[Any], trace: _Trace) -
             status, content = 304, b""
     if len(route.media_types) > 1 and status != 304:
         headers["Vary"] = "Accept"
-    return Reply(status, headers, content, None, "ok", trace.event, trace.kind, trace.holder)
+    return Reply(status, headers, content)
 
 
 def problem(status: int, code: str, message: str, headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:

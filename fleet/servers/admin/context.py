@@ -12,12 +12,16 @@ from fleet.config.clock import Clock, utc_now
 from fleet.domain.access import Act, Operator
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.crl import CrlHead
+from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.servers.admin.idempotency import Once
 from fleet.servers.admin.messages import Caller, Request
+from fleet.wire.mqtt.reader import PACKET_SIZE_DEFAULT
 
 if TYPE_CHECKING:
     from fleet.servers.admin.ca_access import CaAccess
+    from fleet.services.crl_report import CrlReport
+    from fleet.services.notifying import Notifier
     from fleet.services.retention import Policy
 
 Json = Mapping[str, Any]
@@ -29,6 +33,12 @@ _KEY_OF_THIS_PROCESS = os.urandom(32)
 
 async def _no_crls(now: datetime, validity: timedelta | None) -> list[CrlHead]:
     return []
+
+
+async def _no_report(now: datetime) -> "CrlReport":
+    from fleet.services.crl_report import CrlReport
+
+    return CrlReport(0, 0.0, 0.0, 0.0, 0, 0.0, 0, 0, 0)
 
 
 class Context(Struct, frozen=True):
@@ -44,7 +54,11 @@ class Context(Struct, frozen=True):
     broker_answers: Callable[[], bool] = lambda: True
     """Whether the gateway's broker does."""
     broker_saves: Callable[[], bool] = lambda: True
-    """Whether a broker of ours can save what it holds."""
+    """Whether our own broker can save what it holds."""
+    drains: Callable[[], bool] = lambda: False
+    """Whether the server is about to stop."""
+    notifier: "Callable[[], Notifier | None]" = lambda: None
+    """By which messages reach devices; None: there is no broker."""
     tenants: Callable[[], Collection[str]] = frozenset
     """Names of tenants that have an issuing CA."""
     waiting: Callable[[], WaitingLimits] = WaitingLimits
@@ -53,10 +67,22 @@ class Context(Struct, frozen=True):
     """Authenticates cursors: the same in every process that serves the fleet."""
     issue_crls: Callable[[datetime, timedelta | None], Awaitable[list[CrlHead]]] = _no_crls
     """Signs every CRL whose CA's key is here, valid for so long if that is given; what was published."""
+    crl_report: "Callable[[datetime], Awaitable[CrlReport]]" = _no_report
+    """How the published CRLs are."""
+    packet_size_max: Callable[[], int] = lambda: PACKET_SIZE_DEFAULT
+    """Of the gateway, where a model does not lower it."""
+    refuses_dots: Callable[[], bool] = lambda: False
+    """Whether the gateway refuses topics with dots, for its broker's sake."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     started: datetime = field(default_factory=utc_now)
     streams: Counter[str] = field(default_factory=Counter)
     """Open event streams by operator."""
+
+    def must_notify(self) -> "Notifier":
+        """Raises: Conflict (`no-broker`)."""
+        if (notifier := self.notifier()) is None:
+            raise Conflict("no-broker", "There is no broker here to publish at.", "Ask the API of a served fleet.")
+        return notifier
 
 
 class Call(Struct, frozen=True):
@@ -73,6 +99,8 @@ class Call(Struct, frozen=True):
     """ETags that the change is for; None for any."""
     once: Once | None = None
     """Set when it came with an idempotency key."""
+    text: bytes = b""
+    """Its body, as it came."""
 
     @property
     def operator(self) -> Operator:

@@ -15,7 +15,7 @@ import msgspec
 
 from fleet.servers.admin.context import Call
 from fleet.servers.admin.records.base import CURSOR_SIZE_MAX, Page, Paging
-from fleet.servers.admin.result import Result
+from fleet.servers.admin.routing import Result
 from fleet.servers.refusals import HttpRefused
 
 Value = TypeVar("Value")

@@ -6,9 +6,9 @@ from contextlib import suppress
 from yarl import URL
 
 from fleet.domain.rates import Rates
-from fleet.servers.admin import routes  # noqa: F401  loads all handlers before the first request
 from fleet.servers.admin.app import AdminApp, problem
 from fleet.servers.admin.messages import Headers, Request, Stream
+from fleet.servers.admin.sections import all_routes
 from fleet.servers.http import Exchange, HttpServer
 from fleet.servers.http_connection import HttpLimits, Response
 
@@ -16,13 +16,13 @@ from fleet.servers.http_connection import HttpLimits, Response
 def admin_server(app: AdminApp, limits: HttpLimits | None = None, rates: Rates | None = None) -> HttpServer:
     """An HTTP server for `app`, to be given to `fleet.tls.listener.listen` as its protocol factory."""
 
+    all_routes()  # loads all handlers before the first request
+
     async def handle(exchange: Exchange) -> Response:
         request, peer = exchange.request, exchange.peer
         headers = Headers(request.headers.items())
         asked = Request(request.method, _target(request.url), headers, exchange.body, peer, shutdown=exchange.ending)
-        reply = await app.dispatch(asked)
-        exchange.event, exchange.code = reply.event, reply.code
-        exchange.kind, exchange.holder = reply.kind, reply.holder
+        reply = await app.dispatch(asked, exchange)
         if reply.stream is not None:
             return await _streamed(exchange, reply.status, reply.headers, reply.stream)
         return Response(reply.status, reply.body, reply.headers)

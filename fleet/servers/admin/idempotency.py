@@ -21,7 +21,7 @@ from fleet.domain.idempotency import ANSWER_KEPT, Answer
 from fleet.domain.ports import Registry
 from fleet.domain.writes import DropAnswers, Insert, Write
 from fleet.servers.admin.messages import Headers
-from fleet.servers.admin.result import Result
+from fleet.servers.admin.routing import Result
 from fleet.servers.refusals import HttpRefused
 
 HEADER = "Idempotency-Key"

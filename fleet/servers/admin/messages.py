@@ -96,10 +96,3 @@ class Reply(Struct, frozen=True):
     body: bytes = b""
     stream: Stream | None = None
     """Written in place of `body`."""
-    code: str = "ok"
-    """The stable code of a refusal."""
-    event: str = "http"
-    """For the log: "admin." and the route's name."""
-    kind: str = "operator"
-    holder: str = "-"
-    """For the log: of the certificate presented."""

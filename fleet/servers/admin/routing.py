@@ -11,25 +11,24 @@ import enum
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from fleet.domain.access import Permission
 from fleet.domain.distribution import CA_NAME_PATTERN, CRL_KIND_PATTERN
+from fleet.servers.admin.messages import Stream
 from fleet.servers.admin.records.base import (
     DEVICE_ID_PATTERN,
     NAME_PATTERN,
     REQUEST_ID_PATTERN,
-    SERIAL_PATTERN,
     TOKEN_ID_PATTERN,
     Record,
 )
-from fleet.servers.admin.result import Result
 from fleet.servers.refusals import HttpRefused, no_such_path
 
 JSON = "application/json"
@@ -44,7 +43,7 @@ BODY_SIZE_MAX = 192 * 1024  # a model with 128 filters of 1024 characters
 PATH_PARAMETERS = {
     "id": DEVICE_ID_PATTERN,
     "name": NAME_PATTERN,
-    "serial": SERIAL_PATTERN,
+    "serial": r"^[0-9A-Fa-f]{1,40}\Z",  # in capitals too, as openssl prints them
     "token": TOKEN_ID_PATTERN,
     "request": REQUEST_ID_PATTERN,
     "station": NAME_PATTERN,
@@ -56,6 +55,21 @@ PATH_PARAMETERS = {
     "distrust": TOKEN_ID_PATTERN,
 }
 """Parameters of path templates, and what they look like: a segment that does not match names nothing."""
+
+Body = TypeVar("Body")
+
+
+class Result(Struct, Generic[Body], frozen=True):
+    """What a handler gives back, still as a value: `body` as JSON, `raw` in another media type, or a stream."""
+
+    body: Body | Any = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    etag: str = ""
+    """Without quotes; "" when it has no revision."""
+    media_type: str = "application/json"
+    raw: bytes | None = None
+    stream: Stream | None = None
 
 
 class AccessLevel(enum.Enum):

@@ -28,6 +28,10 @@ RENEWAL_INFO = "renewal-info"
 """Not part of RFC 7030: when to renew the certificate that the path names, as RFC 9773 has it for ACME: by its
 fingerprint or by the identifier of that RFC.
 """
+TRUST_UPDATE = "trust-update"
+"""Not part of RFC 7030: which former roots devices shall no longer trust (`fleet.wire.trust_update`)."""
+DEVICE_REPORT = "device-report"
+"""Not part of RFC 7030: a device's report of its health (`fleet.wire.device_report`)."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 # RFC 9773, 4.1: base64url of the authority key identifier and of the serial number's octets, without padding.
 _CERTIFICATE_ID = re.compile(r"([A-Za-z0-9_-]{2,86})\.([A-Za-z0-9_-]{2,28})")
@@ -52,6 +56,12 @@ def route(method: str, path: str) -> Route:
     Raises: HttpRefused: 404, 405, or 501 for an operation of EST that is not served here.
     """
     path = _ENCODED.sub(_unreserved, path)
+    if path == f"{WELL_KNOWN}/{TRUST_UPDATE}":
+        _check_method(method, TRUST_UPDATE, "GET")
+        return Route(TRUST_UPDATE, None)
+    if path == f"{WELL_KNOWN}/{DEVICE_REPORT}":
+        _check_method(method, DEVICE_REPORT, "POST")
+        return Route(DEVICE_REPORT, None)
     info = path.removeprefix(f"{WELL_KNOWN}/{RENEWAL_INFO}/")
     if info != path and (asked := _of_certificate(info)) is not None:
         _check_method(method, RENEWAL_INFO, "GET")

@@ -19,9 +19,10 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import Tenants
 from fleet.domain.rates import Rates
 from fleet.domain.recent import Recent
+from fleet.servers.est.device_reports import take_report
 from fleet.servers.est.idevid_certificate import idevid_certificate
 from fleet.servers.est.keygen import ServerKeyGenerator, multipart
-from fleet.servers.est.paths import RENEWAL_INFO, Route, route
+from fleet.servers.est.paths import DEVICE_REPORT, RENEWAL_INFO, TRUST_UPDATE, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
 from fleet.servers.http import Exchange, HttpServer, plain_refusal
 from fleet.servers.http_connection import HttpLimits, Response
@@ -40,6 +41,7 @@ from fleet.wire.key_package import Sealer
 from fleet.wire.key_types import RSA
 from fleet.wire.names import names_of_certificate
 from fleet.wire.pkcs7 import join_signed_data
+from fleet.wire.trust_update import CONTENT_TYPE
 
 ACTIONS = {
     "simpleenroll": "device.enroll",
@@ -94,6 +96,7 @@ class _Handlers:
             "cacerts": self.cacerts,
             "csrattrs": self.csrattrs,
             RENEWAL_INFO: self.renewal_info,
+            TRUST_UPDATE: self.trust_update,
         }
         self._issuing: dict[str, Callable[[Exchange, Route, Attempt], Awaitable[Response]]] = {
             "simpleenroll": self.simpleenroll,
@@ -107,6 +110,8 @@ class _Handlers:
         exchange.event, exchange.is_open = f"est.{operation}", operation in self._open
         if exchange.is_open:
             return await self._open[operation](exchange, asked)
+        if operation == DEVICE_REPORT:
+            return await take_report(self._registry, exchange, self._clock())
         # Whatever is refused below, unreadable requests included, is in the audit when the block is left.
         async with self._authority.attempt(ACTIONS[operation], exchange.peer, self._clock()) as attempt:
             return await self._issuing[operation](exchange, asked, attempt)
@@ -208,6 +213,11 @@ class _Handlers:
         is_libest = wants_lines(exchange)
         attributes = encode_csrattrs(wanted, ends_in_oid=is_libest)
         return Response(200, encode_body(attributes, wrap=is_libest), CSRATTRS_HEADERS)
+
+    async def trust_update(self, exchange: Exchange, asked: Route) -> Response:
+        """The roots that are retired: of the tenant of the device that presents its certificate, or the fleet's own."""
+        update = self._tenants.trust_update(await self._tenant_of(exchange, None))
+        return Response(200, update, {"Content-Type": CONTENT_TYPE}) if update else Response(204, b"", {})
 
     async def renewal_info(self, exchange: Exchange, asked: Route) -> Response:
         """Suggested renewal window (RFC 9773, 4.2), for any client that can name the certificate."""

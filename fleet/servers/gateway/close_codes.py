@@ -6,6 +6,7 @@
 import sys
 from collections import defaultdict
 
+from fleet.config.markdown import table_row
 from fleet.domain.error_codes import ERROR_CODES
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
@@ -50,7 +51,7 @@ def _row(event: str, code: str, reasons: list[CloseReason]) -> str:
         _codes([each.connack for each in reasons]),
         http.meaning if http is not None else "",
     )
-    return f"| {' | '.join(cells)} |\n".replace("|  |", "| |").replace("|  |", "| |")
+    return table_row(cells)
 
 
 def _codes(reasons: list[Reason | None]) -> str:

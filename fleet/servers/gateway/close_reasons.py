@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from fleet.servers.gateway.limits.limits import ALIASED_TOPIC_SIZE_MAX
-from fleet.wire.mqtt.codes import Reason
+from fleet.wire.mqtt import acks
+from fleet.wire.mqtt.codes import V5, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,24 @@ class CloseReason:
     """The log's event."""
     text: str = ""
     """Reason String for a 5.0 device: one sentence."""
+    reference: str = ""
+    """Server Reference for a 5.0 device: where to connect instead."""
+
+    def packet(self, text: str) -> bytes:
+        """The DISCONNECT for a 5.0 device, with `text` as its Reason String."""
+        if self.reference:
+            return acks.use_another_server(self.reference, text)
+        return acks.disconnect(V5, self.disconnect or Reason.NORMAL_DISCONNECTION, text)
 
 
 def device_ended(state: str) -> CloseReason:
     """DEVICE_ENDED, with the device's new state in its Reason String."""
     return replace(DEVICE_ENDED, text=f"The device has been {state}.")
+
+
+def shutting_down(reference: str) -> CloseReason:
+    """SHUTTING_DOWN, with the server to use instead, if there is one."""
+    return replace(ANOTHER_SERVER, reference=reference) if reference else SHUTTING_DOWN
 
 
 def connect_refused(code: str, connack: Reason | None, text: str = "") -> CloseReason:
@@ -54,6 +68,17 @@ SHUTTING_DOWN = CloseReason(
     text="The server is shutting down. Connect again.",
 )
 """The device is not lost: its will is discarded."""
+ANOTHER_SERVER = replace(
+    SHUTTING_DOWN,
+    code="use-another-server",
+    disconnect=Reason.USE_ANOTHER_SERVER,
+    text="The server is shutting down. Use another server.",
+)
+"""The same, where another is known."""
+SERVER_RESTARTING = replace(
+    SHUTTING_DOWN, code="server-restarting", text="The server is being restarted. Connect again."
+)
+"""Another process of the server has the place of the one that ends."""
 
 DEVICE_ENDED = CloseReason(
     "device-ended",
@@ -76,6 +101,14 @@ DISTRUSTED = CloseReason(
     publishes_will=False,
     text="The certificate is distrusted. Renew it.",
 )
+KICKED = CloseReason(
+    "kicked",
+    Reason.ADMINISTRATIVE_ACTION,
+    publishes_will=False,
+    text="An operator has ended the session. Connect again.",
+)
+KICKED_WITH_WILL = replace(KICKED, code="kicked-with-will", publishes_will=True)
+"""The broker takes the device for lost."""
 POLICY_CHANGED = CloseReason(
     "policy-changed",
     Reason.NOT_AUTHORIZED,
@@ -92,6 +125,8 @@ EVENTS_MISSED = CloseReason(
 """Events were lost: the device must connect again, to be authenticated against the registry's current state. It is
 well, or what was lost forbids its will.
 """
+WELL = frozenset(each.code for each in (SHUTTING_DOWN, ANOTHER_SERVER, SERVER_RESTARTING, EVENTS_MISSED, KICKED))
+"""Codes of reasons to end the connection of a device that is not lost."""
 CERTIFICATE_EXPIRED = CloseReason(
     "certificate-expired", Reason.MAXIMUM_CONNECT_TIME, Reason.NOT_AUTHORIZED, text="The certificate has expired."
 )
@@ -108,6 +143,11 @@ UNSUPPORTED_VERSION = connect_refused(
 MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET, "The CONNECT is malformed.")
 MALFORMED_CONNECT_311 = connect_refused("malformed-connect", None)
 """[MQTT-3.1.4-1] of 3.1.1: the connection is closed without a CONNACK."""
+SESSION_QUOTA = connect_refused(
+    "session-quota",
+    Reason.QUOTA_EXCEEDED,
+    "The device has sessions of as many client ids as its model allows.",
+)
 CONNECT_TOO_LARGE = connect_refused(
     "too-large", Reason.PACKET_TOO_LARGE, "The CONNECT is larger than the server allows."
 )
@@ -117,6 +157,16 @@ WILL_RESPONSE_INVALID = connect_refused(
     "will-response-topic", Reason.PROTOCOL_ERROR, "The will's Response Topic is not a topic name."
 )
 """[MQTT-3.3.2-14]: it contains a wildcard, or nothing."""
+DOT_IN_ID = connect_refused(
+    "dot-refused",
+    Reason.CLIENT_IDENTIFIER_NOT_VALID,
+    "The broker takes a dot in a topic for a slash: no device id may have one.",
+)
+DOT_IN_WILL = connect_refused(
+    "dot-refused",
+    Reason.NOT_AUTHORIZED,
+    "The broker takes a dot in a topic for a slash: neither the will's topic nor its Response Topic may have one.",
+)
 AUTH_METHOD = connect_refused(
     "auth-method",
     Reason.BAD_AUTHENTICATION_METHOD,
@@ -147,6 +197,12 @@ ALIASED_TOPIC_TOO_LONG = CloseReason(
     text=f"A topic with an alias is longer than {ALIASED_TOPIC_SIZE_MAX} bytes.",
 )
 PUBLISH_REFUSED = CloseReason("publish-refused", Reason.NOT_AUTHORIZED, Reason.NOT_AUTHORIZED)
+QOS_REFUSED = CloseReason(
+    "qos-refused", Reason.QOS_NOT_SUPPORTED, text="The device's model does not allow messages of this QoS."
+)
+"""MQTT 5.0, 3.2.2.3.4: a PUBLISH above Maximum QoS is a protocol error, and PUBACK has no code for it. Where the
+model has lowered it since CONNACK, the next one announces it.
+"""
 KEEP_ALIVE_EXPIRED = CloseReason(
     "keep-alive", Reason.KEEP_ALIVE_TIMEOUT, text="Nothing was received for 1.5 times the keep-alive."
 )

@@ -8,7 +8,7 @@ listen(gateway.protocol, ...)
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from fleet.config.logs import log_event
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
+from fleet.domain.presence import ClientSession
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.broker.access import BrokerAccess
 from fleet.servers.gateway.broker.upstream import Upstream
@@ -30,9 +31,10 @@ from fleet.servers.gateway.limits.rates import Budgets
 from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.relay.saved_acks import Saves
-from fleet.servers.gateway.session.admission import admit_client
+from fleet.servers.gateway.session.admission import admit_client, without_dots
 from fleet.servers.gateway.session.broker_link import BrokerLinks
 from fleet.servers.gateway.session.context import SessionContext
+from fleet.servers.gateway.session.drain import drain_wholly
 from fleet.servers.gateway.session.holders import HeldElsewhere, SessionHolders
 from fleet.servers.gateway.session.phases import Phase
 from fleet.servers.gateway.session.registry import SessionRegistry
@@ -42,6 +44,7 @@ from fleet.servers.gateway.wills.cancellation import WillCancellation
 from fleet.servers.gateway.wills.waiting import WaitingWills
 from fleet.services.admission import Admission
 from fleet.services.event_follower import EventFollower
+from fleet.services.presence import Presence
 from fleet.wire.mqtt.connect import Connect
 
 log = logging.getLogger("fleet.gateway")
@@ -65,7 +68,11 @@ class GatewayOptions:
     """
     held_elsewhere: HeldElsewhere | None = None
     broker_stops: Callable[[], bool] = lambda: True
-    """Whether a broker of ours is stopped after this gateway; asked when the gateway is closed."""
+    """Whether our own broker is stopped after this gateway; asked when the gateway is closed."""
+    presence: Presence | None = None
+    """Where sessions are recorded; None: nowhere."""
+    server_reference: str = ""
+    """Another server, to which clients of MQTT 5.0 are referred when this one stops; "": none."""
     on_admitted: Callable[[str], None] = lambda address: None
     """Called with the address of each client that the registry admits."""
 
@@ -99,13 +106,15 @@ class Gateway:
             budgets=Budgets(2 * limits.sessions_max, limits),
             kept_filters=options.kept_filters or KeptFilters(limits),
             denials=DenialAudit(registry, clock),
+            presence=options.presence,
             saves=Saves(options.database, self._tasks.start) if options.database is not None else None,
             now=clock,
             admit=self._admit,
             feed_is_up=self.feed_is_up,
             spawn=self._tasks.start,
         )
-        self._purger = SessionPurger(visits, registry, outcomes) if options.purges else None
+        kept = self.context.kept_filters
+        self._purger = SessionPurger(visits, registry, outcomes, kept) if options.purges else None
         after_seconds = 0.0 if options.purges else OTHERS_SECONDS
         self._cancellation = WillCancellation(wills, registry, visits, outcomes, holders, after_seconds=after_seconds)
         self._effects = EventEffects(self.context, registry, self._cancellation, self._purger)
@@ -114,6 +123,7 @@ class Gateway:
             registry, self._effects.on_event, silence_seconds_max, self._effects.on_events_missed
         )
         self._closing: asyncio.Task[None] | None = None
+        self._ends_for = close_reasons.shutting_down(options.server_reference)
 
     def protocol(self, peer: Peer) -> asyncio.Protocol:
         """The protocol for one connection whose TLS handshake has proved `peer`."""
@@ -137,9 +147,16 @@ class Gateway:
         """Whether the registry's event feed is up."""
         return self._feed.reliable()
 
-    def holds(self, device_id: str) -> bool:
-        """Whether the broker has got a CONNECT of the device from here, and its session lives."""
-        return self.context.holders.holds(device_id)
+    def holds(self, client_id: str) -> bool:
+        """Whether the broker has got a CONNECT with its `client_id` from here, and the session lives."""
+        return self.context.holders.holds(client_id)
+
+    def heard(self) -> Iterator[tuple[ClientSession, float]]:
+        """Each session that is recorded, and how many seconds ago its device was heard."""
+        now = asyncio.get_running_loop().time()
+        for session in self.context.open_sessions:
+            if session.log.session is not None:
+                yield session.log.session, now - session.heard_at
 
     @property
     def sessions(self) -> int:
@@ -150,6 +167,25 @@ class Gateway:
     def stats(self) -> Mapping[str, int]:
         """Live and read-only: each of COUNTERS that is not zero -> its count."""
         return self.context.outcomes.counts
+
+    def set_limits(self, limits: Limits) -> None:
+        """For the sessions to come, and for messages in flight. `sessions_max` stays as it was."""
+        self.context.limits = limits = replace(limits, sessions_max=self.context.limits.sessions_max)
+        self.context.kept_filters.set_limits(limits)
+        self.context.budgets.set_limits(limits)
+
+    def set_server_reference(self, reference: str) -> None:
+        """Where clients of MQTT 5.0 are sent at a stop; "": nowhere."""
+        if self._ends_for is not close_reasons.SERVER_RESTARTING:
+            self._ends_for = close_reasons.shutting_down(reference)
+
+    def begin_drain(self, seconds: float, *, restarts: bool) -> None:
+        """End the sessions, spread evenly over `seconds`, those that begin meanwhile too. `restarts`: a process that
+        listens at the same place takes over from this one.
+        """
+        if restarts:
+            self._ends_for = close_reasons.SERVER_RESTARTING
+        self._tasks.start(drain_wholly(self.context.open_sessions, seconds, self._ends_for))
 
     async def close(self, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
         """Close every session, with DISCONNECT to those of 5.0 and to the broker, and cancel pending work.
@@ -165,7 +201,7 @@ class Gateway:
         clock = asyncio.get_running_loop().time
         ends_at = clock() + seconds_max
         for session in self.context.open_sessions:
-            session.close(close_reasons.SHUTTING_DOWN)
+            session.close(self._ends_for)
         await self.context.broker_links.closed(seconds_max - WILLS_SECONDS_MIN)
         await self._tasks.close()
         await asyncio.gather(self.context.denials.close(), self._leave_no_will(ends_at - clock()))
@@ -183,5 +219,11 @@ class Gateway:
         admission = await admit_client(self._registry, peer, connect, self.context.now())
         if await self._effects.is_distrusted(admission):
             raise CloseSession(replace(close_reasons.DISTRUSTED, event="mqtt.connect"))
+        if self.context.broker.refuses_dots:
+            try:
+                admission = without_dots(admission, connect)
+            except CloseSession as closing:
+                await self.context.denials.refused_connect(peer, admission.client_id, closing.reason)
+                raise
         self._options.on_admitted(peer.address)
         return admission

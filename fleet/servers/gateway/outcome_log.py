@@ -19,10 +19,10 @@ COUNTERS = {
     "mqtt.connect.CODE": "connections by outcome: `ok`, or why the CONNECT was refused",
     "mqtt.session.CODE": "closed sessions by reason",
     "mqtt.delay.applied": "CONNECTs that had to wait",
-    "mqtt.publish.refused": "PUBLISHes that the model does not allow (`reason=retain` in log and audit: RETAIN alone)",
+    "mqtt.publish.refused": "PUBLISHes that are not allowed (with `reason`: `retain`, `qos`, `reserved`, `dot`)",
     "mqtt.publish.response-refused": "those with a Response Topic that the device may not subscribe to",
     "mqtt.publish.quota": "those of QoS 2 over the limits of bytes in flight",
-    "mqtt.subscribe.refused": "topic filters that the model does not allow",
+    "mqtt.subscribe.refused": "topic filters that the model does not allow (`reason`: `shared`), or the broker (`dot`)",
     "mqtt.subscribe.quota": "topic filters over a limit",
     "mqtt.deliver.refused": "messages of the broker that the device may not receive",
     "mqtt.will.returned": "waiting wills whose device another worker has",
@@ -30,7 +30,10 @@ COUNTERS = {
     "mqtt.will.failed": "attempts at that which failed; they are repeated",
     "mqtt.purge.ok": "broker sessions of revoked and retired devices that were deleted",
     "mqtt.purge.failed": "those that could not be deleted",
+    "mqtt.share.left": "suspended devices that the broker has unsubscribed from their shared subscriptions",
+    "mqtt.share.failed": "those that it has not",
     "mqtt.model.applied": "changes of a model that have reached the sessions",
+    "mqtt.tags.applied": "changes of a connected device's tags that have reached its sessions",
 }
 """Every counter -> what it counts. CODE: one of the page's table of close codes, or of ERRORS.md."""
 

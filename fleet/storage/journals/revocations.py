@@ -49,7 +49,6 @@ _ENDS = frozenset(
 TAIL_SIZE = 64 * 1024  # octets at the end in which the last event is looked for: some 400 lines
 LINE_MAX = 1024  # octets; the longest is a distrust, with some 400
 MARK_EVERY = 1_000  # events without an entry before a line records the position
-_BESIDE = ("revoked.jsonl", "audit-note.json")  # files of a home that has been served, hence with a journal
 _LINEAGE = re.compile(r"[0-9a-f]{32}")
 _FLEET = re.compile(r"[0-9a-f]{64}")
 
@@ -77,11 +76,39 @@ class Mark(Struct, frozen=True):
 
 
 class RevocationJournal:
-    """The journal at `path`, of the fleet whose root certificate has the SHA-256 `fleet`, in hex."""
+    """The journal at `path`, of the fleet whose root certificate has the SHA-256 `fleet`, in hex; kept by `node`.
 
-    def __init__(self, path: Path, fleet: str) -> None:
+    A file `registry` belongs to its home, and is written there alone: one with events never was without a journal.
+    """
+
+    def __init__(self, path: Path, fleet: str, *, registry: Path | None = None, node: str = "") -> None:
         self.path = path
+        self.node = node
         self._fleet = fleet
+        self._registry = registry
+
+    def must_not_be_lost(self, *, newest: int, has_archived: bool = False) -> None:
+        """Raises: Refused (`revocation-log-lost`): the registry has events, up to `newest`, and there must have been a
+        journal: this node `has_archived`, a part of it is there, or what a home has that was served.
+        """
+        with self._locked() as handle:
+            if newest and _has_no_line(handle) and (has_archived or self._was_there(handle)):
+                raise Refused(
+                    "revocation-log-lost",
+                    f"The revocation journal {self.path} is lost. Whether the registry, which ends with event "
+                    f"{newest}, is the newest is not known; with an older one, devices revoked since are accepted.",
+                    "Put the journal back from a copy, or look at the registry and then: fleet db begin-journal",
+                )
+
+    def has_begun(self) -> bool:
+        """False: there is none, or no whole line of it. Raises: OSError."""
+        with self._locked() as handle:
+            return not _has_no_line(handle)
+
+    def _was_there(self, handle: int) -> bool:
+        if self._registry is not None and self._registry.exists():
+            return True
+        return os.fstat(handle).st_size > 0 or any(file != self.path for file in self.path.parent.iterdir())
 
     def mark(self, *, newest: int) -> Mark:
         """The last event that it covers. A missing journal is created, starting after event `newest` of the registry;
@@ -90,11 +117,11 @@ class RevocationJournal:
         Raises: Invalid (`revocation-log-damaged`); Refused (`registry-went-back`): it covers events after `newest`.
         """
         with self._locked() as handle:
-            was_empty = os.fstat(handle).st_size == 0
+            is_lost = self._was_there(handle)  # before what is left of a line is cut off
             mark = self._mark(handle)
             if mark is None:
                 if newest:
-                    self._warn_of_beginning(newest, is_lost=not was_empty)
+                    self._warn_of_beginning(newest, is_lost=is_lost)
                 mark = Mark(new_lineage(), newest)
                 self._append(handle, [self._beginning(mark)])
         if mark.seen > newest:
@@ -107,7 +134,6 @@ class RevocationJournal:
         return mark
 
     def _warn_of_beginning(self, newest: int, *, is_lost: bool) -> None:
-        is_lost = is_lost or any((self.path.parent / name).exists() for name in _BESIDE)
         advice = (
             f"If {self.path} was lost, an older registry is not found out, and devices revoked since are accepted: "
             "put the journal back from a copy, or check that the newest revocations are in force (fleet audit list)."
@@ -234,6 +260,11 @@ class RevocationJournal:
             sync(self.path.parent)
 
 
+def _has_no_line(handle: int) -> bool:
+    start = os.pread(handle, 2 * LINE_MAX, 0)  # of more without a line, `mark` says what is wrong
+    return b"\n" not in start and len(start) < 2 * LINE_MAX
+
+
 def is_revoking(event: Event) -> bool:
     """Whether `event` ends a right. Grants are recorded too, but need not be durable: a restore works without them."""
     always = (EventKind.CREDENTIAL_ENDED, EventKind.DISTRUST_CHANGED)
@@ -247,8 +278,11 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
+_text_of = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` with options makes an encoder for each call
+
+
 def _encoded(document: dict[str, object]) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    return _text_of(document).encode() + b"\n"
 
 
 def _event(document: dict[str, Any]) -> Event:

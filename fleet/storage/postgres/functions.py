@@ -7,7 +7,6 @@ defines its own functions.
 import re
 from typing import Any
 
-from fleet.storage import revoked_statements
 from fleet.storage.mapping import DEVICE, MANIFEST, TAG, Table
 from fleet.storage.statement import Statement
 from fleet.storage.statements import LISTED_ALREADY, NO_SUCH_MODEL, STATEMENTS
@@ -44,8 +43,9 @@ DEVICES_INSERTED = Statement(
 SERIALS_ARE_FREE = Statement(
     f"""
     SELECT 1 WHERE NOT EXISTS (
-        SELECT 1 FROM {_ROWS} JOIN device d ON d.hardware_serial = r->>4 AND d.model = r->>1 AND d.id <> r->>0
-        WHERE d.hardware_serial <> '' AND d.state NOT IN ('revoked', 'retired'))""",
+        SELECT 1 FROM {_ROWS} JOIN device mine ON mine.id = r->>0
+            JOIN device d ON d.serial_key = mine.serial_key AND d.model = mine.model AND d.id <> mine.id
+        WHERE d.serial_key <> '' AND d.state NOT IN ('revoked', 'retired'))""",
     *LISTED_ALREADY,
 )
 LIST_ENTRIES = Statement(_insert_all(MANIFEST))
@@ -65,11 +65,7 @@ DROP_TAGS = Statement("""
         FROM device, jsonb_array_elements_text(groups::jsonb) AS name WHERE id = $1::text) AS old
     WHERE device_tag.key = old.key AND device_tag.value = old.value AND device_tag.device_id = $1::text""")
 
-ALL = (
-    STATEMENTS
-    | revoked_statements.STATEMENTS
-    | {name: each for name, each in list(globals().items()) if isinstance(each, Statement)}
-)
+ALL = STATEMENTS | {name: each for name, each in list(globals().items()) if isinstance(each, Statement)}
 """Every statement that a batch may run, by its name: those of every engine, and those above."""
 NUMBER_OF = {statement: number for number, statement in enumerate(ALL.values())}
 """The number of a statement in a batch."""

@@ -6,13 +6,13 @@ deadlocking.
 
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import assert_never
 
 from fleet.domain import writes as w
 from fleet.domain.credential import Token
 from fleet.domain.device import Device
 from fleet.domain.distrust import Distrust
 from fleet.domain.idempotency import Answer
+from fleet.domain.manifest import serial_key
 from fleet.storage.steps import INSERTS
 
 SERIAL_LOCKS = 64
@@ -27,11 +27,11 @@ def locks_of(write: w.Write) -> list[int]:
 
 def names_of(write: w.Write) -> tuple[str, ...]:
     """The names that `write` reads."""
-    if isinstance(write, w.RequestWrite):
+    if isinstance(write, w.RequestWrite | w.CollectRequest | w.DropRequests):
         return ("the requests",)  # counted together, and those for one device id are decided together
-    if isinstance(write, w.ClaimWrite):
+    if isinstance(write, w.SpendClaim | w.CountTakeover | w.QuarantineClaim | w.ReleaseClaim | w.RevokeClaim):
         return (f"claim {write.name}",)
-    if isinstance(write, w.RetentionWrite | w.DropAnswers):
+    if isinstance(write, w.DropCredentials | w.DropAudit | w.DropEvents | w.DropAnswers):
         return ("the clean-up",)
     match write:
         case w.Insert(value=value):
@@ -50,9 +50,9 @@ def names_of(write: w.Write) -> tuple[str, ...]:
             return tuple(f"credential {fingerprint.hex()}" for fingerprint in fingerprints)
         case w.RevokeCredentials(kind=kind, holder=holder) | w.HoldCredentials(kind=kind, holder=holder):
             return (f"{kind} {holder}",)
-        case w.ReleaseCredentials(kind=kind, holder=holder):
+        case w.ReleaseCredentials(kind=kind, holder=holder) | w.NewestForKeyIs(kind=kind, holder=holder):
             return (f"{kind} {holder}",)
-        case w.MarkUsed(fingerprint=fingerprint):
+        case w.MarkUsed(fingerprint=fingerprint) | w.FirstUse(fingerprint=fingerprint):
             return (f"credential {fingerprint.hex()}",)
         case w.SpendToken(token_id=token_id) | w.RevokeToken(token_id=token_id):
             return (f"token {token_id}",)
@@ -67,7 +67,7 @@ def names_of(write: w.Write) -> tuple[str, ...]:
         case w.TakeLease(lease=lease):
             return (f"lease {lease.name}",)
         case _:
-            assert_never(write)
+            raise TypeError(f"what a {type(write).__name__} reads is not known")
 
 
 def _insert_names(value: w.Inserted) -> tuple[str, ...]:
@@ -79,5 +79,7 @@ def _insert_names(value: w.Inserted) -> tuple[str, ...]:
 
 def _serial_names(devices: Iterable[Device]) -> set[str]:
     """Of the hardware serials that must not be given twice: a few names for all, since an import has a thousand."""
-    serials = (f"{each.model} {each.hardware_serial}".encode() for each in devices if each.hardware_serial)
+    serials = (
+        " ".join(serial_key(each.model, each.hardware_serial)).encode() for each in devices if each.hardware_serial
+    )
     return {f"serials {blake2b(serial, digest_size=1).digest()[0] % SERIAL_LOCKS}" for serial in serials}

@@ -1,21 +1,21 @@
 """Schema migrations in PostgreSQL: numbered SQL, forward only, each applied once however many nodes start at once."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+from msgspec import Struct
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import Invalid, NotFound
 from fleet.storage.postgres.session import ADVICE_NO_REGISTRY, SCHEMA, Session, first_line
+from fleet.storage.upgrade_log import log_upgrade
 
 MIGRATION_LOCK = "1179399217, 2"  # "FLT1": held while the schema is changed
 _SCHEMA = Path(__file__).parents[1] / "schema" / "postgres"
 SECONDS_MAX = 3600.0  # for another node's migration, and for ours: it may have to rewrite a large table
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(Struct, frozen=True):
     """The schema version of a database, and the newest that this program knows."""
 
     have: int
@@ -57,7 +57,8 @@ async def migrate(session: Session, url: DatabaseUrl, *, create: bool) -> None:
         async with session.transaction():
             await session.execute("SET LOCAL lock_timeout = 0")
             await session.execute(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})", timeout=SECONDS_MAX)
-            await _apply(session, url)
+            found = await _apply(session, url)
+        log_upgrade(url.shown, found.have, found.newest)
     except asyncpg.InsufficientPrivilegeError as error:
         raise Invalid(
             "registry-permissions",
@@ -68,7 +69,8 @@ async def migrate(session: Session, url: DatabaseUrl, *, create: bool) -> None:
         raise _not_ours(url, error) from error
 
 
-async def _apply(session: Session, url: DatabaseUrl) -> None:
+async def _apply(session: Session, url: DatabaseUrl) -> Schema:
+    """The schema that it had."""
     if await session.fetchval(f"SELECT to_regnamespace('{SCHEMA}')") is None:
         await session.execute(f"CREATE SCHEMA {SCHEMA}")
     await session.execute(
@@ -80,6 +82,7 @@ async def _apply(session: Session, url: DatabaseUrl) -> None:
         if number > schema.have:
             await session.execute(sql, timeout=SECONDS_MAX)
             await session.execute("INSERT INTO migration (number) VALUES ($1)", number)
+    return schema
 
 
 def must_be_known(schema: Schema, url: DatabaseUrl) -> None:

@@ -8,7 +8,7 @@ from fleet.domain.device import Model
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import mapping
 from fleet.storage.mapping import Table
-from fleet.storage.queries import DEVICE_AND_MODEL, HELD_MAX, Query
+from fleet.storage.queries import DEVICE_AND_MODEL, HELD_MAX, Query, first_cell, whole
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ ENTRIES = Query(
     f"""
     {_ENTRY} WHERE m.device_id = ANY ($1::text[])
     UNION {_ENTRY} JOIN unnest($2::text[], $3::text[]) AS s (model, serial)
-        ON m.model = s.model AND m.hardware_serial = s.serial AND m.hardware_serial <> ''
+        ON m.model = s.model AND m.serial_key = s.serial AND m.serial_key <> ''
     UNION {_ENTRY} WHERE m.key_sha256 = ANY ($4::bytea[])
     ORDER BY device_id""",
     mapping.MANIFEST.of,
@@ -103,8 +103,8 @@ ENTRIES = Query(
 SERIAL_HOLDERS: Query[tuple[str, str, str]] = Query(
     """
     SELECT d.model, d.hardware_serial, d.id FROM device d JOIN unnest($1::text[], $2::text[]) AS s (model, serial)
-        ON d.model = s.model AND d.hardware_serial = s.serial
-    WHERE d.hardware_serial <> '' AND d.state NOT IN ('revoked', 'retired')""",
-    lambda row: (row[0], row[1], row[2]),
+        ON d.model = s.model AND d.serial_key = s.serial
+    WHERE d.serial_key <> '' AND d.state NOT IN ('revoked', 'retired')""",
+    whole,
 )
-KNOWN_DEVICES: Query[str] = Query("SELECT id FROM device WHERE id = ANY ($1::text[])", lambda row: row[0])
+KNOWN_DEVICES: Query[str] = Query("SELECT id FROM device WHERE id = ANY ($1::text[])", first_cell)

@@ -8,18 +8,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import asyncpg
+from msgspec import structs
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.audit_log import AuditNode, Sealed
-from fleet.domain.changes import Change
+from fleet.domain.changes import Committed
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage.batching import Batches, Take, closed
 from fleet.storage.crls import Step
+from fleet.storage.errors import reported
 from fleet.storage.postgres import heads, reads
 from fleet.storage.postgres.listener import Listener
 from fleet.storage.postgres.migrations import migrate
@@ -36,6 +39,7 @@ from fleet.storage.postgres.session import (
 from fleet.storage.postgres.writer import CLOSE_SECONDS_MAX, Writer
 from fleet.storage.queries import Query
 from fleet.storage.registry import SqlRegistry
+from fleet.wire.hardware_serial import comparable
 
 T = TypeVar("T")
 
@@ -85,20 +89,15 @@ class PostgresRegistry(SqlRegistry):
             init=prepare,
             reset=_keep,
         )
-        try:
+        with reported(partial(cannot_open, self.url)):
             self._pool = await pool
-        except FleetError:
-            raise
-        except Exception as error:
-            raise cannot_open(self.url, error) from error
         try:
-            async with self._pool.acquire() as session:
-                await migrate(session, self.url, create=create)
-        except Exception as error:
+            with reported(unavailable):
+                async with self._pool.acquire() as session:
+                    await migrate(session, self.url, create=create)
+        except FleetError:
             self._pool.terminate()
-            if isinstance(error, FleetError):
-                raise
-            raise unavailable(error) from error
+            raise
         self._commits = Batches(self._write, COMMIT_BATCH_MAX, COMMITS_UNDER_WAY_MAX)
 
     async def close(self) -> None:
@@ -117,12 +116,14 @@ class PostgresRegistry(SqlRegistry):
         except Exception:  # a server that does not answer: there is nothing left to lose
             self._pool.terminate()
 
-    async def _write(self, take: Take[Change]) -> Sequence[object]:
+    async def _write(self, take: Take[Committed]) -> Sequence[object]:
         changes = take()
         if not changes:  # their callers were cancelled
             return ()
         outcomes = await self._writer.write(changes)
-        if any(change.events for change in changes):
+        events = [e for change, one in zip(changes, outcomes, strict=True) if one is None for e in change.events]
+        if events:
+            self.revoked.on_events(events)
             self._wake_followers()
         return outcomes
 
@@ -154,12 +155,12 @@ class PostgresRegistry(SqlRegistry):
     async def manifest_facts(
         self, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
     ) -> ManifestFacts:
-        models, numbers = [model for model, _ in serials], [serial for _, serial in serials]
+        models, numbers = [model for model, _ in serials], [comparable(serial) for _, serial in serials]
         entries = await self._read(reads.ENTRIES, device_ids, models, numbers, keys)
         return ManifestFacts(tuple(entries), frozenset(await self._read(reads.KNOWN_DEVICES, device_ids)))
 
     async def serial_holders(self, serials: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
-        models, numbers = [model for model, _ in serials], [serial for _, serial in serials]
+        models, numbers = [model for model, _ in serials], [comparable(serial) for _, serial in serials]
         return await self._read(reads.SERIAL_HOLDERS, models, numbers)
 
     async def enrollment_facts(
@@ -170,9 +171,16 @@ class PostgresRegistry(SqlRegistry):
         *,
         presented: bytes | None = None,
         earned_by: str | None = None,
+        certificate: bytes | None = None,
     ) -> EnrollmentFacts:
+        holder = await self.holder_facts(certificate) if certificate is not None else None
         [facts] = await self._read(reads.ENROLLMENT, device_id, token_id, key_sha256, presented, earned_by)
-        return facts
+        if holder is None:
+            return facts
+        model = facts.model
+        if model is None and holder.only_model is not None:
+            model = await self.model(holder.only_model)
+        return structs.replace(facts, holder=holder, model=model)
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         return await self._one(reads.HOLDER, fingerprint)
@@ -188,7 +196,7 @@ class PostgresRegistry(SqlRegistry):
                 raise unavailable(error) from error
 
     async def _run_steps(self, steps: Sequence[Step]) -> None:
-        try:
+        with reported(unavailable):
             async with self._session() as session, session.transaction():
                 for statement, rows in steps:
                     if statement.code:
@@ -197,10 +205,6 @@ class PostgresRegistry(SqlRegistry):
                                 raise statement.conflict(row)
                     else:
                         await session.executemany(statement.sql, rows)
-        except FleetError:
-            raise
-        except Exception as error:
-            raise unavailable(error) from error
 
     async def _is_sealed(self, sealed: Sealed) -> bool:
         """Whether a head was stored although its session was lost; no, when the database does not answer."""

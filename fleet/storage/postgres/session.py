@@ -4,12 +4,14 @@ A session never reports a commit that is not on disk, never waits without a limi
 network fails.
 """
 
+from functools import partial
 from typing import Any
 
 import asyncpg
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
+from fleet.storage.errors import reported
 
 Session = Any
 """An asyncpg.Connection; the driver carries no types."""
@@ -43,7 +45,8 @@ _DURABLE = """
     SELECT set_config('synchronous_commit', 'on', false)
     WHERE current_setting('synchronous_commit') IN ('off', 'local')"""
 
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# InternalClientError: a statement on a session whose end the server has announced, before its line is closed.
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 """Every error that a statement or a connection can raise."""
 
 _LOST = (
@@ -71,12 +74,8 @@ def session_arguments(url: DatabaseUrl, role: str) -> dict[str, Any]:
 
 async def connect(url: DatabaseUrl, role: str) -> Session:
     """A checked session. Raises: NotFound, Invalid, Unavailable: the message says what is wrong."""
-    try:
+    with reported(partial(cannot_open, url)):
         session = await asyncpg.connect(**session_arguments(url, role))
-    except FleetError:
-        raise
-    except Exception as error:
-        raise cannot_open(url, error) from error
     try:
         await prepare(session)
     except BaseException:

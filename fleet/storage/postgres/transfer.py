@@ -13,10 +13,11 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.errors import Conflict, FleetError, Invalid, Unavailable
@@ -39,7 +40,7 @@ _COLUMNS = f"""
     SELECT c.relname AS table, a.attname AS column, format_type(a.atttypid, NULL) AS type, a.attidentity <> '' AS counts
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE c.relnamespace = '{SCHEMA}'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-      AND a.attnum > 0 AND NOT a.attisdropped
+      AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
     ORDER BY c.relname, a.attnum"""
 _KEYS = f"""
     SELECT c.relname AS table, a.attname AS column
@@ -55,8 +56,7 @@ _REFERENCES = f"""
 _FILE_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_'"
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A table as the server has it."""
 
     name: str

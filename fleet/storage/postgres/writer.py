@@ -21,7 +21,7 @@ import asyncpg
 
 from fleet.config.database_url import DatabaseUrl
 from fleet.domain.audit_log import leaf_of
-from fleet.domain.changes import AuditRow, Change
+from fleet.domain.changes import AuditRow, Committed
 from fleet.domain.errors import Unavailable
 from fleet.storage import mapping
 from fleet.storage.mapping import Table
@@ -125,7 +125,7 @@ class Writer:
         except DRIVER_ERRORS:
             session.terminate()
 
-    async def write(self, changes: Sequence[Change]) -> list[Exception | None]:
+    async def write(self, changes: Sequence[Committed]) -> list[Exception | None]:
         """Commit `changes`; one outcome each, None for one that is durable.
 
         An exception means that nothing happened, but for Unavailable (`registry-unsettled`): the outcome of a COMMIT
@@ -220,10 +220,10 @@ async def apply(session: Session, batch: Sequence[Prepared]) -> list[Exception |
     return [one.outcome(answer) for one, answer in zip(batch, answers, strict=True)]
 
 
-async def record(session: Session, held: Sequence[Change], writer: bytes, mark: bytes) -> None:
+async def record(session: Session, held: Sequence[Committed], writer: bytes, mark: bytes) -> None:
     """Take the sequence lock, then number and store the audit rows and events of `held`."""
     turn = await session.fetchrow("SELECT * FROM pg_temp.fleet_turn()")
-    entries = enumerate((change.audit for change in held), turn["audit_seq"] + 1)
+    entries = enumerate((change.audit for change in held if change.audit is not None), turn["audit_seq"] + 1)
     audits = [mapping.AUDIT.row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in entries]
     numbered = enumerate((event for change in held for event in change.events), turn["event_seq"] + 1)
     events = [(event.kind, event.subject, event.detail, seq) for seq, event in numbered]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fleet.domain.changes import Change
+from fleet.domain.changes import Committed
 from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.writes import ImportDevices, TagDevice, Write
 from fleet.storage import mapping
@@ -47,14 +47,14 @@ def _json(value: object) -> str:
 class Prepared:
     """A Change as it goes over the wire."""
 
-    change: Change
+    change: Committed
     steps: tuple[Step, ...]
     text: str
     """The steps as JSON: a list of [statement, must find a row, parameters]."""
     locks: frozenset[int]
 
     def outcome(self, answer: str | None) -> Exception | None:
-        """The outcome that the batch's answer for this Change stands for; None: written."""
+        """The outcome that the batch's answer for this Change means; None: written."""
         if answer is None:
             return None
         kind, _, rest = answer.partition(" ")
@@ -64,11 +64,11 @@ class Prepared:
         return Conflict("against-the-rules", f"The registry's own rules forbid this: {rest}.")
 
 
-def prepared(change: Change) -> Prepared:
+def prepared(change: Committed) -> Prepared:
     """Raises: ValueError, Invalid (`bad-value`): a text in it cannot be stored."""
     steps = tuple(step for write in change.writes for step in _steps_of(write))
-    entry = change.audit
-    _must_be_text(entry.actor, entry.action, entry.subject, entry.outcome, entry.address)
+    if (entry := change.audit) is not None:
+        _must_be_text(entry.actor, entry.action, entry.subject, entry.outcome, entry.address)
     for event in change.events:
         _must_be_text(event.kind, event.subject, event.detail)
     for _, parameters in steps:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.errors import FleetError, Invalid, NotFound, Unavailable
 from fleet.storage import mapping
+from fleet.storage.upgrade_log import log_upgrade
 
 APPLICATION_ID = 0x464C5431  # "FLT1", in the file's header: another program's database is refused
 SQLITE_VERSION_MIN = (3, 37, 0)  # STRICT tables
@@ -242,3 +243,4 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
+    log_upgrade(str(path), have, newest)

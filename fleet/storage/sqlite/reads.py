@@ -4,10 +4,11 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
-from fleet.domain.device import Model
-from fleet.domain.manifest import ManifestEntry, ManifestFacts
+from fleet.domain.manifest import ManifestEntry, ManifestFacts, serial_key
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import mapping, queries
 from fleet.storage.queries import HELD_MAX, Query
@@ -36,6 +37,10 @@ KEY_USES = """
     UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = ?1"""
 DEVICE_WITH_MODEL = f"SELECT {queries.DEVICE_AND_MODEL} FROM device d JOIN model m ON m.name = d.model WHERE d.id = ?"
 _DEVICE_END = len(mapping.DEVICE.columns)
+TOKEN_WITH_MODEL = f"""
+    SELECT {mapping.TOKEN.listed("t")}, {mapping.MODEL.listed("m")}
+    FROM token t LEFT JOIN model m ON m.name = t.model WHERE t.id = ?"""
+_TOKEN_END = len(mapping.TOKEN.columns)
 HOLDER = f"""
     SELECT {mapping.CREDENTIAL.listed("c")}, {queries.DEVICE_AND_MODEL}
     FROM credential c
@@ -44,11 +49,11 @@ HOLDER = f"""
     WHERE c.fingerprint = ?"""  # the other holders' tables, joined too, would double its time
 _CREDENTIAL_END = len(mapping.CREDENTIAL.columns)
 ENTRY_OF_DEVICE = mapping.MANIFEST.select("WHERE device_id = ?")
-ENTRY_OF_SERIAL = mapping.MANIFEST.select("WHERE model = ? AND hardware_serial = ? AND hardware_serial <> ''")
+ENTRY_OF_SERIAL = mapping.MANIFEST.select("WHERE model = ? AND serial_key = ? AND serial_key <> ''")
 ENTRY_OF_KEY = mapping.MANIFEST.select("WHERE key_sha256 = ?")
 HOLDER_OF_SERIAL = """
     SELECT model, hardware_serial, id FROM device
-    WHERE model = ? AND hardware_serial = ? AND hardware_serial <> '' AND state NOT IN ('revoked', 'retired')"""
+    WHERE model = ? AND serial_key = ? AND serial_key <> '' AND state NOT IN ('revoked', 'retired')"""
 HAS_DEVICE = "SELECT 1 FROM device WHERE id = ?"
 
 
@@ -85,24 +90,29 @@ def enrollment_facts(
     earned_by: str | None,
 ) -> EnrollmentFacts:
     row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
-    token = _one(db, queries.TOKEN, token_id) if token_id is not None else None
-    if row:
-        model: Model | None = mapping.MODEL.of(row[_DEVICE_END:])
-    else:
-        model = _one(db, queries.MODEL, token.model) if token is not None and token.model is not None else None
+    with_model = db.execute(TOKEN_WITH_MODEL, (token_id,)).fetchone() if token_id is not None else None
+    found = row[_DEVICE_END:] if row else with_model[_TOKEN_END:] if with_model else (None,)
     return EnrollmentFacts(
         device=mapping.DEVICE.of(row[:_DEVICE_END]) if row else None,
-        model=model,
+        model=mapping.MODEL.of(found) if found[0] is not None else None,
         credentials=tuple(
             mapping.CREDENTIAL.of(held)
             for held in db.execute(HELD_CREDENTIALS, (device_id, presented, key_sha256, earned_by))
         ),
-        token=token,
+        token=mapping.TOKEN.of(with_model[:_TOKEN_END]) if with_model else None,
         key_uses=tuple(
             KeyUse(CredentialKind(kind), holder, CredentialState(state))
             for kind, holder, state in db.execute(KEY_USES, (key_sha256,))
         ),
     )
+
+
+def with_holder(db: sqlite3.Connection, facts: EnrollmentFacts, certificate: bytes) -> EnrollmentFacts:
+    """`facts`, with what `certificate` adds to them."""
+    holder, model = holder_facts(db, certificate), facts.model
+    if model is None and holder is not None and holder.only_model is not None:
+        model = _one(db, queries.MODEL, holder.only_model)
+    return structs.replace(facts, holder=holder, model=model)
 
 
 def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | None:
@@ -135,7 +145,7 @@ def manifest_facts(
     for id_ in device_ids:
         look(ENTRY_OF_DEVICE, (id_,))
     for serial in serials:
-        look(ENTRY_OF_SERIAL, serial)
+        look(ENTRY_OF_SERIAL, serial_key(*serial))
     for key in keys:
         look(ENTRY_OF_KEY, (key,))
     known = frozenset(id_ for id_ in device_ids if id_ in found or db.execute(HAS_DEVICE, (id_,)).fetchone())
@@ -143,7 +153,7 @@ def manifest_facts(
 
 
 def serial_holders(db: sqlite3.Connection, serials: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    return [row for serial in serials for row in db.execute(HOLDER_OF_SERIAL, serial)]
+    return [row for serial in serials for row in db.execute(HOLDER_OF_SERIAL, serial_key(*serial))]
 
 
 def data_version(db: sqlite3.Connection) -> int:

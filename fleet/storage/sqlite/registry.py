@@ -2,19 +2,20 @@
 
 One writing connection commits every waiting Change in one transaction (group commit: one fsync for all of them); two
 reading connections never wait for it. Each connection has its own thread, so the event loop never touches the disk.
-A commit of another process is noticed by inotify, and by polling `PRAGMA data_version` where that fails.
+A commit of another process is noticed by inotify, and by polling `PRAGMA data_version` where that fails: often where
+there is no inotify, and rarely where there is, since each poll costs as much as a relayed message.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from fleet.domain.audit_log import AuditNode, Sealed
-from fleet.domain.changes import AuditRow, Change, Event
+from fleet.domain.changes import AuditRow, Committed, Event
 from fleet.domain.errors import FleetError
 from fleet.domain.manifest import ManifestFacts
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
@@ -38,6 +39,7 @@ CONTENDED_PAUSE_SECONDS = 0.005  # while other processes want the lock: fewer, l
 READ_BATCH_MAX = 64
 READS_UNDER_WAY_MAX = 8192
 FOREIGN_COMMIT_POLL_SECONDS = 0.025
+WATCHED_POLL_SECONDS = 1.0  # for a commit that was not announced: of a program that writes without our lock
 
 
 class SqliteRegistry(SqlRegistry):
@@ -107,17 +109,18 @@ class SqliteRegistry(SqlRegistry):
         await self._writer.run(close_writer, self._lock)
         await self._writer.close()
 
-    async def _write(self, take: Take[Change]) -> Sequence[object]:
+    async def _write(self, take: Take[Committed]) -> Sequence[object]:
         if self._lock.contended:
             await asyncio.sleep(CONTENDED_PAUSE_SECONDS)
         with reported(unavailable):
             outcomes, events = await self._writer.run(self._write_locked, take)
         if events:
+            self.revoked.on_events(events)
             self._recent.add(events)
             self._wake_followers()
         return outcomes
 
-    def _write_locked(self, db: sqlite3.Connection, take: Take[Change]) -> tuple[Sequence[object], Sequence[Event]]:
+    def _write_locked(self, db: sqlite3.Connection, take: Take[Committed]) -> tuple[Sequence[object], Sequence[Event]]:
         """The outcomes of the Changes that wait once the lock is ours, and the events that were committed."""
         with self._lock:
             changes = take()
@@ -135,7 +138,7 @@ class SqliteRegistry(SqlRegistry):
 
     async def _answers(self, thread: Thread, take: Take[Read[Any]]) -> Sequence[object]:
         with reported(unavailable):
-            answers = await thread.run(_read_waiting, take)
+            answers = await thread.run(lambda db: reads.read_batch(db, take()))
         return [unavailable(answer) if isinstance(answer, sqlite3.Error) else answer for answer in answers]
 
     async def _ask(self, read: Read[T]) -> T:
@@ -176,29 +179,30 @@ class SqliteRegistry(SqlRegistry):
         *,
         presented: bytes | None = None,
         earned_by: str | None = None,
+        certificate: bytes | None = None,
     ) -> EnrollmentFacts:
-        return await self._ask(
-            lambda db: reads.enrollment_facts(db, device_id, token_id, key_sha256, presented, earned_by)
-        )
+        def look(db: sqlite3.Connection) -> EnrollmentFacts:
+            facts = reads.enrollment_facts(db, device_id, token_id, key_sha256, presented, earned_by)
+            return facts if certificate is None else reads.with_holder(db, facts, certificate)
+
+        return await self._ask(look)
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
         return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
 
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
-        with reported(unavailable):
-            await self._writer.run(self._seal_locked, sealed, nodes)
-
-    def _seal_locked(self, db: sqlite3.Connection, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
-        with self._lock:
-            add_head(db, sealed, nodes)
+        await self._run_locked(lambda db: add_head(db, sealed, nodes))
 
     async def _run_steps(self, steps: Sequence[Step]) -> None:
-        with reported(unavailable):
-            await self._writer.run(self._run_steps_locked, steps)
+        await self._run_locked(lambda db: run_steps(db, steps))
 
-    def _run_steps_locked(self, db: sqlite3.Connection, steps: Sequence[Step]) -> None:
-        with self._lock:
-            run_steps(db, steps)
+    async def _run_locked(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        def locked(db: sqlite3.Connection) -> None:
+            with self._lock:
+                work(db)
+
+        with reported(unavailable):
+            await self._writer.run(locked)
 
     def _start_listening(self) -> None:
         if self._poll is None:
@@ -216,8 +220,4 @@ class SqliteRegistry(SqlRegistry):
             if found is None or found != version:
                 self._wake_followers()
             version = found
-            await asyncio.sleep(FOREIGN_COMMIT_POLL_SECONDS)
-
-
-def _read_waiting(db: sqlite3.Connection, take: Take[Read[Any]]) -> Sequence[object]:
-    return reads.read_batch(db, take())
+            await asyncio.sleep(FOREIGN_COMMIT_POLL_SECONDS if self._watch is None else WATCHED_POLL_SECONDS)

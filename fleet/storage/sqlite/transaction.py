@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from fleet.domain.audit_log import leaf_of
-from fleet.domain.changes import AuditRow, Change
+from fleet.domain.changes import AuditRow, Committed
 from fleet.domain.errors import Conflict
 from fleet.storage import mapping, queries
 from fleet.storage.sqlite.connection import transaction
@@ -44,7 +44,7 @@ class Batch:
         self._db = db
         self._audit_seq, self.event_seq = _last_numbers(db)
 
-    def add(self, change: Change) -> Exception | None:
+    def add(self, change: Committed) -> Exception | None:
         """Write all of `change`; or nothing, and return the reason.
 
         Raises: sqlite3.OperationalError, sqlite3.DatabaseError: the database failed, and the batch with it.
@@ -61,7 +61,7 @@ class Batch:
         except Exception as error:  # one caller's bad value must not fail the others in the batch
             return self._undo(error)
         self._db.execute("RELEASE change")
-        self._audit_seq += 1
+        self._audit_seq += change.audit is not None
         self.event_seq += len(change.events)
         return None
 
@@ -71,7 +71,7 @@ class Batch:
         return error
 
 
-def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
+def write_batch(db: sqlite3.Connection, changes: Sequence[Committed]) -> Written:
     """Commit `changes` in one transaction and one fsync.
 
     Nearly always none conflicts, and they are written together. Otherwise that is rolled back, and each is written in a
@@ -87,7 +87,7 @@ def write_batch(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
             return _write_one_by_one(db, changes)
 
 
-def _write_together(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
+def _write_together(db: sqlite3.Connection, changes: Sequence[Committed]) -> Written:
     """Half the statements of `_write_one_by_one`: at each, this thread may have to wait for the interpreter.
 
     Raises: _BatchConflict: a Change conflicts. sqlite3.Error: the database failed.
@@ -107,7 +107,7 @@ def _write_together(db: sqlite3.Connection, changes: Sequence[Change]) -> Writte
     return Written([None for _ in changes], event_seq)
 
 
-def _write_one_by_one(db: sqlite3.Connection, changes: Sequence[Change]) -> Written:
+def _write_one_by_one(db: sqlite3.Connection, changes: Sequence[Committed]) -> Written:
     batch = Batch(db)
     event_seq = batch.event_seq
     return Written([batch.add(change) for change in changes], event_seq)
@@ -118,11 +118,11 @@ def _last_numbers(db: sqlite3.Connection) -> tuple[int, int]:
     return numbers
 
 
-def _record(db: sqlite3.Connection, changes: Sequence[Change], audit_seq: int, event_seq: int) -> None:
+def _record(db: sqlite3.Connection, changes: Sequence[Committed], audit_seq: int, event_seq: int) -> None:
     """Audit rows and events of `changes`, numbered on from the last ones."""
+    entries = (change.audit for change in changes if change.audit is not None)
     audits = [
-        mapping.AUDIT.row(AuditRow(seq, change.audit, leaf_of(change.audit, seq)))
-        for seq, change in enumerate(changes, audit_seq + 1)
+        mapping.AUDIT.row(AuditRow(seq, entry, leaf_of(entry, seq))) for seq, entry in enumerate(entries, audit_seq + 1)
     ]
     events = [event for change in changes for event in change.events]
     insert_rows(db, mapping.AUDIT, audits)

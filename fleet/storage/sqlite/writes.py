@@ -10,7 +10,7 @@ from fleet.storage import mapping, queries, statements
 from fleet.storage.crls import Step
 from fleet.storage.sqlite.connection import transaction
 from fleet.storage.statement import for_sqlite
-from fleet.storage.steps import steps_of
+from fleet.storage.steps import serial_parameters, steps_of
 
 DROP_TAG = "DELETE FROM device_tag WHERE key = ? AND value = ? AND device_id = ?"
 # Without ON CONFLICT: which constraint fails says which Conflict it is.
@@ -53,8 +53,7 @@ def _list_devices(db: sqlite3.Connection, write: ImportDevices) -> None:
             raise Conflict(*statements.NO_SUCH_MODEL) from error
         raise
     for device in (each.device for each in write.devices if each.device.hardware_serial):
-        parameters = (device.hardware_serial, device.model, device.id)
-        if not db.execute(statements.SERIAL_IS_FREE.sqlite, parameters).fetchone():
+        if not db.execute(statements.SERIAL_IS_FREE.sqlite, serial_parameters(device)).fetchone():
             raise Conflict(*statements.LISTED_ALREADY)
 
 

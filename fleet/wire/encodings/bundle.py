@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire import armor
@@ -92,8 +92,7 @@ class Request:
         """In PEM or DER, as the library's objects have it."""
         if encoding is Encoding.DER:
             return self.der
-        heading = b"CERTIFICATE REQUEST"
-        return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (heading, armor.lines(self.der), heading)
+        return armor.pem("CERTIFICATE REQUEST", self.der).encode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +114,6 @@ class Bundle:
         return self.friendly_names[index] if index < len(self.friendly_names) else None
 
 
-def spki(public_key: PublicKeyTypes) -> bytes:
-    """DER SubjectPublicKeyInfo: equal for equal keys."""
-    return spki_of(public_key)
-
-
 def belongs_to(certificate: x509.Certificate, private_key: PrivateKeyTypes) -> bool:
     """Whether `certificate` is for `private_key`. False where its key can't be read.
 
@@ -128,7 +122,7 @@ def belongs_to(certificate: x509.Certificate, private_key: PrivateKeyTypes) -> b
     try:
         with library_errors("public key"):
             own = certificate_fields(certificate.public_bytes(Encoding.DER)).spki
-            return not is_for_pss(own) and spki(certificate.public_key()) == spki(private_key.public_key())
+            return not is_for_pss(own) and spki_of(certificate.public_key()) == spki_of(private_key.public_key())
     except WireError:
         return False
 

@@ -9,6 +9,7 @@ import enum
 from fleet.wire import armor, der
 from fleet.wire.encodings.bundle import INPUT_SIZE_MAX
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
+from fleet.wire.text import UTF8_MARK, UTF16_MARKS
 
 
 class Content(enum.StrEnum):
@@ -30,7 +31,6 @@ class Content(enum.StrEnum):
 PEM_BEGIN = b"-----BEGIN "
 
 _TPM_KEY_ARC = "2.23.133.10.1."
-_UTF8_BOM = b"\xef\xbb\xbf"
 _JAVA_MAGIC = (b"\xfe\xed\xfe\xed", b"\xce\xce\xce\xce")
 
 
@@ -41,9 +41,9 @@ def cleaned(data: bytes) -> bytes:
     """
     if len(data) > INPUT_SIZE_MAX:
         raise TooLarge(f"The file is larger than {INPUT_SIZE_MAX // (1024 * 1024)} MiB.")
-    if data.startswith(_UTF8_BOM):
-        return data[len(_UTF8_BOM) :]
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") and data[:4] not in _JAVA_MAGIC:
+    if data.startswith(UTF8_MARK):
+        return data[len(UTF8_MARK) :]
+    if data.startswith(UTF16_MARKS) and data[:4] not in _JAVA_MAGIC:
         try:
             return data.decode("utf-16").encode("ascii", "replace")
         except UnicodeDecodeError:

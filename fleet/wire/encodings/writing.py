@@ -125,8 +125,7 @@ def _write_p7b(bundle: Bundle, password: bytes | None) -> bytes:
 
 
 def _write_p7b_pem(bundle: Bundle, password: bytes | None) -> bytes:
-    text = armor.lines(_write_p7b(bundle, password))
-    return b"-----BEGIN PKCS7-----\n" + text + b"-----END PKCS7-----\n"
+    return armor.pem("PKCS7", _write_p7b(bundle, password)).encode("ascii")
 
 
 def _only_key(bundle: Bundle, encoding: Encoding, password: bytes | None) -> bytes:

@@ -67,6 +67,12 @@ def disconnect(version: int, reason: Reason = Reason.NORMAL_DISCONNECTION, text:
     return encode_packet(DISCONNECT, _reason(version, reason, text))
 
 
+def use_another_server(reference: str, text: str = "") -> bytes:
+    """The DISCONNECT of MQTT 5.0 that names a server to use meanwhile (3.14.2.2.5, 4.11)."""
+    properties = ((Property.SERVER_REFERENCE, reference), *reason_string(text))
+    return encode_packet(DISCONNECT, bytes((Reason.USE_ANOTHER_SERVER,)) + encode_properties(properties))
+
+
 def ends_session() -> bytes:
     """The DISCONNECT of MQTT 5.0 with which a session ends at once, whatever its CONNECT has said (3.14.2.2.2)."""
     expiry = encode_properties(((Property.SESSION_EXPIRY_INTERVAL, 0),))

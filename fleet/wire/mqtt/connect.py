@@ -159,8 +159,14 @@ def answer_version(body: bytes) -> int:
     return V5 if body[:6] == b"\0\4MQTT" and len(body) > 6 and body[6] & 0x7F >= V5 else V311
 
 
+KNOWS_311_ALONE = b"\0\1"
+"""How a server that knows nothing newer refuses another version (3.1.1, 3.2.2.3); a CONNACK of 5.0 is longer."""
+
+
 def decode_connack(body: bytes, version: int) -> Connack:
     """Raises: Malformed."""
+    if version == V5 and body == KNOWS_311_ALONE:
+        return Connack(False, Reason.UNSUPPORTED_PROTOCOL_VERSION)
     fields = Fields(body)
     flags, code = fields.integer(1), fields.integer(1)
     # [MQTT-3.2.2-1]
@@ -201,7 +207,7 @@ def silence_max(connect: Connect, connack: Connack) -> float:
     return 1.5 * (servers if isinstance(servers, int) else connect.keep_alive)
 
 
-def packet_size_max(connect: Connect) -> int | None:
-    """The longest packet that the client takes (3.1.2.11.4); None: any."""
-    found = value_of(connect.properties, Property.MAXIMUM_PACKET_SIZE)
+def packet_size_max(connect: Connect | None) -> int | None:
+    """The longest packet that the client takes (3.1.2.11.4); None: any, or it has not said yet."""
+    found = value_of(connect.properties, Property.MAXIMUM_PACKET_SIZE) if connect is not None else None
     return found if isinstance(found, int) else None

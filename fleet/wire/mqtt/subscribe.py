@@ -9,6 +9,7 @@ from fleet.wire.mqtt.properties import Properties, decode_properties, encode_pro
 
 SUBSCRIBE = PacketType.SUBSCRIBE << 4 | 2
 SUBACK = PacketType.SUBACK << 4
+UNSUBSCRIBE = PacketType.UNSUBSCRIBE << 4 | 2
 
 FILTERS_MAX = 1_000  # in one packet: each allocates an object and is checked against the policy
 
@@ -93,6 +94,13 @@ def decode_unsubscribe(body: bytes, version: int, filters_max: int = FILTERS_MAX
     return Unsubscribe(packet_id, tuple(found), properties)
 
 
+def encode_unsubscribe(unsubscribe: Unsubscribe, version: int) -> bytes:
+    """The whole packet."""
+    return encode_packet(
+        UNSUBSCRIBE, _encoded_head(unsubscribe, version) + b"".join(map(encode_string, unsubscribe.filters))
+    )
+
+
 def _head(body: bytes, version: int) -> tuple[int, Properties, Fields]:
     """The packet identifier and the properties at the start of `body`, and the fields after them."""
     fields = Fields(body)
@@ -103,7 +111,7 @@ def _head(body: bytes, version: int) -> tuple[int, Properties, Fields]:
     return packet_id, decode_properties(fields) if version == V5 else (), fields
 
 
-def _encoded_head(packet: Subscribe | Suback, version: int) -> bytes:
+def _encoded_head(packet: Subscribe | Suback | Unsubscribe, version: int) -> bytes:
     properties = encode_properties(packet.properties) if version == V5 else b""
     return encode_integer(packet.packet_id, 2) + properties
 

@@ -26,6 +26,11 @@ def is_topic_name(text: str) -> bool:
     return text != "" and "#" not in text and "+" not in text
 
 
+def is_shared(topic_filter: str) -> bool:
+    """Whether the filter is that of a shared subscription (MQTT 5.0, 4.8.2)."""
+    return topic_filter.startswith(_SHARE)
+
+
 def is_topic_filter(text: str) -> bool:
     """Whether `text` is a well-formed topic filter; that of a shared subscription too."""
     if text.startswith(_SHARE):

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from device_agent.agent_config import NewHome, read_config, write_config
-from device_agent.device_key import load_key
 from device_agent.emulated.board import Hardware, HomeBoard
-from device_agent.identity_store import IdentityStore
+from device_agent.store.device_key import load_key
+from device_agent.store.identity_store import IdentityStore
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.serial import messages as m
@@ -23,6 +23,7 @@ from fleet.wire.serial.messages import FailureCode
 from tests.firmware_tools.boards import LocalAuthority
 from tests.wire.serial_line import Factory
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 HARDWARE = Hardware("SN-0001", "pump", "1.0")
 ORDER = ProvisioningOrder("pump-7", station="line-1")
 

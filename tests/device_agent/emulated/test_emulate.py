@@ -16,6 +16,7 @@ from fleet.wire.serial.dialogue.errors import NoAnswer
 from fleet.wire.serial.dialogue.events import ProvisioningOrder, Timing
 from tests.firmware_tools.boards import DEADLINE_SECONDS, LocalAuthority, board
 
+pytestmark = pytest.mark.usefixtures("forked_programs")
 TIMING = Timing(retransmit=0.1)
 ORDER = ProvisioningOrder("pump-7", station="line-1")
 

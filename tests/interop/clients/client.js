@@ -1,14 +1,14 @@
-// MQTT.js in the scenario of test_clients.py: client.js VERSION HOST PORT DEVICE CA CERTIFICATE KEY
+// MQTT.js in the scenario of test_clients.py: client.js VERSION HOST PORT DEVICE CA CERTIFICATE KEY LISTENER
 const fs = require("node:fs");
 const readline = require("node:readline");
 const mqtt = require("mqtt");
 
-const [version, host, port, device, ca, certificate, key] = process.argv.slice(2);
+const [version, host, port, device, ca, certificate, key, listener] = process.argv.slice(2);
 const up = `devices/${device}/up/t`;
 
 async function connected() {
   const client = mqtt.connect({
-    protocol: "mqtts", host, port: Number(port), clientId: device, protocolVersion: Number(version), clean: false,
+    protocol: listener === "wss" ? "wss" : "mqtts", path: "/mqtt", host, port: Number(port), clientId: device, protocolVersion: Number(version), clean: false,
     properties: version === "5" ? { sessionExpiryInterval: 600 } : undefined, reconnectPeriod: 0,
     ca: fs.readFileSync(ca), cert: fs.readFileSync(certificate), key: fs.readFileSync(key),
   });

@@ -1,4 +1,4 @@
-"""paho-mqtt in the scenario of test_clients.py: client.py VERSION HOST PORT DEVICE CA CERTIFICATE KEY."""
+"""paho-mqtt in the scenario of test_clients.py: client.py VERSION HOST PORT DEVICE CA CERTIFICATE KEY LISTENER."""
 
 import json
 import queue
@@ -14,7 +14,7 @@ from paho.mqtt.properties import Properties
 PATIENCE_SECONDS = 120.0
 
 
-def main(version: str, host: str, port: str, device: str, ca: str, certificate: str, key: str) -> None:
+def main(version: str, host: str, port: str, device: str, ca: str, certificate: str, key: str, listener: str) -> None:
     up, down = f"devices/{device}/up/t", f"devices/{device}/down/#"
     session: dict[str, Any] = {"clean_session": False}
     options: dict[str, Any] = {}
@@ -29,6 +29,7 @@ def main(version: str, host: str, port: str, device: str, ca: str, certificate: 
             CallbackAPIVersion.VERSION2,
             device,
             protocol=MQTTProtocolVersion(int(version)),
+            transport="websockets" if listener == "wss" else "tcp",
             reconnect_on_failure=False,
             **session,
         )

@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.wire.csr import build_csr
-from fleet.wire.encodings import Bundle
-from fleet.wire.encodings.bundle import Request
+from fleet.wire.encodings.bundle import Bundle, Request
 from fleet.wire.names import alt_name
 
 NEEDS_OPENSSL = pytest.mark.skipif(which("openssl") is None, reason="needs openssl")

@@ -7,8 +7,9 @@ import pytest
 from asn1crypto import cms, pkcs12
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fleet.wire.encodings import Bundle, Form, belongs_to, read, write
-from fleet.wire.encodings.bundle import WouldLose
+from fleet.wire.encodings.bundle import Bundle, Form, WouldLose, belongs_to
+from fleet.wire.encodings.reading import read
+from fleet.wire.encodings.writing import write
 from fleet.wire.errors import Unsupported
 from tests.wire.encodings.material import (
     BUNDLE,
@@ -41,7 +42,9 @@ def files(tmp_path: Path) -> Path:
 
 
 def keytool(files: Path, *arguments: str) -> str:
-    command = ["keytool", *arguments, "-storepass:file", str(files / "password")]
+    # Its start is most of what it does: no compiler for what runs for long, no threads that collect garbage.
+    quick = ["-J-XX:TieredStopAtLevel=1", "-J-XX:+UseSerialGC"]
+    command = ["keytool", *quick, *arguments, "-storepass:file", str(files / "password")]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -16,9 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.wire import armor, der
-from fleet.wire.encodings import Bundle, Form, PasswordNeeded, WrongPassword, read, write
-from fleet.wire.encodings.bundle import CERTIFICATES_MAX, KEY_SIZE_MAX, OBJECTS_MAX, PKCS12_SIZE_MAX
+from fleet.wire.encodings.bundle import (
+    CERTIFICATES_MAX,
+    KEY_SIZE_MAX,
+    OBJECTS_MAX,
+    PKCS12_SIZE_MAX,
+    Bundle,
+    Form,
+    PasswordNeeded,
+    WrongPassword,
+)
 from fleet.wire.encodings.keys import ROUNDS_MAX
+from fleet.wire.encodings.reading import read
+from fleet.wire.encodings.writing import write
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from tests.wire.encodings.material import (
     BUNDLE,

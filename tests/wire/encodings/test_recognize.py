@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.wire import armor, der
-from fleet.wire.encodings import INPUT_SIZE_MAX, Content, Form, recognize, write
+from fleet.wire.encodings.bundle import INPUT_SIZE_MAX, Form
+from fleet.wire.encodings.recognize import Content, recognize
+from fleet.wire.encodings.writing import write
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from tests.wire.encodings.material import BUNDLE, KEY, LEAF, PASSWORD, REQUEST, REVOCATION_LIST
 
 RSA = rsa.generate_private_key(65537, 2048)
-DSA = dsa.generate_private_key(2048)
+DSA = dsa.generate_private_key(1024)  # noqa: S505  its shape alone is looked at, and of this size it is made fast
 LEAF_DER = LEAF.public_bytes(Encoding.DER)
 TRADITIONAL = PrivateFormat.TraditionalOpenSSL
 

@@ -7,18 +7,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, mldsa, x25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.wire.encodings import (
-    FORM_BY_SUFFIX,
-    Bundle,
-    Form,
-    PasswordNeeded,
-    WouldLose,
-    holds_secret,
-    losses,
-    read,
-    write,
-)
-from fleet.wire.encodings.bundle import FORM_TITLES
+from fleet.wire.encodings.bundle import FORM_BY_SUFFIX, FORM_TITLES, Bundle, Form, PasswordNeeded, WouldLose
+from fleet.wire.encodings.reading import read
+from fleet.wire.encodings.writing import holds_secret, losses, write
 from fleet.wire.errors import Unsupported
 from tests.wire.encodings.material import (
     BUNDLE,

@@ -8,8 +8,7 @@ from fleet.servers.admin.cursors import page_of_all
 from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
 from fleet.servers.admin.records.credentials import Anchor, NewAnchor, RemovedAnchor
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import get, post
+from fleet.servers.admin.routing import Result, get, post
 from fleet.services import anchors
 
 

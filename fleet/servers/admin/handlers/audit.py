@@ -21,8 +21,7 @@ from fleet.servers.admin.records.audit import (
     TreeHead,
 )
 from fleet.servers.admin.records.base import SEQUENCE_MAX, Page
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import get
+from fleet.servers.admin.routing import Result, get
 from fleet.services.audit_proving import prove, seq_of_issue
 
 

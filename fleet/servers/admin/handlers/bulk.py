@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -22,7 +23,7 @@ from functools import partial
 import msgspec
 from msgspec import UNSET, structs
 
-from fleet.config.timestamps import rfc3339
+from fleet.config.timestamps import instant, rfc3339
 from fleet.domain.access import NotPermitted, Permission, demand_model
 from fleet.domain.changes import AuditEntry
 from fleet.domain.crl import GIVEN_REASONS
@@ -33,13 +34,12 @@ from fleet.domain.tags import Retag
 from fleet.servers.admin.auth import audit_partial_refusal, must_be_in_service
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import authentic, authenticated, bad_cursor
-from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.rfc3339 import instant
-from fleet.servers.admin.routing import post
+from fleet.servers.admin.records.devices import BulkAct, BulkFailure, BulkStep, message_as_written
+from fleet.servers.admin.routing import Result, post
 from fleet.services.bulk import (
     DONE,
     Move,
+    Notify,
     Outcome,
     Revoke,
     StepPlace,
@@ -81,12 +81,13 @@ async def act_in_bulk(context: Context, call: Call, body: BulkAct) -> Result[Bul
 
 
 async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
-    progress = _resumed(call, body, context.cursor_key())
+    models = await _models(context, call, parse_filter(body.filter, call.now))
+    progress = _resumed(call, body, models, context.cursor_key())
     at = progress.at if progress is not None else call.now
     where = parse_filter(body.filter, at)
     if where.model is not None and not body.dry_run:
         await _audit_unless_permitted(context, call, where.model)
-    filters = _filters(call, where)
+    filters = tuple(structs.replace(where, model=model, kind=None) for model in models)
     if progress is None:
         matched = sum([await context.registry.count_devices(where) for where in filters])
         progress = Progress(new_bulk_id(), at, matched, matched, StepPlace(began=at))
@@ -106,7 +107,7 @@ async def _step(context: Context, call: Call, body: BulkAct) -> BulkStep:
     if step.following is None or left == 0:
         return _shown(progress, step.outcomes, None)
     following = replace(progress, left=left, place=step.following)
-    return _shown(progress, step.outcomes, _cursor(call, body, following, context.cursor_key()))
+    return _shown(progress, step.outcomes, _cursor(_digest(call, body, models), following, context.cursor_key()))
 
 
 async def _audit_unless_permitted(context: Context, call: Call, model: str) -> None:
@@ -117,15 +118,22 @@ async def _audit_unless_permitted(context: Context, call: Call, model: str) -> N
         await audit_partial_refusal(context, call, refusal)
 
 
-def _filters(call: Call, where: DeviceFilter) -> tuple[DeviceFilter, ...]:
-    """Of a restricted operator's models, each by itself."""
+async def _models(context: Context, call: Call, where: DeviceFilter) -> Sequence[str | None]:
+    """Those to act on, one after the other: of a restricted operator, and of the filter's kind. None: all at once."""
     if where.model is not None:
-        return (where,) if call.operator.sees(where.model) else ()
-    return tuple(structs.replace(where, model=model) for model in call.operator.models) or (where,)
+        asked: Sequence[str | None] = (where.model,) if call.operator.sees(where.model) else ()
+    else:
+        asked = tuple(call.operator.models) or (None,)
+    if where.kind is None:
+        return asked
+    of_kind = sorted(each.name for each in await context.registry.models() if each.rules.kind is where.kind)
+    return [name for name in of_kind if asked == (None,) or name in asked]
 
 
-def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move | Revoke | Tagging:
-    """Raises: Invalid: `bad-reason`, `bad-bulk`; what a Retag raises."""
+def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move | Revoke | Tagging | Notify:
+    """Raises: Invalid: `bad-reason`, `bad-bulk`, `payload-too-large`; what a Retag raises. Conflict (`no-broker`)."""
+    if (body.message is UNSET) is (body.act == "notify"):
+        raise Invalid("bad-bulk", f"message goes with the act notify alone, which needs it; the act is {body.act}.")
     if body.crl_reason is not UNSET and body.act != "revoke":
         raise Invalid("bad-bulk", f"crl_reason goes with the act revoke, and not with {body.act}.")
     act, permitted = call.act, partial(must_be_in_service, context, call)
@@ -136,6 +144,17 @@ def _operation(context: Context, call: Call, body: BulkAct, bulk: str) -> Move |
         if body.act == "revoke":
             why = GIVEN_REASONS[body.crl_reason or "unspecified"]
             return Revoke(why, act.actor, body.reason, bulk, context.clock, act.address, permitted)
+        if body.message is not UNSET:
+            return Notify(
+                notifier=context.must_notify(),
+                what=body.message.message(message_as_written(call.text)),
+                actor=act.actor,
+                reason=body.reason,
+                bulk=bulk,
+                clock=context.clock,
+                address=act.address,
+                permitted=permitted,
+            )
         return Move(body.act, act.actor, body.reason, bulk, context.clock, act.address, permitted)
     tags = body.tags or {}
     retag = Retag(
@@ -159,22 +178,22 @@ def _shown(progress: Progress, outcomes: tuple[Outcome, ...], following: str | N
     )
 
 
-def _cursor(call: Call, body: BulkAct, progress: Progress, key: bytes) -> str:
+def _cursor(digest: str, progress: Progress, key: bytes) -> str:
     after = progress.place.after
     expires_at = rfc3339(after.expires_at) if after.expires_at is not None else None
     counts = (progress.matched, progress.left, progress.place.number)
-    values = [_digest(call, body), progress.bulk, rfc3339(progress.at), *counts, after.id, expires_at]
+    values = [digest, progress.bulk, rfc3339(progress.at), *counts, after.id, expires_at]
     return authenticated(values, key)
 
 
-def _resumed(call: Call, body: BulkAct, key: bytes) -> Progress | None:
+def _resumed(call: Call, body: BulkAct, models: Sequence[str | None], key: bytes) -> Progress | None:
     """Raises: HttpRefused: 400 `bad-cursor`: made up, another operation's or operator's, or too old."""
     if body.cursor is UNSET:
         return None
     try:
         digest, bulk, at_text, matched, left, number, device, expires = authentic(body.cursor, key)
         at, expires_at = instant(at_text), instant(expires) if expires is not None else None
-        if at is None or digest != _digest(call, body):
+        if at is None or digest != _digest(call, body, models):
             raise ValueError("another operation's")
         if call.now - at > OPERATION_LASTS:
             raise ValueError("too old")
@@ -183,11 +202,13 @@ def _resumed(call: Call, body: BulkAct, key: bytes) -> Progress | None:
         raise bad_cursor() from None
 
 
-def _digest(call: Call, body: BulkAct) -> str:
-    """Tells this operation from any other: who began it, and all of the body that stays the same from step to step."""
+def _digest(call: Call, body: BulkAct, models: Sequence[str | None]) -> str:
+    """Tells this operation from any other: who began it, on which models, which a cursor counts, and all of the body
+    that stays the same from step to step.
+    """
     same = {
         name: value
         for name, value in msgspec.to_builtins(body).items()
         if name not in ("cursor", "expected", "dry_run")
     }
-    return hashlib.sha256(json.dumps([call.act.actor, same], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([call.act.actor, list(models), same], sort_keys=True).encode()).hexdigest()[:16]

@@ -9,14 +9,15 @@ from fleet.domain.changes import Change
 from fleet.domain.claim import Claim as DomainClaim
 from fleet.domain.credential import Credential as DomainCredential
 from fleet.domain.credential import CredentialKind
+from fleet.domain.crl import GIVEN_REASONS, CrlReason
 from fleet.domain.errors import no_such
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all
+from fleet.servers.admin.handlers.credentials import credentials_page
 from fleet.servers.admin.idempotency import answering, inserted
-from fleet.servers.admin.records.base import NO_REASON, Page, Paging, Reason
+from fleet.servers.admin.records.base import NO_REASON, NO_REVOCATION_REASON, Page, Paging, Reason, RevocationReason
 from fleet.servers.admin.records.credentials import AddedClaim, Claim, Credential, NewClaim
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import Route, get, post
+from fleet.servers.admin.routing import Result, Route, get, post
 from fleet.servers.admin.signing import made_in, read_request, signed
 from fleet.services import claims
 
@@ -36,7 +37,7 @@ async def get_claim(context: Context, call: Call) -> Result[Claim]:
 async def list_claim_credentials(context: Context, call: Call, query: Paging) -> Result[Page[Credential]]:
     found = await _found(context, call)
     held = [c for c in await context.registry.credentials(found.name) if c.kind is CredentialKind.CLAIM]
-    return page_of_all(call, query, held, lambda credential: credential.serial, Credential.shown)
+    return await credentials_page(context, call, query, held)
 
 
 @post(
@@ -70,19 +71,32 @@ def _created(context: Context, call: Call, claim: DomainClaim, credential: Domai
     return Result(AddedClaim.shown(claim, call.now, **signed(context, credential)), 201, location)
 
 
+async def _moved(
+    context: Context, call: Call, verb: str, reason: str, crl_reason: CrlReason = CrlReason.UNSPECIFIED
+) -> Result[Claim]:
+    found = await _found(context, call)
+    result: Result[Claim] = Result(Claim.shown(claims.moved(found, verb, call.now, reason), call.now))
+    registry = answering(context.registry, call.once, lambda _: result)
+    await claims.move(verb, registry, found.name, act=call.act, reason=reason, crl_reason=crl_reason)
+    return result
+
+
 def _moving(verb: str, summary: str) -> Route:
     async def handle(context: Context, call: Call, body: Reason = NO_REASON) -> Result[Claim]:
-        found = await _found(context, call)
-        moved = claims.moved(found, verb, call.now, body.reason)
-        result: Result[Claim] = Result(Claim.shown(moved, call.now))
-        registry = answering(context.registry, call.once, lambda _: result)
-        await claims.move(verb, registry, found.name, act=call.act, reason=body.reason)
-        return result
+        return await _moved(context, call, verb, body.reason)
 
     return post(f"/v1/claims/{{claim}}/{verb}", Permission.CLAIM_WRITE, summary, name=f"{verb}_claim")(handle)
 
 
-revoke_claim = _moving("revoke", "Revoke a claim permanently; devices that it enrolled stay.")
+@post(
+    "/v1/claims/{claim}/revoke",
+    Permission.CLAIM_WRITE,
+    "Revoke a claim permanently; devices that it enrolled stay.",
+)
+async def revoke_claim(context: Context, call: Call, body: RevocationReason = NO_REVOCATION_REASON) -> Result[Claim]:
+    return await _moved(context, call, "revoke", body.reason, GIVEN_REASONS[body.crl_reason])
+
+
 quarantine_claim = _moving("quarantine", "Suspend a claim until it is released.")
 release_claim = _moving("release", "Release a claim from quarantine.")
 

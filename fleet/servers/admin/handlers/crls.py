@@ -12,8 +12,7 @@ from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import page_of_all
 from fleet.servers.admin.records.base import Page, Paging
 from fleet.servers.admin.records.crls import AS_SET, Crl, CrlsToIssue, WholeCrl
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import AccessLevel, get, post
+from fleet.servers.admin.routing import AccessLevel, Result, get, post
 
 
 @get("/v1/crls", AccessLevel.OPERATOR, "Published CRLs, by path.")

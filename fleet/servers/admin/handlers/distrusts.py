@@ -5,6 +5,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
+from fleet.config.timestamps import instant
 from fleet.domain import distrust as domain
 from fleet.domain.access import NotPermitted, Operator, Permission, demand_model
 from fleet.domain.ca_role import ISSUES_TO_DEVICES
@@ -25,9 +26,7 @@ from fleet.servers.admin.records.distrusts import (
     RevokeDistrusted,
     UndoneDistrust,
 )
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.rfc3339 import instant
-from fleet.servers.admin.routing import get, post
+from fleet.servers.admin.routing import Result, get, post
 from fleet.services import distrust
 from fleet.services.bulk import DONE, Revoke, must_be_confirmed, new_bulk_id
 

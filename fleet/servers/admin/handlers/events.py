@@ -5,6 +5,7 @@ last id that it has.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Literal
@@ -15,12 +16,12 @@ from fleet.domain.access import Operator, Permission
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import FleetError
+from fleet.domain.presence import decode_notices
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.records import reports
 from fleet.servers.admin.records.base import SEQUENCE_MAX
 from fleet.servers.admin.records.reports import EventQuery
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import EVENT_STREAM, get
+from fleet.servers.admin.routing import EVENT_STREAM, Result, get
 from fleet.servers.refusals import HttpRefused
 from fleet.services.identity import identify_operator
 
@@ -122,8 +123,8 @@ class EventStream:
                 if event.kind == EventKind.CREDENTIAL_ENDED and event.detail == own:
                     return
                 self._seq = event.seq
-                if await self._may_see(event):
-                    yield _framed(event)
+                if shown := await self._shown(event):
+                    yield shown
         except FleetError:
             return  # the feed is broken: the reader reconnects, and learns why
         finally:
@@ -153,6 +154,15 @@ class EventStream:
         """A heartbeat. An id without data is remembered by the reader and shown to nobody."""
         return f": still here\nid: {self._seq}\n\n".encode()
 
+    async def _shown(self, event: Event) -> bytes:
+        """What the reader sees of it: many sessions in one event are an event for each, and the last has the id."""
+        if event.kind != EventKind.SESSIONS_CHANGED:
+            return _framed(event, event.seq) if await self._may_see(event) else b""
+        notices = decode_notices(event)
+        each_event = [Event(each.kind, each.device_id, json.dumps(each.members), event.seq) for each in notices]
+        seen = [each for each in each_event if await self._may_see(each)]
+        return b"".join(_framed(each, event.seq if each is seen[-1] else None) for each in seen)
+
     async def _may_see(self, event: Event) -> bool:
         operator, registry = self._operator, self._context.registry
         if not operator.models:
@@ -175,6 +185,7 @@ class EventStream:
         return device is not None and operator.sees(device.model)
 
 
-def _framed(event: Event) -> bytes:
+def _framed(event: Event, id_: int | None) -> bytes:
     data = msgspec.json.encode(reports.Event.shown(event))
-    return f"id: {event.seq}\nevent: {event.kind}\ndata: ".encode() + data + b"\n\n"
+    head = f"id: {id_}\n" if id_ is not None else ""
+    return f"{head}event: {event.kind}\ndata: ".encode() + data + b"\n\n"

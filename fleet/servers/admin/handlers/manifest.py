@@ -11,8 +11,7 @@ from fleet.domain.manifest import key_hash
 from fleet.servers.admin.auth import audit_partial_refusal
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.records.devices import MANIFEST_SIZE_MAX, ManifestPart, ManifestRow, ManifestTaken, RefusedRow
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import post
+from fleet.servers.admin.routing import Result, post
 from fleet.services.bulk import new_bulk_id
 from fleet.services.importing import Importer, Numbered, RowRefused, checked_row
 

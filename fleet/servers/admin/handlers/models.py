@@ -1,8 +1,11 @@
 """Models."""
 
+from msgspec.structs import replace
+
 from fleet.domain import device as domain
 from fleet.domain.access import NotPermitted, Permission
 from fleet.domain.errors import no_such
+from fleet.domain.mqtt_overrides import all_filters
 from fleet.domain.topic_policy import widened
 from fleet.servers.admin.conditions import demand_match
 from fleet.servers.admin.context import Call, Context
@@ -10,8 +13,7 @@ from fleet.servers.admin.cursors import page_of_all
 from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.records.base import Page, Paging
 from fleet.servers.admin.records.models import Model, ModelChanges, ModelReplacement, NewModel, Renewal
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import Condition, get, patch, post, put
+from fleet.servers.admin.routing import Condition, Result, get, patch, post, put
 from fleet.services import inventory, renewal
 
 _CONCERNS_ALL = "concerns the whole fleet, and this operator is restricted to models."
@@ -25,7 +27,7 @@ async def list_models(context: Context, call: Call, query: Paging) -> Result[Pag
 
 @post("/v1/models", Permission.MODEL_CREATE, "Add a model.", status=201, has_etag=True)
 async def create_model(context: Context, call: Call, body: NewModel) -> Result[Model]:
-    model = body.applied(domain.Model(body.name))
+    model = body.made(body.name)
     location = {"Location": f"/v1/models/{model.name}"}
     result: Result[Model] = Result(Model.shown(model), 201, location, str(model.revision))
     registry = answering(context.registry, call.once, lambda _: result)
@@ -58,7 +60,7 @@ async def get_renewal(context: Context, call: Call) -> Result[Renewal]:
 )
 async def replace_model(context: Context, call: Call, body: ModelReplacement) -> Result[Model]:
     old = await _found(context, call)
-    return await _changed(context, call, old, body.applied(domain.Model(old.name, revision=old.revision)))
+    return await _changed(context, call, old, replace(body.made(old.name), revision=old.revision))
 
 
 @patch(
@@ -92,7 +94,7 @@ def _must_not_reach_other_models(old: domain.Model, new: domain.Model) -> None:
         # A tenant's own people would reach another tenant's CA by it.
         raise NotPermitted("held-to-models", f"Whose CA signs {_CONCERNS_ALL}")
     # Topics are one space: devices of the model would read, or publish as, those of other models.
-    if beyond := widened(old.publish, new.publish) or widened(old.subscribe, new.subscribe):
+    if beyond := next(filter(None, map(widened, all_filters(old), all_filters(new))), ""):
         what = f"{beyond[:80]!r} is wider than the topics of model {old.name}, and that {_CONCERNS_ALL}"
         raise NotPermitted("held-to-models", what, "Narrow its topics, or ask an operator without that restriction.")
     # And so are names: a device of the model would bear that of another's.

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
+from msgspec.structs import replace
+
 from fleet.domain import access
 from fleet.domain.access import Permission, demand_grantable, operator_actor
 from fleet.domain.changes import Change, made_by
@@ -13,9 +15,15 @@ from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.cursors import paged, slice_of
 from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import Page, Paging
-from fleet.servers.admin.records.holders import AddedOperator, NewOperator, Operator, OperatorRevocation, newest
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import get, post
+from fleet.servers.admin.records.holders import (
+    AddedOperator,
+    NewOperator,
+    Operator,
+    OperatorRevocation,
+    RevokedOperator,
+    newest,
+)
+from fleet.servers.admin.routing import Result, get, post
 from fleet.servers.admin.signing import made_in, newest_of, read_named_request, signed
 from fleet.services import operators
 
@@ -77,24 +85,29 @@ def _created(context: Context, operator: access.Operator, credential: Credential
     Permission.OPERATOR_WRITE,
     "Revoke an operator's certificates, and its tokens if asked to; its event streams end.",
 )
-async def revoke_operator(context: Context, call: Call, body: OperatorRevocation = _NOTHING_MORE) -> Result[Operator]:
+async def revoke_operator(
+    context: Context, call: Call, body: OperatorRevocation = _NOTHING_MORE
+) -> Result[RevokedOperator]:
     found, registry = await _found(context, call), context.registry
     tokens = {} if body.tokens else await registry.count_open_tokens(call.now)
-    result: Result[Operator] = Result(await _shown(context, found, tokens, certificate=CredentialState.REVOKED))
-    last = answering(registry, call.once, lambda _: result)
+    shown = RevokedOperator.of(
+        await _shown(context, found, tokens, certificate=CredentialState.REVOKED), revoked_tokens=0
+    )
+    last = answering(registry, call.once, lambda _: Result(shown))
     why, crl_reason = body.reason, GIVEN_REASONS[body.crl_reason]
     if not body.tokens:
         await operators.revoke_operator(last, found.name, act=call.act, reason=why, crl_reason=crl_reason)
-        return result
+        return Result(shown)
     try:
         await operators.revoke_operator(registry, found.name, act=call.act, reason=why, crl_reason=crl_reason)
     except Conflict:  # revoked before, and tokens may have been left
         if not await registry.open_tokens(operator_actor(found.name), call.now, limit=1):
             raise
     revoked = await operators.revoke_open_tokens(registry, found.name, act=call.act, reason=why)
+    shown = replace(shown, revoked_tokens=revoked)
     entry = made_by(call.act, "operator.revoke-tokens", f"operator {found.name}", tokens=str(revoked))
     await last.commit(Change(entry))
-    return result
+    return Result(shown)
 
 
 async def _found(context: Context, call: Call) -> access.Operator:

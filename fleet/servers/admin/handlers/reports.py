@@ -3,23 +3,34 @@
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from fleet.domain.access import Permission
 from fleet.domain.errors import Unavailable
 from fleet.servers.admin.context import Call, Context
-from fleet.servers.admin.records.reports import Forecast, ForecastQuery, Health, Retention, Status, StatusQuery
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import AccessLevel, get
+from fleet.servers.admin.records.reports import (
+    Degraded,
+    Forecast,
+    ForecastQuery,
+    Health,
+    Retention,
+    Status,
+    StatusQuery,
+)
+from fleet.servers.admin.routing import AccessLevel, Result, get
 from fleet.services.forecast import forecast
 
 
 @get("/healthz", AccessLevel.ANYBODY, "Health check.")
 async def health(context: Context, call: Call) -> Result[Health]:
     await context.registry.last_event()
+    if context.drains():
+        raise Unavailable("draining", "The server is about to stop.", "Use another node, or retry later.")
     if not context.broker_answers():
         raise Unavailable("broker-silent", "The MQTT broker does not answer.", "Look at the broker and its log.")
-    if not context.broker_saves():
-        return Result(Health(status="degraded", reasons=["broker-not-saved"]))
-    return Result(Health(status="ok"))
+    reasons: list[Degraded] = [] if context.broker_saves() else ["broker-not-saved"]
+    reasons += (await context.crl_report(call.now)).reasons
+    return Result(Health(status="degraded", reasons=reasons) if reasons else Health(status="ok"))
 
 
 @get("/v1/status", Permission.STATUS_READ, "Uptime and counters.", for_stations=True)
@@ -38,7 +49,8 @@ async def status(context: Context, call: Call, query: StatusQuery) -> Result[Sta
         "audit_rows": await registry.last_audit(),
         "last_event": await registry.last_event(),
     }
-    return Result({"uptime_seconds": uptime, "registry": held, **context.status()})
+    crls = msgspec.to_builtins(await context.crl_report(call.now))
+    return Result({"uptime_seconds": uptime, "registry": held, "crls": crls, **context.status()})
 
 
 @get("/v1/openapi.json", AccessLevel.OPERATOR, "This description.", has_etag=True)
@@ -49,9 +61,9 @@ async def openapi(context: Context, call: Call) -> Result[dict[str, Any]]:
 @lru_cache(maxsize=1)
 def _description() -> dict[str, Any]:
     from fleet.servers.admin.openapi import description
-    from fleet.servers.admin.routes import ROUTES
+    from fleet.servers.admin.sections import all_routes
 
-    return description(ROUTES)
+    return description(all_routes())
 
 
 @get(

@@ -5,6 +5,7 @@ import asyncio
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from fleet.config.timestamps import instant
 from fleet.domain.access import Permission
 from fleet.domain.approval import ApprovalRequest, RequestFilter
 from fleet.domain.changes import Change, made_by
@@ -18,9 +19,7 @@ from fleet.servers.admin.cursors import paged, position
 from fleet.servers.admin.idempotency import answering
 from fleet.servers.admin.records.base import NO_REASON, Page, Reason
 from fleet.servers.admin.records.credentials import DeniedRequests, DenyRequests, Request, RequestQuery
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.rfc3339 import instant
-from fleet.servers.admin.routing import Condition, Route, get, post
+from fleet.servers.admin.routing import Condition, Result, Route, get, post
 from fleet.services import approvals
 from fleet.services.bulk import STEP_DEVICES_MAX as STEP_MAX
 from fleet.services.bulk import WINDOW, must_be_confirmed

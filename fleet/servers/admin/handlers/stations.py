@@ -13,8 +13,7 @@ from fleet.servers.admin.cursors import paged, slice_of
 from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import NO_REVOCATION_REASON, Page, Paging, RevocationReason
 from fleet.servers.admin.records.holders import AddedStation, NewStation, Station, StationChanges, newest
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import get, patch, post
+from fleet.servers.admin.routing import Result, get, patch, post
 from fleet.servers.admin.signing import made_in, newest_of, read_named_request, signed
 from fleet.services import inventory, revocation
 

@@ -15,8 +15,7 @@ from fleet.servers.admin.handlers.devices import found_device
 from fleet.servers.admin.idempotency import answering, inserted
 from fleet.servers.admin.records.base import Page, Paging
 from fleet.servers.admin.records.credentials import NewToken, Token
-from fleet.servers.admin.result import Result
-from fleet.servers.admin.routing import get, post
+from fleet.servers.admin.routing import Result, get, post
 from fleet.services import inventory
 
 SHOWN_ONCE = "The token was shown once, in the first answer to this request. Revoke it if it was lost."

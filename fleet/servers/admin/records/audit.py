@@ -8,6 +8,7 @@ from msgspec import Meta
 from fleet.domain import audit_log, changes
 from fleet.domain.audit_log import NODE_LEVELS
 from fleet.domain.audit_proof import head_value
+from fleet.domain.members import about, pattern
 from fleet.servers.admin.records.base import (
     SEQUENCE_MAX,
     Page,
@@ -18,8 +19,6 @@ from fleet.servers.admin.records.base import (
     Sha256,
     Time,
     TimeText,
-    about,
-    pattern,
 )
 
 LEVELS = (0, *NODE_LEVELS)

@@ -1,15 +1,14 @@
 """What the records are made of: their base classes, and the types of single values with the limits that are checked."""
 
-import re
-from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta
 
+from fleet.config.timestamps import RFC3339_PATTERN, instant
+from fleet.domain.members import about, at_most, pattern
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
-from fleet.servers.admin import rfc3339
 from fleet.services.revocation import REASON_MAX
 
 Item = TypeVar("Item")
@@ -29,30 +28,6 @@ REQUEST_ID_PATTERN = r"^[0-9a-f]{16}\Z"
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*\Z"
 
 
-def pattern(text: str, description: str | None = None) -> Meta:
-    """A text that matches `text`, which ends in \\Z."""
-    return Meta(pattern=text, description=description)
-
-
-def at_most(size_max: int, description: str) -> Meta:
-    """Of so many characters, or items of a list."""
-    return Meta(max_length=size_max, description=description)
-
-
-def seconds(least: timedelta, most: timedelta, description: str | None = None) -> Meta:
-    """A whole number of seconds."""
-    return Meta(ge=int(least.total_seconds()), le=int(most.total_seconds()), description=description)
-
-
-def choice(names: Collection[str]) -> Meta:
-    """One of `names`."""
-    return Meta(pattern=rf"^({'|'.join(map(re.escape, names))})\Z", extra_json_schema={"enum": list(names)})
-
-
-def about(description: str) -> Meta:
-    return Meta(description=description)
-
-
 Name = Annotated[str, pattern(NAME_PATTERN)]
 DeviceId = Annotated[str, pattern(DEVICE_ID_PATTERN)]
 Serial = Annotated[str, pattern(SERIAL_PATTERN, "Serial number, lower-case hex.")]
@@ -63,7 +38,7 @@ Sha256 = Annotated[str, pattern(r"^[0-9a-f]{64}\Z")]
 CertificateSha256 = Annotated[Sha256, about("Of the certificate's DER.")]
 KeySha256 = Annotated[Sha256, about("Of the DER SubjectPublicKeyInfo.")]
 TimeText = Annotated[
-    str, Meta(pattern=rfc3339.PATTERN, extra_json_schema={"format": "date-time"}, description="RFC 3339.")
+    str, Meta(pattern=RFC3339_PATTERN, extra_json_schema={"format": "date-time"}, description="RFC 3339.")
 ]
 """A time that comes in: msgspec's own reader of times takes more than RFC 3339 has."""
 Time = Annotated[datetime, Meta(tz=True)]
@@ -106,7 +81,7 @@ def check_times(record: Record, *names: str) -> None:
     """
     for name in names:
         text = getattr(record, name)
-        if text is not None and rfc3339.instant(text) is None:
+        if text is not None and instant(text) is None:
             raise ValueError(f"Expected an RFC 3339 time in `{name}`")
 
 

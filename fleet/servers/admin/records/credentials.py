@@ -8,9 +8,10 @@ from msgspec import UNSET, Meta, UnsetType
 from fleet.domain import approval, claim, credential, idevid
 from fleet.domain.approval import RequestState
 from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.crl import CrlReason, Revocation
 from fleet.domain.device_filter import FILTER_MAX
+from fleet.domain.members import about, at_most, pattern, seconds
 from fleet.servers.admin.records.base import (
-    SEQUENCE_MAX,
     CertificateSha256,
     Count,
     Csr,
@@ -22,15 +23,12 @@ from fleet.servers.admin.records.base import (
     ReasonText,
     Record,
     RequestId,
+    Sequence,
     Serial,
     Time,
     TimeText,
     TokenId,
-    about,
-    at_most,
     check_times,
-    pattern,
-    seconds,
 )
 from fleet.servers.admin.records.models import Lifetime
 from fleet.services.anchors import MODELS_MAX as ANCHOR_MODELS_MAX
@@ -53,10 +51,15 @@ class Credential(Record):
     sha256: CertificateSha256
     key_sha256: KeySha256
     grant: Annotated[str, about("What entitled its holder to it.")]
+    revoked_at: Annotated[Time | UnsetType, about("As CRLs give it, where they list it as revoked.")] = UNSET
+    crl_reason: Annotated[str | UnsetType, about("Likewise: `keyCompromise`, `superseded`, ...")] = UNSET
 
     @classmethod
-    def shown(cls, c: credential.Credential) -> Self:
-        return cls.of(c, sha256=c.fingerprint.hex(), key_sha256=c.key_sha256.hex())
+    def shown(cls, c: credential.Credential, listed: Revocation | None = None) -> Self:
+        given = {"sha256": c.fingerprint.hex(), "key_sha256": c.key_sha256.hex()}
+        if listed is None or c.state is not CredentialState.REVOKED:
+            return cls.of(c, **given, revoked_at=UNSET, crl_reason=UNSET)
+        return cls.of(c, **given, revoked_at=listed.revoked_at, crl_reason=CrlReason(listed.reason).text)
 
 
 class Token(Record):
@@ -132,10 +135,7 @@ class DenyRequests(Record):
     filter: Annotated[str, at_most(FILTER_MAX, "model=cam2 and address=192.0.2.0/24; without state, those that wait")]
     reason: ReasonText = ""
     dry_run: Annotated[bool, about("Count the requests, and change nothing.")] = False
-    expected: (
-        Annotated[int, Meta(ge=0, le=SEQUENCE_MAX, description="How many must match; required unless it is a dry run.")]
-        | UnsetType
-    ) = UNSET
+    expected: Annotated[Sequence | UnsetType, about("How many must match; required unless it is a dry run.")] = UNSET
     at: Annotated[TimeText | UnsetType, about("The dry run's: requests that came later are left alone.")] = UNSET
 
     def __post_init__(self) -> None:

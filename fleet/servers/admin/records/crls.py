@@ -2,12 +2,13 @@
 
 from typing import Annotated, Self
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from fleet.domain import crl as domain
 from fleet.domain.distribution import kind_of_crl
-from fleet.servers.admin.records.base import Count, Record, Time, about
-from fleet.wire.armor import CRL_FOOTER, CRL_HEADER, lines
+from fleet.domain.members import about, between
+from fleet.servers.admin.records.base import Count, Record, Time
+from fleet.wire.armor import pem
 
 HOURS_MAX = 8760 * 5
 
@@ -35,17 +36,14 @@ class WholeCrl(Crl):
 
     @classmethod
     def whole(cls, found: domain.Crl) -> Self:
-        return cls.shown(found.head, pem=f"{CRL_HEADER}\n{lines(found.der).decode()}{CRL_FOOTER}\n")
+        return cls.shown(found.head, pem=pem("X509 CRL", found.der))
 
 
 class CrlsToIssue(Record):
     """How the CRLs are to be signed."""
 
     hours: (
-        Annotated[
-            int, Meta(ge=1, le=HOURS_MAX, description="From thisUpdate to nextUpdate, in place of the setting's.")
-        ]
-        | UnsetType
+        Annotated[int, between(1, HOURS_MAX, "From thisUpdate to nextUpdate, in place of the setting's.")] | UnsetType
     ) = UNSET
 
 

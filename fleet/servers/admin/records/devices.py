@@ -1,18 +1,21 @@
 """Devices: one, a list's query, a manifest, an operation on many."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
 
+import msgspec
 from msgspec import UNSET, Meta, UnsetType, field
 
 from fleet.domain import device as domain
 from fleet.domain.device import DeviceState
 from fleet.domain.device_filter import FILTER_MAX
 from fleet.domain.distrust import Distrust
+from fleet.domain.members import about, at_most, pattern
+from fleet.domain.model_rules import ModelKind
 from fleet.domain.tags import TAG_KEY, TAG_VALUE_MAX
 from fleet.servers.admin.records.base import (
     DEVICE_ID_PATTERN,
-    SEQUENCE_MAX,
     BulkId,
     Changes,
     Count,
@@ -30,11 +33,9 @@ from fleet.servers.admin.records.base import (
     Tags,
     Time,
     TimeText,
-    about,
-    at_most,
     check_times,
-    pattern,
 )
+from fleet.services.notifying import NAME_PATTERN, Message
 
 MANIFEST_ROWS_MAX = 500  # some 25 ms for which others wait
 MANIFEST_SIZE_MAX = 1024 * 1024
@@ -63,16 +64,24 @@ class Device(Record):
 
     id: DeviceId
     model: Name
+    kind: Annotated[ModelKind, about("Its model's.")]
     state: DeviceState
     hardware_serial: str
     created_at: Time
-    expires_at: Annotated[Time | None, about("notAfter of its newest certificate.")]
+    expires_at: Annotated[Time | None, about("notAfter of its newest certificate, usable or not.")]
     tags: Tags
     groups: Names
     revision: Count
     state_change: Annotated[
         StateChange | UnsetType,
         about("Of a single device that is suspended, revoked or retired: when, by whom and why, where that is known."),
+    ] = UNSET
+    usable_until: Annotated[
+        Time | UnsetType | None,
+        about(
+            "In listings, and of a single device, that has had a certificate: notAfter of its last one that is not "
+            "revoked, superseded, expired or distrusted; null: none is left."
+        ),
     ] = UNSET
     distrusted_by: Annotated[
         list[CoveringDistrust] | UnsetType,
@@ -81,11 +90,17 @@ class Device(Record):
 
     @classmethod
     def shown(
-        cls, d: domain.Device, change: domain.StateChange | None = None, distrusts: Iterable[Distrust] = ()
+        cls,
+        d: domain.Device,
+        kind: ModelKind,
+        change: domain.StateChange | None = None,
+        distrusts: Iterable[Distrust] = (),
+        usable_until: datetime | UnsetType | None = UNSET,
     ) -> Self:
         noted = StateChange.of(change) if change is not None and change.state is d.state else UNSET
         distrusted_by = [CoveringDistrust.of(rule) for rule in distrusts] or UNSET
-        return cls.of(d, tags=dict(d.tags), state_change=noted, distrusted_by=distrusted_by)
+        given = {"state_change": noted, "distrusted_by": distrusted_by, "usable_until": usable_until}
+        return cls.of(d, kind=kind, tags=dict(d.tags), **given)
 
 
 class NewDevice(Record):
@@ -110,6 +125,7 @@ class DeviceQuery(Paging):
     """Which devices: those of which everything given is true."""
 
     model: Name | None = None
+    kind: Annotated[ModelKind | None, about("Devices alone, or applications alone.")] = None
     state: DeviceState | None = None
     tag: Annotated[
         list[Annotated[str, pattern(rf"^{TAG_KEY}:[^\x00-\x1f\x7f]{{1,{TAG_VALUE_MAX}}}\Z")]],
@@ -126,12 +142,66 @@ class DeviceQuery(Paging):
         ]
         | None
     ) = None
-    expires_before: (
-        Annotated[TimeText, about("Devices whose newest certificate expires before then, soonest first.")] | None
-    ) = None
+    expires_before: Annotated[
+        TimeText | None, about("Devices whose newest certificate expires before then, soonest first.")
+    ] = None
 
     def __post_init__(self) -> None:
         check_times(self, "expires_before")
+
+
+class FleetMessage(Record):
+    """A message of the fleet to a device."""
+
+    name: Annotated[str, pattern(NAME_PATTERN, "Of its topic, devices/ID/fleet/NAME.")]
+    payload: Annotated[
+        Any,
+        about("JSON value, 64 KiB at most, published as it is written here; without it the payload is empty."),
+    ] = UNSET
+
+    def message(self, text: bytes) -> Message:
+        """`text`: this record as it came. Raises: Invalid (`payload-too-large`)."""
+        return Message(self.name, bytes(msgspec.json.decode(text, type=_AsWritten).payload))
+
+
+class _AsWritten(msgspec.Struct):
+    """The members of a message, or of an act on many, as they are written: JSON that has been checked already."""
+
+    payload: msgspec.Raw = msgspec.Raw()
+    message: msgspec.Raw = msgspec.Raw()
+
+
+def message_as_written(act: bytes) -> bytes:
+    """The `message` of a BulkAct with this text."""
+    return bytes(msgspec.json.decode(act, type=_AsWritten).message)
+
+
+class Notice(FleetMessage):
+    """A message of the fleet to one device."""
+
+    reason: ReasonText = ""
+
+
+class Notified(Record):
+    """A message of the fleet that the broker has taken."""
+
+    device_id: DeviceId
+    topic: str
+    subscribed: Annotated[
+        bool | None,
+        about("False: nobody had subscribed, and the message is gone. Null: the broker does not say (MQTT 3.1.1)."),
+    ]
+
+
+class DeviceReport(Record):
+    """The last report of a device's agent, whose signature has been verified."""
+
+    device_id: DeviceId
+    received_at: Time
+    serial: Annotated[str, about("Of the certificate with whose key it is signed.")]
+    report: Annotated[dict[str, Any], about("What the agent says of itself.")]
+    text: Annotated[str, about("The report as it was signed.")]
+    signature: Annotated[str, about("Base64; over `fleet device report 1`, a line feed, and the text.")]
 
 
 class BulkAct(Record):
@@ -140,19 +210,17 @@ class BulkAct(Record):
     filter: Annotated[
         str, at_most(FILTER_MAX, "As in the commands: model=cam2 and lot=L7 and state=active and expires<30d")
     ]
-    act: Literal["suspend", "resume", "revoke", "retire", "tag"]
+    act: Literal["suspend", "resume", "revoke", "retire", "tag", "notify"]
     tags: Annotated[TagChanges | UnsetType, about("With tag: tags to set; one that is null is removed.")] = UNSET
     join: Annotated[Groups | UnsetType, about("With tag: groups to add the devices to.")] = UNSET
     leave: Annotated[Groups | UnsetType, about("With tag: groups to remove them from.")] = UNSET
+    message: Annotated[FleetMessage | UnsetType, about("With notify: what is published to each device.")] = UNSET
     crl_reason: Annotated[CrlReasonText | UnsetType, about("With revoke: the reason in CRLs and OCSP.")] = UNSET
     reason: ReasonText = ""
     dry_run: Annotated[bool, about("Count the devices, and change nothing.")] = False
-    expected: (
-        Annotated[
-            int, Meta(ge=0, le=SEQUENCE_MAX, description="How many devices must match; required for the first step.")
-        ]
-        | UnsetType
-    ) = UNSET
+    expected: Annotated[Sequence | UnsetType, about("How many devices must match; required for the first step.")] = (
+        UNSET
+    )
     cursor: Annotated[Cursor | UnsetType, about("For each further step: `next` of the previous one.")] = UNSET
 
 
@@ -180,10 +248,9 @@ class ManifestRow(Record):
 
     device_id: _Text256
     model: _Text256
-    line: (
-        Annotated[Sequence, about("Its line in the manifest, for refusals; its position in the request by default.")]
-        | UnsetType
-    ) = UNSET
+    line: Annotated[
+        Sequence | UnsetType, about("Its line in the manifest, for refusals; its position in the request by default.")
+    ] = UNSET
     hardware_serial: _Text256 = ""
     key_sha256: Annotated[str, at_most(256, "Of the DER SubjectPublicKeyInfo, hex.")] = ""
     tags: Annotated[dict[str, Annotated[str, Meta(max_length=1024)]], Meta(max_length=256)] = field(

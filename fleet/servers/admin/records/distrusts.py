@@ -3,12 +3,12 @@
 from datetime import timedelta
 from typing import Annotated, Self
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from fleet.domain import distrust as domain
 from fleet.domain.distrust import KEY_MARKS, SPREAD_MAX
+from fleet.domain.members import about, choice, seconds
 from fleet.servers.admin.records.base import (
-    SEQUENCE_MAX,
     BulkId,
     CertificateSha256,
     Count,
@@ -17,12 +17,10 @@ from fleet.servers.admin.records.base import (
     ReasonText,
     Record,
     RevocationReason,
+    Sequence,
     Time,
     TimeText,
-    about,
     check_times,
-    choice,
-    seconds,
 )
 from fleet.servers.admin.records.devices import BulkFailure
 from fleet.services.distrust import Scope
@@ -89,9 +87,7 @@ class NewDistrust(Record):
     ] = int(SPREAD.total_seconds())
     reason: ReasonText = ""
     dry_run: Annotated[bool, about("Count the devices, and change nothing.")] = False
-    expected: (
-        Annotated[int, Meta(ge=0, le=SEQUENCE_MAX, description="How many devices must match; required.")] | UnsetType
-    ) = UNSET
+    expected: Annotated[Sequence | UnsetType, about("How many devices must match; required.")] = UNSET
 
     def __post_init__(self) -> None:
         check_times(self, "issued_from", "issued_before")
@@ -114,9 +110,7 @@ class DistrustPlan(Record):
 class RevokeDistrusted(RevocationReason):
     """A step of the revocation of every device under a rule."""
 
-    expected: Annotated[int, Meta(ge=0, le=SEQUENCE_MAX, description="How many there are; required.")] | UnsetType = (
-        UNSET
-    )
+    expected: Annotated[Sequence | UnsetType, about("How many there are; required.")] = UNSET
 
 
 class RevokedDistrusted(Record):

@@ -7,6 +7,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 from fleet.domain import credential
 from fleet.domain.access import Role
 from fleet.domain.credential import CredentialKind, CredentialState
+from fleet.domain.members import about, between
 from fleet.servers.admin.records.base import (
     CertificateSha256,
     Count,
@@ -17,7 +18,6 @@ from fleet.servers.admin.records.base import (
     RevocationReason,
     Serial,
     Time,
-    about,
 )
 from fleet.servers.admin.records.models import Lifetime
 from fleet.services.inventory import STATION_LIFETIME, STATION_MODELS_MAX, STATION_QUOTA_MAX
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 _Chain = Annotated[str, about("Its certificate, and the CA that signed it: PEM.")]
 _Root = Annotated[str, about("The root CA that authenticates the server: PEM.")]
 _Quota = Annotated[
-    int,
-    Meta(
-        ge=0, le=STATION_QUOTA_MAX, description="Maximum number of certificates it may earn a day (UTC); 0: unlimited."
-    ),
+    int, between(0, STATION_QUOTA_MAX, "Maximum number of certificates it may earn a day (UTC); 0: unlimited.")
 ]
 _OwnCsr = Annotated[Csr, about("Certificate request (PKCS #10), PEM, with the subject CN=NAME.")]
 _RestrictedTo = Annotated[Names, about("Models it is restricted to; empty for all.")]
@@ -105,6 +102,12 @@ class AddedOperator(Operator):
     root: _Root
 
 
+class RevokedOperator(Operator):
+    """An operator whose certificates have just been revoked."""
+
+    revoked_tokens: Annotated[Count, about("Tokens that it made and that were revoked with it.")]
+
+
 class NewOperator(Record):
     """An operator to add; it can't have permissions that the caller lacks."""
 
@@ -157,6 +160,7 @@ class Authority(Record):
             ca,
             subject=certificate.subject.rfc4514_string(),
             not_after=certificate.not_valid_after_utc,
+            key_here=ca.key_here is not None,
             sha256=certificate.fingerprint(hashes.SHA256()).hex(),
             key_id=identifier_of(certificate).hex(),
             pem=certificate.public_bytes(Encoding.PEM).decode(),

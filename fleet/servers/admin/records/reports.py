@@ -6,11 +6,15 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from fleet.domain import changes
-from fleet.servers.admin.records.base import Count, Record, Sequence, about
+from fleet.domain.members import about
+from fleet.servers.admin.records.base import Count, Record, Sequence
 from fleet.services import forecast
 from fleet.services.forecast import CLIFF_PERCENT
 
 WEEKS = 26
+
+
+Degraded = Literal["broker-not-saved", "crl-late", "crl-slow"]
 
 
 class Health(Record):
@@ -18,8 +22,12 @@ class Health(Record):
 
     status: Annotated[Literal["ok", "degraded"], about("Degraded: it serves, and an operator is needed.")]
     reasons: Annotated[
-        list[Literal["broker-not-saved"]] | UnsetType,
-        about("Of a degraded one. broker-not-saved: our own broker can't write to its disk what it holds."),
+        list[Degraded] | UnsetType,
+        about(
+            "Of a degraded one. broker-not-saved: our own broker can't write to its disk what it holds. crl-late: a "
+            "CRL ends soon and was not signed again, or revocations are in none. crl-slow: signing a full CRL takes "
+            "more than half of crl.max_delay."
+        ),
     ] = UNSET
 
 
@@ -30,6 +38,10 @@ class Status(msgspec.Struct):
     worker: Annotated[int, Meta(ge=1, description="Number of the worker that answers.")] | UnsetType = UNSET
     pid: Annotated[int, Meta(ge=1, description="Its process.")] | UnsetType = UNSET
     registry: Annotated[dict[str, Count] | UnsetType, about("Contents of the registry; for operators.")] = UNSET
+    crls: Annotated[
+        dict[str, float | list[str]] | UnsetType,
+        about("How the published CRLs are; for operators. `named`: paths of those that late and overdue are about."),
+    ] = UNSET
 
 
 class StatusQuery(Record):

@@ -3,7 +3,9 @@
 It trusts user name and client id, because only the gateway, and an operator of this machine, can open the socket. A
 device's user name is its model, and its client id the device id. The ACL repeats the models' filters, as a second line
 of defense: those with {id} for every device, with its own client id in place of it, and the others for the model's
-devices alone. The user `_backend`, which cannot be a model, may read and write everything:
+devices alone. Where a model's client ids are not the device ids alone, {id} is any device of the model there. The user
+`_publisher` may write what is the fleet's alone, and `_backend` may read and write everything but what the fleet sends
+to devices; neither can be a model:
 
     mosquitto_sub --unix HOME/run/broker.sock -u _backend -t '#'
 """
@@ -23,13 +25,18 @@ from pathlib import Path
 from fleet.config.logs import log_event
 from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.domain.device import Model
+from fleet.domain.mqtt_overrides import all_filters, any_other_client_ids
+from fleet.domain.topic_policy import FLEET_TOPICS, RESERVED, filled_for_model
 from fleet.servers.gateway.broker.private_socket import private_directory
 from fleet.servers.gateway.broker.process import STOP_SECONDS_MAX, BrokerProcess, OwnBroker
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
+RUNS_AS_ROOT = "mosquitto runs as root; run fleet serve as a user of its own"
+
 log = logging.getLogger("fleet.broker")
 
 BACKEND = "_backend"  # a device id starts with a letter or a digit
+PUBLISHER = "_publisher"  # what the fleet itself publishes
 SOCKET = "broker.sock"
 CONFIG = "mosquitto.conf"
 ACL = "mosquitto.acl"
@@ -108,7 +115,7 @@ class Mosquitto(OwnBroker):
         broker = cls(program, private_directory(run_dir))
         broker._save_seconds = save_seconds
         if os.geteuid() == 0:
-            log_event(log, logging.WARNING, "broker.root", broker=broker.address)
+            log_event(log, logging.WARNING, "broker.root", broker=broker.address, reason=RUNS_AS_ROOT)
         broker._write(CONFIG, config_text(limits))
         broker._acl = acl_text(models)
         broker._write(ACL, broker._acl)
@@ -217,25 +224,34 @@ def config_text(limits: Limits = DEFAULT_LIMITS) -> str:
 
 
 def acl_text(models: Iterable[Model]) -> str:
-    """mosquitto.acl: each model's filters, and everything for the backend."""
+    """mosquitto.acl: each model's filters, what devices receive of the fleet, and nearly everything for the backend."""
     patterns, sections = set[str](), list[str]()
     for model in sorted(models, key=lambda one: one.name):
         own = set[str]()
-        for permission, filters in (("write", model.publish), ("read", model.subscribe)):
-            for text in filters:
-                if "{id}" in text:
+        publish, subscribe = all_filters(model)
+        for permission, filters in (("write", publish), ("read", (*subscribe, FLEET_TOPICS))):
+            for template in filters:
+                if (text := filled_for_model(template, model)) is None:
+                    continue
+                if "{id}" in text and not any_other_client_ids(model):
                     patterns.add(f"pattern {permission} {_pattern(text, model)}")
                 else:
                     own.add(f"topic {permission} {_pattern(text, model)}")
         if own:
             sections += (f"user {model.name}", *sorted(own), "")
-    backend = (f"user {BACKEND}", "topic readwrite #", "topic read $SYS/#", "")
-    return "\n".join((*backend, *sections, *sorted(patterns), ""))
+    # A denial is of both, reading and writing.
+    backend = (f"user {BACKEND}", "topic readwrite #", "topic read $SYS/#", f"topic deny {RESERVED[0]}", "")
+    fleet = (f"user {PUBLISHER}", *(f"topic write {each}" for each in RESERVED), "")
+    return "\n".join((*backend, *fleet, *sections, *sorted(patterns), ""))
 
 
 def _pattern(text: str, model: Model) -> str:
-    """`text` in mosquitto's syntax. A level with another meaning there becomes +: wider, never narrower."""
+    """`text` in mosquitto's syntax. A level with another meaning there becomes +: wider, never narrower.
+
+    So does one with a tag, and one with {id} where the client id is more than that: mosquitto knows no part of it.
+    """
+    unknown = ("%", "{tag:", "{id}") if any_other_client_ids(model) else ("%", "{tag:")
     levels = (
-        "+" if "%" in level else level.replace("{id}", "%c").replace("{model}", model.name) for level in text.split("/")
+        "+" if any(each in level for each in unknown) else level.replace("{id}", "%c") for level in text.split("/")
     )
     return "/".join(levels)

@@ -7,25 +7,27 @@ A broker that hangs keeps its port or socket open: connections succeed, and noth
 unanswered, connections are refused at once. Pings are counted, not seconds, so that a pause of our own process or of
 the machine counts as one. Any CONNACK is an answer, a refusal too.
 
-Whether a broker of others is reachable at all is known by each connection to it, a session's or ours, and logged when
+Whether an external broker is reachable at all is known by each connection to it, a session's or ours, and logged when
 it changes. While it is not, the gateway stays open and refuses each device with "server unavailable".
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
 
 from fleet.config.clock import Clock, utc_now
 from fleet.config.logs import log_event
 from fleet.config.timestamps import rfc3339
-from fleet.servers.gateway.broker.upstream import Factory, Upstream, UpstreamWrapper
-from fleet.wire.errors import WireError
+from fleet.mqtt_client.client import MqttVisit
+from fleet.servers.gateway.broker.header_first import Factory
+from fleet.servers.gateway.broker.proxy_header import own_header
+from fleet.servers.gateway.broker.upstream import Upstream, UpstreamWrapper
+from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V311, PacketType
-from fleet.wire.mqtt.connect import Connect, encode_connect
-from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX, PacketReader
+from fleet.wire.mqtt.connect import Connect
+from fleet.wire.mqtt.reader import Packet
 
 log = logging.getLogger("fleet.broker")
 
@@ -70,11 +72,11 @@ class ProbedUpstream(UpstreamWrapper):
         """Whether it accepts connections, and does not answer."""
         return not self.answers() and not self._is_refused
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
         """Raises: BrokerSilent: at once, while it does not answer. OSError, TimeoutError."""
         if self.is_silent():
             raise BrokerSilent("The broker does not answer.")
-        await self._reach(factory)
+        await self._reach(factory, header)
 
     def status(self) -> dict[str, object]:
         """JSON value for `GET /v1/status`."""
@@ -111,10 +113,10 @@ class ProbedUpstream(UpstreamWrapper):
             self._connecting = asyncio.create_task(self._connect())
         return stopped
 
-    async def _reach(self, factory: Factory) -> None:
+    async def _reach(self, factory: Factory, header: bytes) -> None:
         """Connect, and note whether that was possible. Raises: OSError, TimeoutError."""
         try:
-            await self._upstream.connect(factory)
+            await self._upstream.connect(factory, header)
         except (OSError, TimeoutError) as error:
             if self._changes(is_reachable=False):
                 reason = str(error) or type(error).__name__
@@ -125,7 +127,7 @@ class ProbedUpstream(UpstreamWrapper):
             self._log(logging.WARNING, "upstream", outcome="reachable-again", broker=self.address)
 
     def _changes(self, *, is_reachable: bool) -> bool:
-        """Whether this is new, of a broker of others."""
+        """Whether this is new, of an external broker."""
         if self.is_ours or self._is_reachable is is_reachable:
             return False
         self._is_reachable, self._since = is_reachable, self._clock()
@@ -136,16 +138,16 @@ class ProbedUpstream(UpstreamWrapper):
             log_event(log, level, event, **fields)
 
     async def _connect(self) -> None:
-        session = _ProbeSession(self._on_answer, self._on_lost)
+        session = _ProbeSession(self._on_answer, self._on_lost, self.access.password)
         try:
-            await self._reach(lambda: session)
+            await self._reach(lambda: session, own_header(self))
         except TimeoutError:
             self._is_refused = False
         except OSError:
             self._is_refused = True
         else:
             self._is_refused = False
-            if not session.is_lost:
+            if not session.lost.done():
                 self._session = session
         finally:
             self._connecting = None
@@ -168,40 +170,39 @@ class ProbedUpstream(UpstreamWrapper):
             self._session = None
 
 
-class _ProbeSession(asyncio.Protocol):
+class _ProbeSession(MqttVisit):
     """CONNECT, then PINGREQ whenever asked. Nothing but CONNACK and then PINGRESP is an answer."""
 
-    def __init__(self, on_answer: Callable[[], None], on_lost: Callable[["_ProbeSession"], None]) -> None:
-        self.is_lost = False
-        self._on_answer, self._on_lost = on_answer, on_lost
-        self._reader = PacketReader(CONNECT_SIZE_MAX)
-        self._expected = PacketType.CONNACK
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+    def __init__(
+        self, on_answer: Callable[[], None], on_lost: Callable[["_ProbeSession"], None], password: bytes | None
+    ) -> None:
         # Random: the probe of another process or node must not take this session over.
-        connect = Connect(V311, f"{USER}-{secrets.token_hex(8)}", clean=True, username=USER)
-        self._transport.write(encode_connect(connect))
+        client_id = f"{USER}-{secrets.token_hex(8)}"
+        super().__init__(Connect(V311, client_id, clean=True, username=USER, password=password))
+        self._on_answer, self._on_lost = on_answer, on_lost
+        self._is_answered = False
 
     def ping(self) -> None:
-        if self._transport is not None and self._expected is PacketType.PINGRESP:
-            self._transport.write(acks.PINGREQ)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for packet in self._reader.feed(data):
-                if packet.type is not self._expected:
-                    raise WireError("Not the packet that was asked for.")
-                self._expected = PacketType.PINGRESP
-                self._on_answer()
-        except WireError:
-            self.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_lost = True
-        self._on_lost(self)
+        if self._is_answered:
+            self._write(acks.PINGREQ)
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._on_lost(self)
+
+    def _read(self, packets: Iterator[Packet]) -> None:
+        if not self._is_answered:  # the CONNACK has come
+            self._is_answered = True
+            self._on_answer()
+        for packet in packets:
+            if packet.type is not PacketType.PINGRESP:
+                raise Malformed("Not the packet that was asked for.")
+            self._on_answer()
+
+    def _break_off(self) -> None:
+        super()._break_off()
+        self.close()

@@ -1,19 +1,39 @@
 """Upstream interface: the broker behind the gateway, to which each session gets a connection of its own."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from fleet.domain.device import Device, Model
+from fleet.servers.gateway.broker.header_first import Factory, behind_header
 from fleet.servers.gateway.broker.private_socket import connect_unix
 
 CONNECT_SECONDS_MAX = 8.0  # less than Limits.open_seconds_max
 
-Factory = Callable[[], asyncio.BaseProtocol]
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAccess:
+    """How the gateway proves itself to an external broker."""
+
+    tls: ssl.SSLContext | None = None
+    """None: without TLS."""
+    password: bytes | None = field(default=None, repr=False)
+    """For every user name."""
+    sends_identity: bool = False
+    """Whether the CONNECT of a device with MQTT 5.0 says who it is in user properties, too."""
+    sends_proxy_header: bool = False
+    """Whether each connection begins with a PROXY header of version 2, which says who the device is."""
+    refuses_dots: bool = False
+    """Whether no topic may have a dot, since the broker takes it for a slash."""
 
 
 class Upstream(Protocol):
+    access: UpstreamAccess
+    """For the connections to come."""
+
     @property
     def speaks_v5(self) -> bool: ...
 
@@ -23,10 +43,10 @@ class Upstream(Protocol):
 
     @property
     def address(self) -> str:
-        """`unix:PATH` or `mqtt://HOST:PORT`: its name in log lines."""
+        """`unix:PATH`, `mqtt://HOST:PORT` or `mqtts://HOST:PORT`: its name in log lines."""
 
-    async def connect(self, factory: Factory) -> None:
-        """Connect `factory()`, a protocol. Raises: OSError, TimeoutError."""
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
+        """Connect `factory()`, a protocol. `header` goes before all else, TLS too. Raises: OSError, TimeoutError."""
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """Update the ACLs of a broker that we run. Raises: OSError, TimeoutError."""
@@ -39,7 +59,7 @@ class Upstream(Protocol):
 
 
 def username_of(device: Device, upstream: Upstream) -> str:
-    """The device's user name there: its model where the ACL is ours, its id at a broker of others."""
+    """The device's user name there: its model where the ACL is ours, its id at an external broker."""
     return device.model if upstream.is_ours else device.id
 
 
@@ -48,6 +68,14 @@ class UpstreamWrapper:
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
+
+    @property
+    def access(self) -> UpstreamAccess:
+        return self._upstream.access
+
+    @access.setter
+    def access(self, access: UpstreamAccess) -> None:
+        self._upstream.access = access
 
     @property
     def speaks_v5(self) -> bool:
@@ -61,8 +89,8 @@ class UpstreamWrapper:
     def address(self) -> str:
         return self._upstream.address
 
-    async def connect(self, factory: Factory) -> None:
-        await self._upstream.connect(factory)
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
+        await self._upstream.connect(factory, header)
 
     async def set_models(self, models: Sequence[Model]) -> None:
         await self._upstream.set_models(models)
@@ -78,7 +106,7 @@ class UnixUpstream:
     """A broker on a Unix socket of this machine."""
 
     speaks_v5 = True
-    is_ours = False
+    access = UpstreamAccess()
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -87,18 +115,25 @@ class UnixUpstream:
     def address(self) -> str:
         return f"unix:{self.socket}"
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            await connect_unix(self.socket, factory)
+            if not header:
+                await connect_unix(self.socket, factory)
+            else:
+                await behind_header(factory, header, lambda before: connect_unix(self.socket, before))
 
 
 class External:
     """A broker run by others. It must trust the gateway's user names, and accept no other client there."""
 
     is_ours = False
+    access = UpstreamAccess()
 
     async def set_models(self, models: Sequence[Model]) -> None:
         """It keeps its own ACLs."""
+
+    def describe(self: Upstream) -> str:
+        return f"the broker at {self.address}"
 
     async def close(self) -> None:
         """It keeps running."""
@@ -109,28 +144,37 @@ class AddressUpstream(External):
 
     speaks_v5 = True
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, access: UpstreamAccess | None = None) -> None:
         self._host, self._port = host, port
+        self.access = access or UpstreamAccess()
 
     @property
     def address(self) -> str:
-        return f"mqtt://{self._host}:{self._port}"
+        return f"{'mqtts' if self.access.tls else 'mqtt'}://{self._host}:{self._port}"
 
-    async def connect(self, factory: Factory) -> None:
+    async def connect(self, factory: Factory, header: bytes = b"") -> None:
+        loop, tls = asyncio.get_running_loop(), self.access.tls
         async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            await asyncio.get_running_loop().create_connection(factory, self._host, self._port)
-
-    def describe(self) -> str:
-        return f"the broker at {self.address}"
+            if not header:
+                await loop.create_connection(factory, self._host, self._port, ssl=tls)
+            else:
+                await behind_header(
+                    factory,
+                    header,
+                    lambda before: loop.create_connection(before, self._host, self._port),
+                    tls,
+                    self._host,
+                )
 
 
 class SocketUpstream(External, UnixUpstream):
-    def describe(self) -> str:
-        return f"the broker at {self.address}"
+    def __init__(self, socket: Path, access: UpstreamAccess | None = None) -> None:
+        super().__init__(socket)
+        self.access = access or UpstreamAccess()
 
 
 class SharedUpstream(UnixUpstream):
-    """Our broker, run by the supervisor process, which updates its ACLs when `request_models` asks."""
+    """Our own broker, run by the supervisor process, which updates its ACLs when `request_models` asks."""
 
     is_ours = True
 

@@ -3,17 +3,22 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fleet.config.logs import log_event
 from fleet.domain.changes import Event
 from fleet.domain.device import Model
 from fleet.domain.distrust import Distrust, refusing
+from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.registry_events import (
     CredentialEnded,
+    CredentialSuperseded,
     DeviceStateChanged,
+    DeviceTagged,
     DistrustChanged,
     ModelChanged,
+    SessionKicked,
     decode_event,
 )
 from fleet.servers.gateway import close_reasons
@@ -25,6 +30,7 @@ from fleet.services.admission import Admission
 
 log = logging.getLogger("fleet.gateway")
 
+SUPERSEDED_SECONDS_MAX = 600.0  # for a program beside the agent to read the newer certificate, and to connect with it
 JUDGED_AT_ONCE = 500  # sessions, 3 ms
 
 
@@ -43,6 +49,7 @@ class EventEffects:
         self._cancellation = cancellation
         self._purger = purger
         self._distrusts: Sequence[Distrust] = ()
+        self._superseded: bytes | None = None  # the certificate that the next event ends
         self._applying = asyncio.Lock()  # in order of the events: the last model counts
 
     async def on_event(self, event: Event) -> None:
@@ -50,10 +57,16 @@ class EventEffects:
         match found:
             case DeviceStateChanged():
                 self._on_device_state(found)
+            case CredentialSuperseded(fingerprint):
+                self._superseded = fingerprint
             case CredentialEnded():
                 self._on_credential_ended(found)
             case ModelChanged(name):
                 await self._on_model_changed(name)
+            case SessionKicked():
+                self._on_session_kicked(found)
+            case DeviceTagged(device_id):
+                self._on_tagged(device_id)
             case DistrustChanged():
                 await self._on_distrust_changed()
         self._cancellation.on_event(found)  # its session has been closed above
@@ -77,8 +90,19 @@ class EventEffects:
 
     def _on_credential_ended(self, ended: CredentialEnded) -> None:
         sessions, one = self._context.open_sessions, ended.fingerprint
+        is_superseded, self._superseded = one is not None and one == self._superseded, None
         for session in sessions.of_device(ended.holder) if one is None else sessions.of_fingerprint(one):
-            session.close(close_reasons.CREDENTIAL_ENDED)
+            admission = session.admission
+            if is_superseded and admission is not None and admission.rules.other_client_ids:
+                # The device's other programs have not read the newer certificate yet.
+                session.close_in(SUPERSEDED_SECONDS_MAX, close_reasons.CREDENTIAL_ENDED)
+            else:
+                session.close(close_reasons.CREDENTIAL_ENDED)
+
+    def _on_session_kicked(self, kicked: SessionKicked) -> None:
+        for session in self._context.open_sessions.of_device(kicked.device_id):
+            if kicked.client_id in (None, session.client_id):
+                session.close(close_reasons.KICKED_WITH_WILL if kicked.publishes_will else close_reasons.KICKED)
 
     async def _on_distrust_changed(self) -> None:
         self._distrusts = await self._registry.distrusts()
@@ -106,6 +130,31 @@ class EventEffects:
         if model is not None:
             # Not awaited: a broker that is slow to reload must not delay a revocation.
             self._context.spawn(self._apply(model, await self._registry.models()))
+
+    def _on_tagged(self, device_id: str) -> None:
+        sessions = self._context.open_sessions.of_device(device_id)
+        for session in sessions:
+            session.model_changed()  # its admission may have the old tags
+        if sessions:
+            # Not awaited: where many devices are tagged, a revocation must not wait for all of them.
+            self._context.spawn(self._apply_tags(device_id))
+
+    async def _apply_tags(self, device_id: str) -> None:
+        async with self._applying:
+            try:
+                device = await self._registry.device(device_id)
+                model = await self._registry.model(device.model) if device is not None else None
+            except Unavailable:
+                device = model = None
+            for session in self._context.open_sessions.of_device(device_id):
+                if session.admission is None:
+                    continue
+                if device is None or model is None:
+                    session.close(close_reasons.EVENTS_MISSED)
+                else:
+                    session.admission = replace(session.admission, device=device)
+                    session.set_model(model)
+            self._context.outcomes.record("mqtt.tags", "applied", asyncio.get_running_loop().time(), device=device_id)
 
     async def _apply(self, model: Model, models: Sequence[Model]) -> None:
         async with self._applying:

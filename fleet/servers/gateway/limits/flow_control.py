@@ -4,6 +4,7 @@ import asyncio
 import enum
 import socket
 import struct
+from collections.abc import Callable
 from typing import cast
 
 
@@ -23,12 +24,14 @@ class Pause(enum.Enum):
 
 
 class FlowControlledTransport:
-    __slots__ = ("_pauses", "_transport", "blocked", "write")
+    __slots__ = ("_pauses", "_transport", "blocked", "together", "write")
 
     def __init__(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._pauses: tuple[Pause, ...] = ()  # not a set: each idle session has two of them
         self.write = self._transport.write
+        self.together: Callable[[Callable[[bytes], None], bytes], None] = getattr(transport, "together", _call)
+        """Call with bytes what writes here: its writes are sent together, and then at once."""
         self.blocked = False
         """Whether its write buffer is full: the peer does not read."""
 
@@ -36,6 +39,16 @@ class FlowControlledTransport:
     def is_paused(self) -> bool:
         """Whether it is not read."""
         return bool(self._pauses)
+
+    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Address and port of the peer, and of our own end."""
+        return self._end("peername"), self._end("sockname")
+
+    def _end(self, name: str) -> tuple[str, int]:
+        match self._transport.get_extra_info(name):
+            case (str(address), int(port), *_):
+                return address, port
+        return "::", 0  # it has closed
 
     def peer_pid(self) -> int:
         """The process that listens at the other end of a Unix socket."""
@@ -68,13 +81,20 @@ class FlowControlledTransport:
             return
         for reason in self._pauses:
             self.resume(reason)
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except NotImplementedError:  # TLS has no half-closed connection: close_notify follows what was written
+            self._transport.close()
         asyncio.get_running_loop().call_later(linger_seconds, self._transport.abort)
 
     def close(self, linger_seconds: float) -> None:
         """Close once the write buffer is empty; abort after `linger_seconds`."""
         self._transport.close()
         asyncio.get_running_loop().call_later(linger_seconds, self._transport.abort)
+
+
+def _call(act: Callable[[bytes], None], data: bytes) -> None:
+    act(data)
 
 
 def block(target: FlowControlledTransport | None, source: FlowControlledTransport | None) -> None:

@@ -48,12 +48,13 @@ class InFlightTotal:
 
 
 class InFlight:
-    """What it holds for one device."""
+    """What it holds for one client id. Those of one device have equal shares of what a device may have."""
 
-    __slots__ = ("_asked_seconds", "_bytes", "_seconds", "_sizes", "_total")
+    __slots__ = ("_asked_seconds", "_bytes", "_seconds", "_sizes", "_total", "shares")
 
     def __init__(self, total: InFlightTotal) -> None:
         self._total = total
+        self.shares = 1
         self._sizes: dict[int, int] = {}  # by packet identifier
         self._bytes = 0
         self._seconds = 0.0  # for which the broker keeps its session without a connection
@@ -62,6 +63,11 @@ class InFlight:
     def __bool__(self) -> bool:
         return bool(self._sizes)
 
+    @property
+    def session_seconds(self) -> float:
+        """How long the broker may keep its session without a connection."""
+        return max(self._seconds, self._asked_seconds)
+
     def add(self, packet_id: int, size: int) -> bool:
         """A PUBLISH of `size` bytes, or one sent again, is on its way. False: there is no room for it."""
         before = self._sizes.get(packet_id, 0)
@@ -69,7 +75,7 @@ class InFlight:
         held = self._bytes + growth
         alone = self._bytes == before
         limits = self._total.limits
-        if held > limits.in_flight_bytes_per_device_max and not alone:
+        if held > limits.in_flight_bytes_per_device_max // self.shares and not alone:
             return False
         if held > SHARE_BYTES and growth > 0 and self._total.bytes + growth > limits.in_flight_bytes_max:
             self._total.expire()

@@ -6,61 +6,46 @@ subscribed to since the broker last had no session of it, at whichever worker, a
 with a persistent session has a file.
 """
 
-import fcntl
-import logging
 import os
 import secrets
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleet.config.logs import log_event
-from fleet.domain.model_rules import MqttRules
+from fleet.domain.mqtt_rules import MqttRules, lowered
 from fleet.domain.recent import Recent
-from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits, lowered
-
-log = logging.getLogger("fleet.gateway")
+from fleet.servers.gateway.limits.disk_errors import DiskErrors
+from fleet.servers.gateway.limits.kept_clients import KeptClients
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
+from fleet.servers.gateway.limits.locked_file import locked, write_at
+from fleet.wire.mqtt.topics import is_shared
 
 LEAVING_MAX = 1_000  # filters of UNSUBSCRIBEs that await their UNSUBACK; any further stay counted
 DEVICES_MAX = 100_000
-LOG_SECONDS = 10.0  # at least between two lines about files
+KEPT_FILTERS = "kept-filters"
+"""The directory, in that of a home's running servers."""
 _OWNER_SIZE = 16
 
 
-class DiskErrors:
-    """Logs that a file could not be read or written, in place of raising OSError; at most one line in LOG_SECONDS."""
-
-    def __init__(self) -> None:
-        self._logged_at = float("-inf")
-
-    @contextmanager
-    def logged(self, act: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if time.monotonic() - self._logged_at >= LOG_SECONDS:
-                self._logged_at = time.monotonic()
-                log_event(log, logging.ERROR, f"kept-filters.not-{act}", error=error)
-
-
 class FilterSet:
-    """The filters of one device, as one of its sessions knows them.
+    """The filters of one client id, as one of its sessions knows them. Client ids of one device have equal shares.
 
     From UNSUBSCRIBE to UNSUBACK a filter is in the file alone: what is subscribed to behind it has room, since the
     broker keeps the order; but when the connection ends between the two, the broker may still hold it.
     """
 
-    __slots__ = ("_bytes", "_count_max", "_file", "_filters", "_leaving", "_levels", "_limits", "_outlives")
+    __slots__ = ("_bytes", "_count_max", "_file", "_filters", "_leaving", "_leaving_count", "_levels", "_limits",
+                 "_outlives", "_shares")  # fmt: skip
 
     def __init__(
         self, limits: Limits = DEFAULT_LIMITS, file: "FilterFile | None" = None, *, outlives_connection: bool = True
     ) -> None:
         self._limits = limits
-        self._count_max = limits.filters_per_device_max
+        self._count_max, self._shares = limits.filters_per_device_max, 1
         self._filters: dict[str, str] = {}  # each in one copy
-        self._leaving: dict[int, tuple[str, ...]] = {}  # packet identifier of the UNSUBSCRIBE -> filters
+        self._leaving: dict[int, tuple[str, ...]] = {}  # packet identifier of the UNSUBSCRIBE -> filters, if any
+        self._leaving_count = 0
         self._bytes = self._levels = 0
         self._file = file
         self._outlives = outlives_connection
@@ -73,7 +58,8 @@ class FilterSet:
 
     def set_rules(self, rules: MqttRules) -> None:
         """Apply the model's rules to what is added from now on."""
-        self._count_max = lowered(self._limits.filters_per_device_max, rules.subscriptions_max)
+        self._shares = rules.sessions
+        self._count_max = lowered(self._limits.filters_per_device_max, rules.subscriptions_max) // self._shares
 
     def add(self, filters: Iterable[str]) -> frozenset[str]:
         """Returns those for which there is no room."""
@@ -98,29 +84,36 @@ class FilterSet:
     def leave(self, packet_id: int, filters: Iterable[str]) -> None:
         """An UNSUBSCRIBE is on its way to the broker."""
         held = tuple({one: self._filters[one] for one in filters if one in self._filters}.values())
-        if sum(map(len, self._leaving.values())) + len(held) <= LEAVING_MAX:
+        if held and self._leaving_count + len(held) <= LEAVING_MAX:
             self._leaving[packet_id] = (*self._leaving.get(packet_id, ()), *held)
+            self._leaving_count += len(held)
             self._forget(held)
 
     def is_leaving(self, packet_id: int) -> bool:
-        """Whether an UNSUBSCRIBE with this packet identifier awaits its answer."""
+        """Whether an UNSUBSCRIBE with this packet identifier, of a filter that is held, awaits its answer."""
         return packet_id in self._leaving
 
     def left(self, packet_id: int) -> None:
         """The broker has acknowledged it."""
-        held = self._leaving.pop(packet_id, ())
+        held = self._answered(packet_id)
         if held and self._file is not None:
             with self._file.errors.logged("written"):
                 self._file.remove(frozenset(held) - self._filters.keys() - self._all_leaving())
 
     def stayed(self, packet_id: int) -> None:
         """The broker has refused it."""
-        self._keep(self._leaving.pop(packet_id, ()))
+        self._keep(self._answered(packet_id))
+
+    def _answered(self, packet_id: int) -> tuple[str, ...]:
+        held = self._leaving.pop(packet_id, ())
+        self._leaving_count -= len(held)
+        return held
 
     def clear(self) -> None:
         """The broker holds nothing any more."""
         self._filters.clear()
         self._leaving.clear()
+        self._leaving_count = 0
         self._bytes = self._levels = 0
         if self._file is not None:
             with self._file.errors.logged("written"):
@@ -141,8 +134,8 @@ class FilterSet:
         size, levels, limits = self._bytes + len(one), self._levels + _levels(one), self._limits
         if (
             len(self._filters) >= self._count_max
-            or size > limits.filter_bytes_per_device_max
-            or levels > limits.filter_levels_per_device_max
+            or size > limits.filter_bytes_per_device_max // self._shares
+            or levels > limits.filter_levels_per_device_max // self._shares
         ):
             return False
         self._keep((one,))
@@ -172,10 +165,7 @@ class _Content:
         self._write_at(_OWNER_SIZE, filters)
 
     def _write_at(self, start: int, filters: Iterable[str]) -> None:
-        data = b"".join(one.encode() + b"\0" for one in filters)
-        if os.pwrite(self.descriptor, data, start) < len(data):
-            raise OSError("The disk is full.")
-        os.ftruncate(self.descriptor, start + len(data))
+        write_at(self.descriptor, b"".join(one.encode() + b"\0" for one in filters), start)
 
 
 class FilterFile:
@@ -185,9 +175,10 @@ class FilterFile:
     may read the broker's answer only when another has subscribed again.
     """
 
-    __slots__ = ("_owner", "_path", "errors")
+    __slots__ = ("_is_ours", "_owner", "_path", "errors")
 
     def __init__(self, path: Path, errors: DiskErrors) -> None:
+        self._is_ours = False  # it may be: most sessions are not persistent, and have none
         self._path = path
         self.errors = errors
         self._owner = secrets.token_bytes(_OWNER_SIZE)
@@ -208,6 +199,8 @@ class FilterFile:
 
     def clear(self, *, keep: bool) -> None:
         """Remove all, and unless `keep` the file."""
+        if not self._is_ours:
+            return
         with suppress(FileNotFoundError), self.opened() as content:
             if content.owner == self._owner:
                 if keep:
@@ -217,8 +210,8 @@ class FilterFile:
 
     @contextmanager
     def opened(self, *, create: bool = False) -> Iterator[_Content]:
-        descriptor = self._locked(os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0))
-        try:
+        with locked(self._path, os.O_RDWR | (os.O_CREAT if create else 0)) as descriptor:
+            self._is_ours = True
             data = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
             if len(data) < _OWNER_SIZE:
                 data = self._owner
@@ -226,51 +219,65 @@ class FilterFile:
             size = data.rfind(b"\0", _OWNER_SIZE) + 1 or _OWNER_SIZE
             filters = data[_OWNER_SIZE:size].decode(errors="replace").split("\0")[:-1]
             yield _Content(descriptor, data[:_OWNER_SIZE], tuple(filters), size)
-        finally:
-            os.close(descriptor)
-
-    def _locked(self, flags: int) -> int:
-        while True:
-            descriptor = os.open(self._path, flags, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for microseconds
-                if os.fstat(descriptor).st_nlink:
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # it was removed meanwhile
 
 
 class KeptFilters:
-    """By device id, in files of `directory`, or without one in memory of this process alone.
+    """By client id at the broker, in files of `directory`, or without one in memory of this process alone.
 
-    Of the latter, the device that connected longest ago is forgotten first: it then starts at nothing again.
+    Of the latter, the one that connected longest ago is forgotten first: it then starts at nothing again.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS, directory: Path | None = None) -> None:
         self._limits = limits
         self._directory = directory
-        self._errors = DiskErrors()
+        self._errors = DiskErrors("kept-filters")
         self._devices: Recent[str, FilterSet] = Recent(DEVICES_MAX)
         if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.clients = KeptClients(directory)
 
-    def of_session(self, device_id: str, *, outlives_connection: bool) -> FilterSet:
+    def set_limits(self, limits: Limits) -> None:
+        """For the sessions to come."""
+        self._limits = limits
+
+    def of_session(self, client_id: str, *, outlives_connection: bool) -> FilterSet:
         """Call it before the broker gets the session's CONNECT."""
         if self._directory is not None:
-            file = FilterFile(self._directory / device_id, self._errors)
+            file = FilterFile(self._directory / _file_name(client_id), self._errors)
             return FilterSet(self._limits, file, outlives_connection=outlives_connection)
-        found = self._devices.get(device_id) or FilterSet(self._limits)
-        self._devices.put(device_id, found)
+        found = self._devices.get(client_id) or FilterSet(self._limits)
+        self._devices.put(client_id, found)
         return found
 
+    def shared(self, client_id: str) -> tuple[str, ...]:
+        """Those of shared subscriptions that the broker may hold, while the device has no session here."""
+        if self._directory is None:
+            return tuple(filter(is_shared, self._devices.get(client_id) or ()))
+        with (
+            self._errors.logged("read"),
+            suppress(FileNotFoundError),
+            FilterFile(self._directory / _file_name(client_id), self._errors).opened() as content,
+        ):
+            return tuple(filter(is_shared, content.filters))
+        return ()
+
+    def removed(self, client_id: str, filters: Iterable[str]) -> None:
+        """The broker has unsubscribed them, while the device has no session here."""
+        kept = self.of_session(client_id, outlives_connection=False)
+        kept.leave(1, filters)
+        kept.left(1)
+
     def session_purged(self, device_id: str) -> None:
-        """The broker's session of the device is purged."""
-        self._devices.pop(device_id, None)
-        if self._directory is not None:
-            with self._errors.logged("removed"):
-                (self._directory / device_id).unlink(missing_ok=True)
+        """The broker's sessions of the device are purged."""
+        for client_id in (device_id, *self.clients.of_device(device_id)):
+            self._devices.pop(client_id, None)
+            if self._directory is not None:
+                with self._errors.logged("removed"):
+                    (self._directory / _file_name(client_id)).unlink(missing_ok=True)
+
+
+def _file_name(client_id: str) -> str:
+    return client_id.replace("/", ",")  # a comma is in no device id
 
 
 def _levels(topic_filter: str) -> int:

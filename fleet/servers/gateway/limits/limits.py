@@ -50,8 +50,3 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-
-
-def lowered(limit: int, by_model: int) -> int:
-    """`limit`, or the model's if that is lower; 0: the model has none."""
-    return min(limit, by_model or limit)

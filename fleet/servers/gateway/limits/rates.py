@@ -14,7 +14,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Protocol
 
-from fleet.domain.model_rules import MqttRules
+from fleet.domain.mqtt_rules import SESSIONS_MAX, MqttRules
 from fleet.domain.recent import Swept
 from fleet.servers.gateway.close_reasons import BYTE_RATE, MESSAGE_RATE, CloseReason
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause
@@ -51,7 +51,9 @@ class _Bucket:
 class Budget:
     """What one device may still send. `now` is the loop's time in seconds."""
 
-    __slots__ = ("_burst_s", "_bytes", "_messages", "in_flight", "lease_size", "over_since", "users")
+    __slots__ = (
+        "_burst_s", "_bytes", "_messages", "_others", "_shares", "_total", "in_flight", "lease_size", "over_since",
+        "users")  # fmt: skip
 
     def __init__(self, total: InFlightTotal) -> None:
         self._messages, self._bytes = _Bucket(), _Bucket()
@@ -59,16 +61,36 @@ class Budget:
         self.lease_size = 0
         self.over_since: float | None = None
         """Since when it has been over its rate without saving half of a burst in between."""
+        self._total, self._shares = total, 1
         self.in_flight = InFlight(total)
+        """What the broker holds for its own client id."""
+        self._others: dict[str, InFlight] = {}
         self.users = 0
         """Open sessions."""
 
     def set_rules(self, rules: MqttRules, now: float) -> None:
+        self._shares = rules.sessions
         self._messages.set_rate(rules.messages_per_second, now)
         self._bytes.set_rate(rules.bytes_per_second, now)
         self._burst_s = rules.burst.total_seconds()
         bursts = [ceil(rate * self._burst_s) for rate in (rules.messages_per_second, rules.bytes_per_second) if rate]
         self.lease_size = LEASE_SIZE if all(burst >= 8 * LEASE_SIZE for burst in bursts) else 0
+
+    def in_flight_of(self, client_id: str, device_id: str) -> InFlight:
+        """What the broker holds for a client id of the device."""
+        found = self.in_flight if client_id == device_id else self._others.get(client_id)
+        if found is None:
+            found = InFlight(self._total)
+            if len(self._others) >= 2 * SESSIONS_MAX:
+                self._others = {key: held for key, held in self._others.items() if held}
+            self._others[client_id] = found
+        found.shares = self._shares
+        return found
+
+    def clear(self) -> None:
+        """The broker holds nothing any more."""
+        for held in (self.in_flight, *self._others.values()):
+            held.clear()
 
     def spend(self, messages: int, size: int, now: float) -> None:
         if self.over_since is not None and self._missing_s(now) <= self._burst_s / 2:
@@ -84,7 +106,7 @@ class Budget:
 
     def is_full(self, now: float) -> bool:
         """Whether forgetting it would forgive nothing."""
-        return self._missing_s(now) <= 0 and not self.in_flight
+        return self._missing_s(now) <= 0 and not self.in_flight and not any(self._others.values())
 
     def exceeded(self, now: float) -> CloseReason:
         """The reason to close for, when it has been over its rate for too long."""
@@ -120,10 +142,14 @@ class Budgets:
         budget.set_rules(rules, now)
         return budget
 
+    def set_limits(self, limits: Limits) -> None:
+        """Of messages in flight, from the next one on."""
+        self._in_flight.limits = limits
+
     def session_purged(self, device_id: str) -> None:
-        """The broker's session of the device is purged, and what it holds for the device with it."""
+        """The broker's sessions of the device are purged, and what it holds for the device with them."""
         if (budget := self._budgets.get(device_id)) is not None:
-            budget.in_flight.clear()
+            budget.clear()
 
 
 class _Counted(Protocol):

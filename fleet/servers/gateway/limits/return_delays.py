@@ -15,13 +15,13 @@ FORGOTTEN_SECONDS = 600.0  # after the last close
 ENTRIES_MAX = 10_000  # certificates, about 2 MB; whose last close is longest ago is forgotten first
 
 CAUSES = frozenset({
-    "client-id-mismatch", "will-refused", "will-retain", "will-response", "not-a-device", "device-revoked",
-    "device-retired", "certificate-revoked", "certificate-superseded",
+    "client-id-mismatch", "dot-refused", "will-refused", "will-retain", "will-qos", "will-response", "not-a-device",
+    "device-revoked", "device-retired", "certificate-revoked", "certificate-superseded",
     *(reason.code for reason in (
         close_reasons.MALFORMED, close_reasons.PROTOCOL_ERROR, close_reasons.TOO_LARGE, close_reasons.ALIAS,
         close_reasons.MALFORMED_CONNECT, close_reasons.AUTH_METHOD, close_reasons.WILL_RESPONSE_INVALID,
         close_reasons.PUBLISH_REFUSED, close_reasons.QUOTA, close_reasons.MESSAGE_RATE, close_reasons.BYTE_RATE,
-        close_reasons.BROKER_REJECTED,
+        close_reasons.BROKER_REJECTED, close_reasons.QOS_REFUSED,
     )),
 })  # fmt: skip
 """Codes of the close reasons that the device itself causes, by what it has sent or by a certificate that is never

@@ -12,6 +12,7 @@ HOLD_SIZE_MAX is judged by its head and streamed. Memory is bounded by HEAD_SIZE
 from collections.abc import Callable
 from typing import Protocol
 
+from fleet.domain.topic_policy import is_reserved
 from fleet.servers.gateway.close_reasons import PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.publish_head import (
@@ -80,6 +81,7 @@ TO_DEVICE = _table(
     judged=set(),
 )
 _ASK_ALWAYS = bytes.maketrans(bytes((_PUBLISH, _PUBLISH_ACKED)), bytes((_PUBLISH_ASKED, _PUBLISH_ASKED)))
+_ASK_ACKED = bytes.maketrans(bytes((_PUBLISH_ACKED,)), bytes((_PUBLISH_ASKED,)))
 _INSPECT_ALL = bytes.maketrans(bytes((_PASS,)), bytes((_INSPECT,)))
 
 
@@ -88,7 +90,7 @@ class Handler(Protocol):
 
     def topic_allowed(self, topic: str) -> bool: ...
 
-    def retain_allowed(self) -> bool: ...
+    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool: ...
 
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         """Whether its receiver may hold this PUBLISH of QoS 2; when not, the handler has answered it."""
@@ -155,6 +157,10 @@ class PacketFilter:
     def send_aliases(self, maximum: int, size_max: int | None) -> None:
         """Send up to `maximum` topic aliases from now on, in packets of at most `size_max` bytes."""
         self._kinds, self._sent = self._kinds.translate(_ASK_ALWAYS), SentAliases(maximum, size_max)
+
+    def ask_acknowledged(self) -> None:
+        """Show every PUBLISH of QoS 1 to the handler from now on, as those of QoS 2."""
+        self._kinds = self._kinds.translate(_ASK_ACKED)
 
     def inspect_all(self) -> None:
         """Show every packet but PUBLISH to the handler from now on."""
@@ -331,9 +337,9 @@ class PacketFilter:
                 raise CloseSession(TOO_LARGE)
             self.growth += max(0, size - (head.stop - head.pos))
         allowed = self._allowed(topic)
-        if allowed and data[head.pos] & 1:
-            allowed = self._handler.retain_allowed()
-        qos = data[head.pos] >> 1 & 3
+        qos, retain = data[head.pos] >> 1 & 3, bool(data[head.pos] & 1)
+        if allowed and (qos or retain):
+            allowed = self._handler.flags_allowed(topic, qos=qos, retain=retain)
         packet_id = packet_id_of(head.packet_id(data))  # 0 for QoS 0
         if not allowed:
             self._handler.refused(topic.decode(), qos, packet_id)
@@ -350,8 +356,8 @@ class PacketFilter:
             if not topic:
                 # MQTT 5.0, 3.3.2.1: an empty topic needs an alias
                 raise CloseSession(PROTOCOL_ERROR)
-            known = self._handler.topic_allowed(topic_name(topic))
-            if len(topic) <= CACHED_TOPIC_SIZE_MAX:
+            known = self._handler.topic_allowed(name := topic_name(topic))
+            if len(topic) <= CACHED_TOPIC_SIZE_MAX and not is_reserved(name):  # there RETAIN is judged each time
                 if len(self._topics) >= TOPICS_MAX:
                     self._topics.clear()
                 self._topics[topic] = known

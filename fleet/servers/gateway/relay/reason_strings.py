@@ -10,12 +10,22 @@ from fleet.wire.mqtt.connect import Connect, packet_size_max
 from fleet.wire.mqtt.properties import Property, value_of
 
 TOPIC_REFUSED = "The device's model does not allow this topic."
-RESPONSE_REFUSED = "The device's model does not allow a response on this topic."
 RETAIN_REFUSED = "The device's model does not allow retained messages."
+RESPONSE_REFUSED = "The device's model does not allow a response on this topic."
 TOO_MUCH_IN_FLIGHT = "Too many bytes of QoS 2 messages have not been released."
+
+PUBLISH_REFUSED = {
+    "": TOPIC_REFUSED,
+    "retain": RETAIN_REFUSED,
+    "reserved": "This topic is reserved for what the fleet itself publishes.",
+    "dot": "The broker takes a dot in a topic for a slash: no topic may have one.",
+}
+"""By the `reason` of the log; "": the topic, by the model."""
 
 FILTERS: dict[int, str] = {
     Reason.NOT_AUTHORIZED: "The device's model does not allow this topic filter.",
+    Reason.IMPLEMENTATION_SPECIFIC: "The broker takes a dot in a topic filter for a slash: none may have one.",
+    Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: "The device's model does not allow shared subscriptions.",
     Reason.TOPIC_FILTER_INVALID: "A topic filter is not valid.",
     Reason.QUOTA_EXCEEDED: "The device has subscribed to too many topic filters, or to too long ones.",
 }

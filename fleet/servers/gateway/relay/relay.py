@@ -3,31 +3,30 @@
     relay = Relay(connect, terms, to_broker, to_device, note)
     closing = relay.from_device(data)       # or from_broker: a close reason after that side's DISCONNECT
 
-Refused are: a PUBLISH to a topic that the policy does not allow, or with RETAIN where the policy does not allow it; a
-SUBSCRIBE filter that it does not cover; and a message from the broker that the device may not subscribe to: a
-persistent session may still hold filters from before the policy changed.
+Refused are: a PUBLISH to a topic that the policy does not allow, or with RETAIN or a QoS that it does not allow; a
+SUBSCRIBE filter that it does not cover, or a shared one where it allows none; and a message from the broker that the
+device may not subscribe to: a persistent session may still hold filters from before the policy changed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from fleet.domain.model_rules import MqttRules, OnDenied
-from fleet.domain.topic_policy import TopicPolicy
+from fleet.domain.mqtt_rules import QOS_MAX, MqttRules, OnDenied, lowered
+from fleet.domain.topic_policy import TopicPolicy, is_reserved
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.limits.in_flight import InFlight
 from fleet.servers.gateway.limits.kept_filters import FilterSet
-from fleet.servers.gateway.limits.limits import Limits, lowered
+from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
 from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
 from fleet.servers.gateway.relay.reason_strings import (
+    PUBLISH_REFUSED,
     RESPONSE_REFUSED,
-    RETAIN_REFUSED,
     TOO_MUCH_IN_FLIGHT,
-    TOPIC_REFUSED,
     ReasonStrings,
 )
 from fleet.servers.gateway.relay.saved_acks import HeldAcks, Receiver
@@ -42,7 +41,6 @@ from fleet.wire.mqtt.topics import BRIDGE_TOPICS
 
 Write = Callable[[bytes], None]
 UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
-
 BROKERS_REASONS: dict[int, CloseReason] = {
     Reason.SESSION_TAKEN_OVER: close_reasons.TAKEN_OVER,
     Reason.KEEP_ALIVE_TIMEOUT: close_reasons.KEEP_ALIVE_EXPIRED,
@@ -76,6 +74,12 @@ class Terms:
 
 
 class Relay:
+    __slots__ = (
+        "_has_begun", "_held", "_size_max", "answers", "assigned_client_id", "closing", "connack", "farewell",
+        "in_flight", "note", "policy", "reasons", "releasing", "rules", "subscriptions", "to_broker", "to_device",
+        "version",
+    )  # fmt: skip
+
     def __init__(self, connect: Connect, terms: Terms, to_broker: Write, to_device: Write, note: Note) -> None:
         self.version = version = connect.version
         self.policy = terms.policy
@@ -106,6 +110,7 @@ class Relay:
         if isinstance(aliases_max, int) and aliases_max:
             self.to_device.send_aliases(aliases_max, packet_size_max(connect))
         self.set_rules(terms.rules)
+        self._ask_about_qos()
 
     @property
     def left_in_order(self) -> bool:
@@ -115,8 +120,11 @@ class Relay:
     def may_leave_will(self, reason: CloseReason) -> bool:
         """Whether the broker may publish the will of the connection, if there is one, which has ended for `reason`."""
         ended_by_broker = self.closing in (close_reasons.TAKEN_OVER, close_reasons.BROKER_REFUSED)
-        is_well = reason in (close_reasons.SHUTTING_DOWN, close_reasons.EVENTS_MISSED)
-        return not ended_by_broker and not (is_well and self.left_in_order)
+        return not ended_by_broker and not (reason.code in close_reasons.WELL and self.left_in_order)
+
+    @property
+    def is_between_packets(self) -> bool:
+        return self.to_broker.between_packets and self.to_device.between_packets
 
     def from_device(self, data: bytes) -> CloseReason | None:
         """Raises: CloseSession, WireError."""
@@ -148,7 +156,12 @@ class Relay:
         self.policy = policy
         self.to_broker.forget_topics()
         self.to_device.forget_topics()
+        self._ask_about_qos()
         return self.subscriptions.allowed_by(policy)
+
+    def _ask_about_qos(self) -> None:
+        if self.policy.qos_max == 0:
+            self.to_broker.ask_acknowledged()
 
     def disconnect(self, reason: CloseReason) -> None:
         """Send each side the DISCONNECT that `reason` calls for, if one can still be sent; then forward nothing."""
@@ -159,8 +172,7 @@ class Relay:
         reachable = self.connack is not None and self.closing is None and self.to_device.between_packets
         # Only in 5.0 may a server send DISCONNECT.
         if reachable and reason.disconnect is not None and self.version == V5:
-            encode = partial(acks.disconnect, V5, reason.disconnect)
-            self.to_device.inject(self.reasons.disconnect(encode, reason.text))
+            self.to_device.inject(self.reasons.disconnect(reason.packet, reason.text))
         self.to_broker.stop()
         self.to_device.stop()
         if self._held is not None:
@@ -203,8 +215,8 @@ class _DeviceHandler(_Handler):
             raise Malformed("A topic has a control character or a noncharacter.")
         return self._relay.policy.may_publish(topic)
 
-    def retain_allowed(self) -> bool:
-        return self._relay.policy.retain
+    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool:
+        return not self._relay.policy.flags_refusal(qos=qos, retain=retain)
 
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         relay = self._relay
@@ -219,7 +231,7 @@ class _DeviceHandler(_Handler):
 
     def response_allowed(self, topic: str) -> bool:
         relay = self._relay
-        return not relay.rules.check_response_topic or relay.policy.may_receive(topic)
+        return not relay.rules.check_response_topic or relay.policy.may_ask_for_response(topic)
 
     def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
@@ -229,8 +241,11 @@ class _DeviceHandler(_Handler):
 
     def refused(self, topic: str, qos: int, packet_id: int) -> None:
         relay = self._relay
-        text, reason = (RETAIN_REFUSED, "retain") if relay.policy.may_publish(topic) else (TOPIC_REFUSED, "")
+        refusal = relay.policy.publish_refusal(topic, qos=qos, retain=True)  # or its QoS, or its topic
+        reason = relay.policy.refuses_always(topic) if refusal == "topic" else refusal
         relay.note("mqtt.publish", "refused", topic, reason)
+        if refusal == "qos" and relay.version == V5:
+            raise CloseSession(close_reasons.QOS_REFUSED)
         if relay.version != V5:
             # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. A client with a persistent session sends what was not
             # acknowledged again after each connection, and nothing behind it.
@@ -240,7 +255,7 @@ class _DeviceHandler(_Handler):
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
                 self._unreleased[packet_id] = None
         if qos:
-            relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, text)
+            relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, PUBLISH_REFUSED.get(reason, ""))
 
     def packet(self, first: int, body: bytes) -> Outcome:
         relay = self._relay
@@ -248,7 +263,8 @@ class _DeviceHandler(_Handler):
             case PacketType.SUBSCRIBE:
                 verdict = relay.subscriptions.filter_subscribe(body, relay.policy)
                 for topic_filter in verdict.refused:
-                    relay.note("mqtt.subscribe", "refused", topic_filter)
+                    refusal = relay.policy.subscribe_refusal(topic_filter)
+                    relay.note("mqtt.subscribe", "refused", topic_filter, "" if refusal == "topic" else refusal)
                 for topic_filter in verdict.over_quota:
                     relay.note("mqtt.subscribe", "quota", topic_filter)
                 if verdict.answer is not None:
@@ -292,8 +308,9 @@ class _BrokerHandler(_Handler):
     def topic_allowed(self, topic: str) -> bool:
         return self._relay.policy.may_receive(topic)
 
-    def retain_allowed(self) -> bool:
-        return True
+    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool:
+        # The fleet retains nothing: a retained message is of another, from before its topic was reserved.
+        return not (retain and is_reserved(topic.decode()))
 
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         return True  # the broker limits what it sends
@@ -338,11 +355,26 @@ class _BrokerHandler(_Handler):
             relay.releasing ^= 1 << packet_id
             relay.in_flight.release(packet_id)
 
+    def _announced(self, connack: Connack) -> Iterator[tuple[Property, int]]:
+        """What the policy has less of than the broker, so that the client does not send it."""
+        policy = self._relay.policy
+        brokers_qos = value_of(connack.properties, Property.MAXIMUM_QOS)
+        if policy.qos_max < (brokers_qos if isinstance(brokers_qos, int) else QOS_MAX):
+            yield Property.MAXIMUM_QOS, policy.qos_max  # 3.2.2.3.4
+        if not policy.retain:
+            yield Property.RETAIN_AVAILABLE, 0  # 3.2.2.3.5
+        if not policy.shared:
+            yield Property.SHARED_SUBSCRIPTION_AVAILABLE, 0  # 3.2.2.3.13
+
     def _connack(self, body: bytes) -> Outcome:
         relay = self._relay
         if relay.connack is not None:
             raise CloseSession(close_reasons.PROTOCOL_ERROR)
-        relay.connack = connack = decode_connack(body, relay.version)
+        connack = decode_connack(body, relay.version)
+        if relay.version == V5 and connack.code == Reason.UNSUPPORTED_PROTOCOL_VERSION:
+            relay.closing = close_reasons.UNSUPPORTED_VERSION
+            return Fate.DROPPED
+        relay.connack = connack
         if connack.code:
             relay.closing = close_reasons.BROKER_REFUSED
             return Fate.FORWARDED
@@ -358,9 +390,8 @@ class _BrokerHandler(_Handler):
         relay.to_broker.size_max = size_max
         kept = without(connack.properties, Property.TOPIC_ALIAS_MAXIMUM, Property.MAXIMUM_PACKET_SIZE)
         properties = (*kept, (Property.MAXIMUM_PACKET_SIZE, size_max), (Property.TOPIC_ALIAS_MAXIMUM, ALIASES_MAX))
-        if not relay.policy.retain:
-            # 3.2.2.3.5: the client must not send RETAIN
-            properties = (*without(properties, Property.RETAIN_AVAILABLE), (Property.RETAIN_AVAILABLE, 0))
+        for name, value in self._announced(connack):
+            properties = (*without(properties, name), (name, value))
         if relay.assigned_client_id:
             # [MQTT-3.2.2-16]
             assigned = (Property.ASSIGNED_CLIENT_IDENTIFIER, relay.assigned_client_id)

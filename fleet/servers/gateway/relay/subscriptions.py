@@ -1,15 +1,16 @@
 """Subscriptions of one session: removes refused filters from SUBSCRIBE, and adds their codes to the SUBACK.
 
-A refused filter is never forwarded. When some filters of a packet are allowed, the broker answers for those, and the
-refusals are inserted into its SUBACK, in the order of the request. When none is, the SUBACK is ours, and follows those
-of the SUBSCRIBEs before it: a client need not wait for one answer before it sends the next packet.
+A refused filter is never forwarded, and a QoS above the policy's is lowered to it. When some filters of a packet are
+allowed, the broker answers for those, and the refusals are inserted into its SUBACK, in the order of the request. When
+none is, the SUBACK is ours, and follows those of the SUBSCRIBEs before it: a client need not wait for one answer before
+it sends the next packet.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fleet.domain.topic_policy import TopicPolicy
+from fleet.domain.topic_policy import Refusal, TopicPolicy
 from fleet.servers.gateway.close_reasons import QUOTA, TOO_MANY_FILTERS, CloseSession
 from fleet.servers.gateway.limits.kept_filters import FilterSet
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
@@ -34,6 +35,14 @@ AWAITED_BYTES_MAX = 262_144  # of refusals that await the broker's answers: 2,00
 ENTRY_BYTES = 128  # of memory for one of them, besides a byte for each of its filters
 
 
+_REASONS: dict[Refusal, int] = {
+    "": 0,
+    "topic": Reason.NOT_AUTHORIZED,
+    "shared": Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED,
+    "dot": Reason.IMPLEMENTATION_SPECIFIC,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Outcome of one SUBSCRIBE."""
@@ -43,7 +52,7 @@ class Verdict:
     answer: bytes | None = None
     """For the device, at once: the SUBACK when nothing is forwarded, and the broker has answered all before it."""
     refused: tuple[str, ...] = ()
-    """Filters that the policy does not allow, or that are none."""
+    """Filters that the policy does not allow, and malformed ones."""
     over_quota: tuple[str, ...] = ()
     """Filters beyond what the broker may hold for the device."""
 
@@ -78,9 +87,12 @@ class Subscriptions:
         # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.
         self._forget(self._pending.pop(asked.packet_id, None))
         kept = tuple(s for s, code in zip(asked.subscriptions, codes, strict=True) if not code)
+        granted = tuple(_lowered(each, policy) for each in kept)
         if len(kept) == len(codes):
             self._forwarded += 1
-            return Verdict()
+            if granted == kept:
+                return Verdict()
+            return Verdict(encode_subscribe(replace(asked, subscriptions=granted), self._version))
         judged = [(s.topic_filter, reason) for s, reason in zip(asked.subscriptions, reasons, strict=True) if reason]
         over_quota = tuple(each for each, reason in judged if reason == Reason.QUOTA_EXCEEDED)
         refused = tuple(each for each, reason in judged if reason != Reason.QUOTA_EXCEEDED)
@@ -93,7 +105,7 @@ class Subscriptions:
         self._remember(codes)
         self._pending[asked.packet_id] = codes
         self._forwarded += 1
-        forward = encode_subscribe(replace(asked, subscriptions=kept), self._version)
+        forward = encode_subscribe(replace(asked, subscriptions=granted), self._version)
         return Verdict(forward, None, refused, over_quota)
 
     def complete_suback(self, first: int, body: bytes) -> Outcome:
@@ -184,4 +196,11 @@ class Subscriptions:
     def _reason(topic_filter: str, policy: TopicPolicy) -> int:
         if not is_topic_filter(topic_filter) or not is_plain(topic_filter):
             return Reason.TOPIC_FILTER_INVALID
-        return 0 if policy.may_subscribe(topic_filter) else Reason.NOT_AUTHORIZED
+        return _REASONS[policy.subscribe_refusal(topic_filter)]
+
+
+def _lowered(subscription: Subscription, policy: TopicPolicy) -> Subscription:
+    """With the QoS that it is granted, which is in the lowest two bits of its options (3.8.3.1)."""
+    asked = subscription.options & 3
+    granted = policy.granted_qos(asked)
+    return subscription if granted == asked else replace(subscription, options=subscription.options - asked + granted)

@@ -10,6 +10,8 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import (
     CONNECT_TOO_LARGE,
     CONNECT_TOO_LARGE_311,
+    DOT_IN_ID,
+    DOT_IN_WILL,
     MALFORMED_CONNECT,
     MALFORMED_CONNECT_311,
     UNSUPPORTED_VERSION,
@@ -18,7 +20,7 @@ from fleet.servers.gateway.close_reasons import (
     connect_refused,
 )
 from fleet.servers.gateway.wills.waiting import may_wait, will_of
-from fleet.services.admission import Admission, admit
+from fleet.services.admission import Admission, admit, will_refusal
 from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
@@ -34,18 +36,19 @@ CONNACK_REASONS: dict[str, Reason] = {
     "device-retired": Reason.BANNED,
     "certificate-revoked": Reason.BANNED,
     "will-retain": Reason.RETAIN_NOT_SUPPORTED,  # [MQTT-3.2.2-13]
+    "will-qos": Reason.QOS_NOT_SUPPORTED,  # [MQTT-3.2.2-12]
 }
 """Refusal code -> reason in CONNACK; NOT_AUTHORIZED for any other."""
 
 
 def connect_body(reader: PacketReader, data: bytes) -> tuple[bytes, bool] | None:
     """The body of the CONNECT that `data` completes, and True; of one over its limit what has arrived, and False; None:
-    more is needed.
-
-    Raises: Malformed.
+    more is needed. One whose length is malformed has an empty body, which is no CONNECT's.
     """
     try:
         packet = next(reader.feed(data), None)
+    except Malformed:
+        return b"", True
     except TooLarge:
         begun = reader.rest()
         head = remaining_length(begun, 1)
@@ -98,7 +101,18 @@ async def admit_client(registry: Registry, peer: Peer, connect: Connect, now: da
         ) from error
     except FleetError as error:
         reason = CONNACK_REASONS.get(error.code, Reason.NOT_AUTHORIZED)
-        raise CloseSession(connect_refused(error.code, reason, error.message)) from error
+        text = f"{error.message} {error.advice}".rstrip()
+        raise CloseSession(connect_refused(error.code, reason, text)) from error
+
+
+def without_dots(admission: Admission, connect: Connect) -> Admission:
+    """`admission` at a broker that takes a dot in a topic for a slash. Raises: CloseSession: of the id, or the will."""
+    if "." in admission.device.id:
+        raise CloseSession(DOT_IN_ID)
+    admission = admission.without_dots()
+    if will_refusal(will_of(connect), admission.policy, admission.rules):
+        raise CloseSession(DOT_IN_WILL)
+    return admission
 
 
 def broker_connect(connect: Connect, admission: Admission, username: str, *, delays_will: bool) -> Connect:
@@ -113,7 +127,7 @@ def broker_connect(connect: Connect, admission: Admission, username: str, *, del
     return replace(
         connect,
         will=will,
-        client_id=admission.device.id,
+        client_id=admission.client_id,
         # [MQTT-3.2.2-5] a client without an id has no stored session: the device's must not be resumed for it.
         clean=connect.clean or connect.asks_for_client_id,
         username=username,

@@ -19,16 +19,18 @@ from fleet.servers.gateway.session.holders import SessionHolders
 from fleet.servers.gateway.session.registry import SessionRegistry
 from fleet.servers.gateway.wills.waiting import WaitingWills
 from fleet.services.admission import Admission
+from fleet.services.presence import Presence
 from fleet.wire.mqtt.connect import Connect
 
 S = TypeVar("S")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SessionContext(Generic[S]):
     """`S` is the session itself."""
 
     limits: Limits
+    """A reload sets others."""
     outcomes: OutcomeLog
     open_sessions: SessionRegistry[S]
     return_delays: ReturnDelays
@@ -40,6 +42,8 @@ class SessionContext(Generic[S]):
     """What each device may still send, on any connection."""
     kept_filters: KeptFilters
     denials: DenialAudit
+    presence: Presence | None
+    """None: who is connected is not recorded."""
     saves: Saves | None
     """Those of our own mosquitto, for which acknowledgements wait; None: they do not."""
     now: Callable[[], datetime]

@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol
 
+from fleet.domain.client_ids import device_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.session.phases import Phase
 
 HeldElsewhere = Callable[[str], Awaitable[bool | None]]
-"""Whether another gateway in front of the same broker holds a session of the device; None: not known."""
+"""Whether another gateway in front of the same broker holds a session of the client id; None: not known."""
 
 
 class OpenSession(Protocol):
@@ -33,14 +34,15 @@ class SessionHolders:
         self._held_elsewhere = held_elsewhere
         self._spawn = spawn
 
-    def holds(self, device_id: str) -> bool:
-        """Whether the broker has got a CONNECT of the device from here, and its session lives."""
+    def holds(self, client_id: str) -> bool:
+        """Whether the broker has got a CONNECT with its `client_id` from here, and the session lives."""
         at_broker = (Phase.AWAITING_CONNACK, Phase.RELAYING)
-        return any(session.phase in at_broker for session in self._of_device(device_id))
+        sessions = self._of_device(device_of(client_id))
+        return any(session.phase in at_broker and session.client_id == client_id for session in sessions)
 
-    async def is_held_elsewhere(self, device_id: str) -> bool | None:
-        """Whether another gateway of the broker has a session of the device; None: not known."""
-        return await self._held_elsewhere(device_id) if self._held_elsewhere is not None else False
+    async def is_held_elsewhere(self, client_id: str) -> bool | None:
+        """Whether another gateway of the broker has a session of the client id; None: not known."""
+        return await self._held_elsewhere(client_id) if self._held_elsewhere is not None else False
 
     def on_broker_lost(self, session: OpenSession, reason: CloseReason) -> None:
         """The broker has closed `session`'s connection: close it for `reason`, or because the device has connected

@@ -26,6 +26,7 @@ class Timer(enum.Enum):
     DEADLINE = enum.auto()  # of the phase
     RETURN = enum.auto()  # of a CONNECT that waits
     EXPIRY = enum.auto()  # of the certificate
+    SUPERSEDED = enum.auto()  # of one that a newer certificate has followed
     STUCK = enum.auto()  # of a device that does not read
     KEEP_ALIVE = enum.auto()  # of a device that sends nothing
 

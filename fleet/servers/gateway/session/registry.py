@@ -1,4 +1,4 @@
-"""Registry of a gateway's open sessions, by claimed client id and by certificate fingerprint."""
+"""Registry of a gateway's open sessions, by claimed device and by certificate fingerprint."""
 
 from collections.abc import Iterator
 from typing import Generic, TypeVar
@@ -8,7 +8,7 @@ K = TypeVar("K")
 
 
 class SessionRegistry(Generic[S]):
-    """A session is registered under the client id that it claims before it is admitted: an event about that device
+    """A session is registered under the device that it claims before it is admitted: an event about that device
     then always finds the session, whichever of event and admission comes first.
     """
 
@@ -28,8 +28,10 @@ class SessionRegistry(Generic[S]):
         if fingerprint is not None:
             _add(self._by_fingerprint, fingerprint, session)
 
-    def claim(self, session: S, device_id: str) -> None:
-        """`session` claims to be `device_id`; with "" it does not say yet."""
+    def claim(self, session: S, device_id: str, before: str = "") -> None:
+        """`session` claims to be of `device_id`, and no longer of `before`; with "" it does not say yet."""
+        if before:
+            _remove(self._by_device, before, session)
         if device_id:
             _add(self._by_device, device_id, session)
 

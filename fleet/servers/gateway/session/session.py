@@ -3,53 +3,49 @@
     AWAITING_CONNECT --CONNECT--> ADMITTING --admitted--> CONNECTING --to the broker--> AWAITING_CONNACK --0--> RELAYING
     any phase --close--> CLOSED
 
-`PHASES`, at the end, is the table. The device is not read from CONNECT to CONNACK, nor while the other side's write
-buffer is full: what one session holds in memory stays within a few buffers.
+`PHASES` is the table. No side is read while the other's buffer is full, nor the device from CONNECT to CONNACK.
 """
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
+from fleet.domain.client_ids import device_of, is_bound
 from fleet.domain.device import Model
 from fleet.domain.peer import Peer
-from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.close_reasons import BROKER_LOST, CloseReason, CloseSession
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits.rates import RateMeter
-from fleet.servers.gateway.relay.relay import Relay, Terms
-from fleet.servers.gateway.relay.saved_acks import HeldAcks
+from fleet.servers.gateway.relay.relay import Relay
 from fleet.servers.gateway.session.admission import broker_connect, connect_body, connect_in, must_be_servable
 from fleet.servers.gateway.session.broker_link import BrokerLink
 from fleet.servers.gateway.session.context import SessionContext
+from fleet.servers.gateway.session.last_packets import send_last_packets
 from fleet.servers.gateway.session.log import SessionLog
 from fleet.servers.gateway.session.phases import CONNECT_DEADLINE, OPEN_DEADLINE, Phase, Rules, Timer
+from fleet.servers.gateway.session.siblings import connections, must_have_room, take_over
+from fleet.servers.gateway.session.terms import terms_of
 from fleet.servers.gateway.session.timers import Timers
 from fleet.servers.gateway.wills.waiting import waiting_will, will_of
 from fleet.services.admission import Admission, will_refusal
 from fleet.wire.errors import TooLarge, WireError
-from fleet.wire.mqtt.connect import (
-    CONNECT,
-    Connect,
-    answer_version,
-    encode_connect,
-    packet_size_max,
-    refusal,
-    silence_max,
-)
+from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_connect, silence_max
 from fleet.wire.mqtt.reader import PacketReader
 
 EARLY_SIZE_MAX = 1_048_576  # of packets behind CONNECT: reading has stopped, but one read of the transport may be ahead
 EXPIRY_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of ninety days would not notice
 
-Forward = Callable[[Relay, bytes], CloseReason | None]
-
 
 class Session(asyncio.Protocol):
     """Protocol of the device's transport; `peer` is what its TLS handshake has proved."""
+
+    __slots__ = (
+        "_broker", "_claimed", "_context", "_device", "_loop", "_meter", "_policy_outdated", "_reader", "_relay",
+        "_rules", "_timers", "_version", "admission", "connect", "heard_at", "log", "peer", "phase")  # fmt: skip
 
     def __init__(self, context: "SessionContext[Session]", peer: Peer) -> None:
         self.peer = peer
@@ -59,10 +55,11 @@ class Session(asyncio.Protocol):
         self._rules = PHASES[self.phase]
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time()
-        self._log = SessionLog(context.outcomes, peer, self._heard_at)
+        self.heard_at = self._loop.time()
+        self.log = SessionLog(context, peer, self.heard_at)
         self._timers = Timers(self._loop)
         self._reader = PacketReader(context.limits.connect_size_max)
+        self._claimed = ""  # the device under which events find it
         self._version: int | None = None  # of the packets to the device; None before CONNECT
         self._policy_outdated = False  # a model has changed since the last admission began
         self._device: FlowControlledTransport  # from connection_made, which is the first event
@@ -72,8 +69,20 @@ class Session(asyncio.Protocol):
 
     @property
     def client_id(self) -> str:
-        """The client id of its CONNECT, "" before that."""
-        return self.connect.client_id if self.connect else ""
+        """Once it is admitted the one at the broker, before that the one of its CONNECT, "" before that."""
+        if self.admission is not None:
+            return self.admission.client_id
+        return (self.connect.client_id or self._claimed) if self.connect else ""
+
+    @property
+    def is_between_packets(self) -> bool:
+        """Whether it relays, and no packet is in part on its way in either direction."""
+        return self.phase is Phase.RELAYING and self._relay is not None and self._relay.is_between_packets
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its device does not read, and the broker can be told to discard the will."""
+        return self._device.blocked and self._relay is not None and self._relay.to_broker.between_packets
 
     # Events of the device's transport
 
@@ -81,22 +90,20 @@ class Session(asyncio.Protocol):
         self._device = FlowControlledTransport(transport)
         sessions, limits = self._context.open_sessions, self._context.limits
         same = sessions.of_fingerprint(self.peer.fingerprint) if self.peer.fingerprint else ()
-        if len(sessions) >= limits.sessions_max or len(same) >= limits.per_certificate_max:
+        if len(sessions) >= limits.sessions_max or connections(same) >= limits.per_certificate_max:
             self.close(close_reasons.TOO_MANY_SESSIONS)
             return
         sessions.add(self, self.peer.fingerprint)
         self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        self.heard_at = self._loop.time()
         try:
             reason = self._rules.device_data(self, data)
         except CloseSession as closing:
             reason = closing.reason
-        except TooLarge:
-            reason = close_reasons.TOO_LARGE
-        except WireError:
-            reason = close_reasons.MALFORMED
+        except WireError as error:
+            reason = close_reasons.TOO_LARGE if isinstance(error, TooLarge) else close_reasons.MALFORMED
         if reason is not None:
             self.close(reason)
 
@@ -117,6 +124,9 @@ class Session(asyncio.Protocol):
         self._broker = FlowControlledTransport(transport)
 
     def broker_data(self, data: bytes) -> None:
+        self._device.together(self._take_broker_data, data)
+
+    def _take_broker_data(self, data: bytes) -> None:
         try:
             reason = self._rules.broker_data(self, data)
         except (CloseSession, WireError):
@@ -137,6 +147,10 @@ class Session(asyncio.Protocol):
 
     # Events of the registry
 
+    def close_in(self, seconds: float, reason: CloseReason) -> None:
+        """Close it for `reason`, in `seconds` at the latest."""
+        self._timers.start(Timer.SUPERSEDED, seconds, self.close, reason)
+
     def model_changed(self) -> None:
         """Some model has changed: an admission that is under way may have the old policy."""
         self._policy_outdated = True
@@ -154,29 +168,29 @@ class Session(asyncio.Protocol):
             return
         self._enter(Phase.CLOSED)
         self._timers.close()
-        self._context.open_sessions.remove(self, self.peer.fingerprint, self.client_id)
+        self._context.open_sessions.remove(self, self.peer.fingerprint, self._claimed)
         if self._meter is not None:
             self._meter.stop()
-        if self._relay is not None:
-            self._relay.disconnect(reason)
-            self._remember_will(self._relay, reason)
-        connected = self._relay is not None and self._relay.connack is not None
-        if not connected and self._version is not None and reason.connack is not None:
-            size_max = packet_size_max(self.connect) if self.connect is not None else None
-            self._device.write(refusal(reason.connack, self._version, reason.text, size_max))
-        self._device.close(self._context.limits.linger_seconds_max)
-        if self._broker is not None:
-            end = self._broker.close if reason.publishes_will else self._broker.finish
-            end(self._context.limits.linger_seconds_max)
+        linger_seconds = self._context.limits.linger_seconds_max
+        with ExitStack() as releases:  # the last first, and each of them whatever another raises
+            releases.callback(self._record_end, reason)
+            if self._broker is not None:
+                releases.callback(self._broker.close if reason.publishes_will else self._broker.finish, linger_seconds)
+            releases.callback(self._device.close, linger_seconds)
+            if self._relay is not None:
+                releases.callback(self._keep_what_outlives, self._relay, reason)
+            send_last_packets(reason, self._device, self._relay, self._version, self.connect)
+
+    def _record_end(self, reason: CloseReason) -> None:
         now, delays = self._loop.time(), self._context.return_delays
-        delays.on_close(self.peer.fingerprint, reason.code, now, lived=self._log.lived(now))
+        delays.on_close(self.peer.fingerprint, reason.code, now, lived=self.log.closed(reason.code, now))
         self._record(reason.event, reason.code)
 
-    def _remember_will(self, relay: Relay, reason: CloseReason) -> None:
+    def _keep_what_outlives(self, relay: Relay, reason: CloseReason) -> None:
+        self._context.kept_filters.clients.ended(self.client_id, relay.in_flight.session_seconds)
         if relay.may_leave_will(reason) and self.connect is not None and self.admission is not None:
             now, farewell = self._loop.time(), relay.farewell or b""
-            will = waiting_will(self.connect, self.admission, self.peer.tenant, relay.connack, farewell, now)
-            if will is not None:
+            if will := waiting_will(self.connect, self.admission, self.peer.tenant, relay.connack, farewell, now):
                 self._context.wills.add(replace(will, left_in_order=relay.left_in_order), now)
 
     def _enter(self, phase: Phase) -> None:
@@ -207,7 +221,7 @@ class Session(asyncio.Protocol):
         self._device.pause(Pause.AWAITING_CONNACK)
         try:
             self.connect = connect = connect_in(*found)
-            self._context.open_sessions.claim(self, connect.client_id)
+            self._claim(device_of(connect.client_id))
             must_be_servable(connect, speaks_v5=self._context.broker.speaks_v5, feed_is_up=self._context.feed_is_up())
         except CloseSession as closing:
             self._context.spawn(self._context.denials.refused_connect(self.peer, self.client_id, closing.reason))
@@ -216,11 +230,15 @@ class Session(asyncio.Protocol):
             self._delay(None, lambda: self._context.spawn(self._open(connect)))
         return None
 
+    def _claim(self, device_id: str) -> None:
+        self._context.open_sessions.claim(self, device_id, self._claimed)
+        self._claimed = device_id
+
     def _delay(self, refused_for: str | None, act: Callable[[], None]) -> None:
         """Do it now, or later when sessions with this certificate were closed again and again for one cause."""
-        seconds = self._context.return_delays.seconds(self.peer.fingerprint, self._heard_at, refused_for)
+        seconds = self._context.return_delays.seconds(self.peer.fingerprint, self.heard_at, refused_for)
         if seconds:
-            self._log.delayed(seconds)
+            self.log.delayed(seconds)
             self._timers.start(Timer.RETURN, seconds, act)
         else:
             act()
@@ -234,20 +252,17 @@ class Session(asyncio.Protocol):
                 return
             self._enter(Phase.CONNECTING)
             self.admission = admission
-            # MQTT 5.0, 4.13.1 and [MQTT-3.1.4-3]; 3.1.1, [MQTT-3.1.4-2]: the newer connection takes over
-            for other in self._context.open_sessions.of_device(admission.device.id):
-                if other is not self and other.admission is not None:
-                    other.close(close_reasons.TAKEN_OVER)
             context = self._context
-            await context.broker.connect(admission.device.model, lambda: BrokerLink(self, context.broker_links))
+            take_over(self, admission, context.open_sessions.of_device(admission.device.id))
+            header = context.broker.header(admission, self.peer, self._device.ends())
+            link = partial(BrokerLink, self, context.broker_links)
+            await context.broker.connect(admission.device.model, link, header)
             if self._policy_outdated and self.phase is Phase.CONNECTING:
                 admission = await self._admit(connect)
-            if self._broker is None:
-                return
-            if self.phase is Phase.CONNECTING:
+            if self._broker is not None and self.phase is Phase.CONNECTING:
                 self._forward_connect(connect, admission, self._broker)
-            else:  # it was closed before the broker's transport was there
-                self._broker.close(self._context.limits.linger_seconds_max)
+            elif self._broker is not None:  # it was closed before the broker's transport was there
+                self._broker.close(context.limits.linger_seconds_max)
         except CloseSession as closing:
             self.close(closing.reason)
         except Exception:
@@ -260,34 +275,24 @@ class Session(asyncio.Protocol):
             admission = await self._context.admit(self.peer, connect)
             if self.phase is Phase.CLOSED:
                 return admission
-            if not self.client_id:
-                # Events find it under the assigned id from now on; what they said before, the registry says now.
-                self.connect = replace(connect, client_id=admission.device.id)
-                self._context.open_sessions.claim(self, self.client_id)
+            if self._claimed != admission.device.id:  # what events said of it before, the registry says now
+                self._claim(admission.device.id)
             # A model that changed meanwhile may be the device's: the policy could be the old or the new one.
             elif not self._policy_outdated:
                 return admission
 
     def _forward_connect(self, connect: Connect, admission: Admission, broker: FlowControlledTransport) -> None:
+        context, now, of_device = self._context, self._loop.time(), self._context.open_sessions.of_device
+        must_have_room(self, connect, admission, of_device(admission.device.id), context.kept_filters)
         self._enter(Phase.AWAITING_CONNACK)
         self.admission = admission
-        context, device_id, now = self._context, admission.device.id, self._loop.time()
-        budget = context.budgets.of_device(device_id, admission.rules, now)
-        budget.in_flight.connecting(connect.session_seconds)
-        terms = Terms(
-            admission.policy,
-            admission.rules,
-            context.limits,
-            context.kept_filters.of_session(device_id, outlives_connection=connect.outlives_connection),
-            budget.in_flight,
-            partial(HeldAcks, context.saves, broker.peer_pid()) if context.saves is not None else None,
-            assigned_client_id="" if connect.client_id else device_id,
-        )
+        budget = context.budgets.of_device(admission.device.id, admission.rules, now)
+        terms = terms_of(context, connect, admission, budget, broker)
         self._relay = Relay(connect, terms, broker.write, self._device.write, self._note)
         self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
         username, has_room = context.broker.username(admission), context.wills.has_room(now)
         self.connect = broker_connect(connect, admission, username, delays_will=has_room)
-        broker.write(encode_connect(self.connect))
+        broker.write(encode_connect(context.broker.proved(self.connect, admission)))
         self._check_expiry(admission.credential.not_after)
 
     def _hold(self, data: bytes) -> CloseReason | None:
@@ -302,7 +307,7 @@ class Session(asyncio.Protocol):
             code = self._relay.connack.code
             self._record("mqtt.connect", f"broker-refused-{code:02x}" if code else "ok")
             if code == 0:
-                self._log.accepted(self._loop.time())
+                self.log.accepted(self._loop.time(), self.connect, self.admission)
                 self._enter(Phase.RELAYING)
                 self._context.wills.drop(self.client_id)
                 self._check_keep_alive(silence_max(self.connect, self._relay.connack))
@@ -312,22 +317,22 @@ class Session(asyncio.Protocol):
         return reason
 
     def _relay_from_device(self, data: bytes) -> CloseReason | None:
-        reason = self._relayed(data, Relay.from_device, self._device)
-        if self._meter is not None:
-            self._meter.count(len(data))
-        return reason
-
-    def _relay_from_broker(self, data: bytes) -> CloseReason | None:
-        return self._relayed(data, Relay.from_broker, self._broker)
-
-    def _relayed(self, data: bytes, forward: Forward, side: FlowControlledTransport | None) -> CloseReason | None:
-        relay = self._relay
-        if relay is None:
+        if (relay := self._relay) is None or (meter := self._meter) is None:
             return None
         answers = relay.answers
-        reason = forward(relay, data)
-        if relay.answers != answers and side is not None:
-            side.pause_if_blocked()
+        relay.to_broker.feed(data)
+        if relay.answers != answers:
+            self._device.pause_if_blocked()
+        meter.count(len(data))
+        return relay.closing
+
+    def _relay_from_broker(self, data: bytes) -> CloseReason | None:
+        if (relay := self._relay) is None:
+            return None
+        answers = relay.answers
+        reason = relay.from_broker(data)
+        if relay.answers != answers and self._broker is not None:
+            self._broker.pause_if_blocked()
         return reason
 
     def _apply_model(self, model: Model) -> CloseReason | None:
@@ -335,18 +340,19 @@ class Session(asyncio.Protocol):
             return None
         if self.peer.tenant not in model.rules.signers:
             return close_reasons.CREDENTIAL_ENDED
-        policy = policy_of(self.admission.device, model)
-        self.admission = replace(self.admission, policy=policy, rules=model.rules.mqtt)
-        self._relay.set_rules(model.rules.mqtt)
+        admission = self.admission.under(model)
+        if not is_bound(self.client_id, admission.rules.client_id):
+            return close_reasons.POLICY_CHANGED
+        self.admission, policy, rules = admission, admission.policy, admission.rules
+        self._relay.set_rules(rules)
         if self._meter is not None:
-            self._meter.set_rules(model.rules.mqtt)
-        will_refused = will_refusal(will_of(self.connect), policy, model.rules.mqtt)
-        allowed = self._relay.set_policy(policy) and not will_refused
+            self._meter.set_rules(rules)
+        allowed = self._relay.set_policy(policy) and not will_refusal(will_of(self.connect), policy, rules)
         return None if allowed else close_reasons.POLICY_CHANGED
 
     def _check_keep_alive(self, seconds: float) -> None:
         """`seconds` may pass in silence; 0: any time. What a device sends that is not read is no silence."""
-        silent = 0.0 if self._device.is_paused else self._loop.time() - self._heard_at
+        silent = 0.0 if self._device.is_paused else self._loop.time() - self.heard_at
         if seconds and silent >= seconds:
             self.close(close_reasons.KEEP_ALIVE_EXPIRED)
         elif seconds:
@@ -367,16 +373,13 @@ class Session(asyncio.Protocol):
             self._context.denials.put(self.peer, self.admission, event, code, detail)
 
     def _record(self, event: str, code: str, **detail: str) -> None:
-        self._log.record(event, code, self._loop.time(), self.client_id, self.admission, **detail)
+        self.log.record(event, code, self._loop.time(), self.client_id, self.admission, **detail)
 
 
 PHASES: dict[Phase, Rules[Session]] = {
     Phase.AWAITING_CONNECT: Rules(Phase.ADMITTING, CONNECT_DEADLINE, device_data=Session._read_connect),
-    # One deadline for the three phases from CONNECT to CONNACK
     Phase.ADMITTING: Rules(Phase.CONNECTING, OPEN_DEADLINE, device_data=Session._hold),
-    Phase.CONNECTING: Rules(
-        Phase.AWAITING_CONNACK, OPEN_DEADLINE, device_data=Session._hold, broker_lost=close_reasons.BROKER_LOST
-    ),
+    Phase.CONNECTING: Rules(Phase.AWAITING_CONNACK, OPEN_DEADLINE, device_data=Session._hold, broker_lost=BROKER_LOST),
     Phase.AWAITING_CONNACK: Rules(
         Phase.RELAYING,
         OPEN_DEADLINE,
@@ -390,7 +393,7 @@ PHASES: dict[Phase, Rules[Session]] = {
         None,
         device_data=Session._relay_from_device,
         broker_data=Session._relay_from_broker,
-        broker_lost=close_reasons.BROKER_LOST,
+        broker_lost=BROKER_LOST,
         model_set=Session._apply_model,
     ),
     Phase.CLOSED: Rules(None, None),

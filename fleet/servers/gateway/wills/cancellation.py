@@ -9,11 +9,11 @@ import math
 from contextlib import suppress
 from functools import partial
 
-from fleet.domain.credential import CredentialState
-from fleet.domain.device import DeviceState, Model
+from fleet.domain.device import Model
 from fleet.domain.errors import Unavailable
+from fleet.domain.mqtt_overrides import depends_on_tags
 from fleet.domain.ports import Registry
-from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, RightChanged
+from fleet.domain.registry_events import CredentialEnded, DeviceStateChanged, DeviceTagged, RightChanged, SessionKicked
 from fleet.servers.gateway.broker.visit import BrokerVisits, cancel_will
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session.holders import SessionHolders
@@ -50,17 +50,28 @@ class WillCancellation:
         """The device's sessions here have been closed. Returns at once: a slow broker must not delay the feed."""
         match event:
             case DeviceStateChanged(device_id, is_active=False):
-                if (will := self._wills.of_device(device_id, _now())) is not None:
+                for will in self._wills.of_device(device_id, _now()):
                     self._start(will, purges=event.is_out_of_service)
             case CredentialEnded(holder, fingerprint):
-                will = self._wills.of_device(holder, _now())
-                if will is not None and fingerprint in (None, will.fingerprint):
+                for will in self._wills.of_device(holder, _now()):
+                    if fingerprint in (None, will.fingerprint):
+                        self._tasks.start(self._look_up(will))
+            case SessionKicked(device_id, client_id, publishes_will=False):
+                for will in self._wills.of_device(device_id, _now()):
+                    if client_id in (None, will.client_id):
+                        self._start(will)
+            case DeviceTagged(device_id):
+                for will in self._wills.of_device(device_id, _now()):
                     self._tasks.start(self._look_up(will))
 
     def on_model(self, model: Model) -> None:
         """The policy of its devices is now the one of `model`."""
         for will in self._wills:
-            if will.device.model == model.name and not will.allowed_by(model):
+            if will.device.model != model.name:
+                continue
+            if depends_on_tags(model):
+                self._tasks.start(self._look_up(will))  # its tags may have changed since it was left
+            elif not will.allowed_by(model):
                 self._start(will)
 
     def on_events_missed(self) -> None:
@@ -94,12 +105,8 @@ class WillCancellation:
             facts = await self._registry.holder_facts(will.fingerprint)
         except Unavailable:
             facts = None
-        device = facts.device if facts is not None else None
-        in_service = device is not None and device.state is DeviceState.ACTIVE
-        revoked = facts is None or facts.credential.state is CredentialState.REVOKED
-        model = facts.model if facts is not None else None
-        distrusted = facts is not None and facts.distrusted
-        if not in_service or revoked or distrusted or model is None or not will.allowed_by(model):
+        model = facts.model if facts is not None and facts.may_connect else None
+        if facts is None or model is None or not will.allowed_by(model, facts.device):
             await self._cancel(will)
 
     async def _cancel(self, will: WaitingWill, *, purges: bool = False, at_once: bool = False) -> None:
@@ -113,25 +120,25 @@ class WillCancellation:
         device_id = will.device.id
         if not self._waits(will):
             return True
-        if self._holders.holds(device_id):
+        if self._holders.holds(will.client_id):
             return False  # until the broker's CONNACK says whether it is back
-        is_held = await self._holders.is_held_elsewhere(device_id) if asks else False
+        is_held = await self._holders.is_held_elsewhere(will.client_id) if asks else False
         if is_held is None:
             return False
         if is_held:
-            self._wills.drop(device_id)
+            self._wills.drop(will.client_id)
             self._outcomes.record("mqtt.will", "returned", _now(), device=device_id)
             return True
         expiry = 0.0 if purges else will.session_ends_at - _now()
-        done = await cancel_will(self._visits.upstream, will.device, expiry)
+        done = await cancel_will(self._visits.upstream, will.device, expiry, will.other_client_id)
         if done and self._waits(will):
-            self._wills.drop(device_id)
+            self._wills.drop(will.client_id)
         self._outcomes.record("mqtt.will", "cancelled" if done else "failed", _now(), device=device_id)
         return done
 
     def _waits(self, will: WaitingWill) -> bool:
         """False: its device has returned, or it has been published."""
-        return self._wills.of_device(will.device.id, _now()) is will
+        return self._wills.of_client(will.client_id, _now()) is will
 
 
 def _now() -> float:

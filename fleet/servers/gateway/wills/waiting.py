@@ -3,7 +3,7 @@
 With a Will Delay Interval the broker publishes a will only when that has passed after the end of the connection, or
 when the session has ended, and not at all if the device has returned by then (MQTT 5.0, 3.1.3.2.2). Meanwhile the
 device may be suspended; nothing in MQTT but a connection with its client id withdraws the will then. There is one for
-each device at most. All times are seconds of the event loop's clock.
+each client id at most. All times are seconds of the event loop's clock.
 """
 
 import math
@@ -35,6 +35,13 @@ class WaitingWill:
     """When it is due by the session expiry of a DISCONNECT, if the broker has accepted that."""
     left_in_order: bool = False
     """Whether the broker was asked to discard it: hardly any of these waits."""
+    other_client_id: str = ""
+    """Of its session at the broker, where that is not the device id."""
+
+    @property
+    def client_id(self) -> str:
+        """Of its session at the broker."""
+        return self.other_client_id or self.device.id
 
     @property
     def waits_until(self) -> float:
@@ -45,9 +52,9 @@ class WaitingWill:
         """Until the broker may publish it, if it has not yet."""
         return min((max(0.0, at - now) for at in (self.said_at, self.due_at) if now < at + LATE_SECONDS), default=0.0)
 
-    def allowed_by(self, model: Model) -> bool:
-        """Whether the device may publish it when its model is `model`."""
-        refused = will_refusal(self.will, policy_of(self.device, model), model.rules.mqtt)
+    def allowed_by(self, model: Model, device: Device | None = None) -> bool:
+        """Whether the device may publish it when its model is `model`. `device`: as it is now, with other tags."""
+        refused = will_refusal(self.will, policy_of(device or self.device, model), model.rules.mqtt)
         return not refused and self.tenant in model.rules.signers
 
 
@@ -56,7 +63,8 @@ def will_of(connect: Connect) -> Will | None:
     if connect.will is None:
         return None
     response = value_of(connect.will.properties, Property.RESPONSE_TOPIC)
-    return Will(connect.will.topic, connect.will.retain, response if isinstance(response, str) else None)
+    will = connect.will
+    return Will(will.topic, will.retain, response if isinstance(response, str) else None, will.qos)
 
 
 def may_wait(connect: Connect) -> bool:
@@ -91,11 +99,12 @@ def waiting_will(
         due_at=now + delay,
         session_ends_at=now + expiry,
         said_at=now + min(delay, said) if said else math.inf,
+        other_client_id=admission.other_client_id,
     )
 
 
 class WaitingWills:
-    """By device id.
+    """By client id at the broker.
 
     `wills_max`: from there on `has_room` is False, and a session that begins has no delayed will. Those that have one
     already may still leave theirs: it never holds more than `wills_max` and as many as there are sessions.
@@ -104,6 +113,7 @@ class WaitingWills:
     def __init__(self, wills_max: int) -> None:
         self._max = wills_max
         self._wills: Swept[str, WaitingWill] = Swept(lambda will, now: now >= will.waits_until)
+        self._others: dict[str, frozenset[str]] = {}  # by device, client ids other than its own that may have one
 
     def __len__(self) -> int:
         return len(self._wills)
@@ -111,9 +121,14 @@ class WaitingWills:
     def __iter__(self) -> Iterator[WaitingWill]:
         return iter(tuple(self._wills.values()))
 
-    def of_device(self, device_id: str, now: float) -> WaitingWill | None:
-        will = self._wills.get(device_id)
+    def of_client(self, client_id: str, now: float) -> WaitingWill | None:
+        will = self._wills.get(client_id)
         return will if will is not None and now < will.waits_until else None
+
+    def of_device(self, device_id: str, now: float) -> tuple[WaitingWill, ...]:
+        """All of its sessions."""
+        client_ids = (device_id, *self._others.get(device_id, ()))
+        return tuple(will for one in client_ids if (will := self.of_client(one, now)) is not None)
 
     def has_room(self, now: float) -> bool:
         """Whether the will of one more session may be delayed."""
@@ -123,8 +138,13 @@ class WaitingWills:
 
     def add(self, will: WaitingWill, now: float) -> None:
         self._wills.sweep(now)
-        self._wills[will.device.id] = will
+        self._wills[will.client_id] = will
+        if will.other_client_id:
+            if len(self._others) > 2 * len(self._wills):  # so that it looks at each as often as any was added
+                self._others = {key: left for key, ids in self._others.items() if (left := ids & self._wills.keys())}
+            others = self._others.get(will.device.id, frozenset())
+            self._others[will.device.id] = frozenset((*(others & self._wills.keys()), will.client_id))
 
-    def drop(self, device_id: str) -> None:
-        """The device has returned, or its will is cancelled. Does nothing when none waits."""
-        self._wills.pop(device_id, None)
+    def drop(self, client_id: str) -> None:
+        """Its session has returned, or its will is cancelled. Does nothing when none waits."""
+        self._wills.pop(client_id, None)

@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.errors import WireError
+from fleet.wire.hardware_serial import comparable
 from fleet.wire.names import names_of_certificate
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.errors import BadBoard, WrongCertificate
@@ -27,11 +28,12 @@ def board_is_wanted(info: m.DeviceInfo, order: ProvisioningOrder, before: m.Devi
     """The board is the one that the order names, and after a restart the same one as before. Raises: BadBoard."""
     if info.version != m.VERSION:
         raise BadBoard(FailureCode.UNSUPPORTED, "The board chose a version that was not offered.")
-    for what, said, wanted in (
-        ("hardware serial", info.hardware_serial, order.hardware_serial),
-        ("model", info.model, order.board_model),
+    said_serial, wanted_serial = comparable(info.hardware_serial), comparable(order.hardware_serial)
+    for what, said, wanted, is_wanted in (
+        ("hardware serial", info.hardware_serial, order.hardware_serial, said_serial == wanted_serial),
+        ("model", info.model, order.board_model, info.model == order.board_model),
     ):
-        if wanted and said != wanted:
+        if wanted and not is_wanted:
             raise BadBoard(FailureCode.WRONG_DEVICE, f"The board's {what} is {said!r}, not {wanted!r}.")
     if before is not None and (before.hardware_serial, before.model) != (info.hardware_serial, info.model):
         raise BadBoard(FailureCode.WRONG_DEVICE, "The board was exchanged for another during the run.")

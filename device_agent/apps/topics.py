@@ -1,0 +1,21 @@
+"""Topic filters of programs on the device, with the device id filled in."""
+
+from device_agent.spool.outbox import TOPIC_SIZE_MAX
+from fleet.est_client.errors import BadConfig
+from fleet.wire.topic_filters import is_well_formed
+
+
+def filter_for(template: str, device_id: str) -> str:
+    """The topic filter `template` with `{id}` replaced by the device id.
+
+    Raises: BadConfig if it is not a valid topic filter.
+    """
+    text = template.replace("{id}", device_id)
+    if not text.isprintable() or not is_well_formed(text):
+        raise BadConfig(
+            f"{template[:80]!r} is not a topic filter.",
+            "+ and # stand for whole levels; # is allowed as the last level only: devices/{id}/down/#.",
+        )
+    if len(text.encode()) > TOPIC_SIZE_MAX:
+        raise BadConfig(f"The topic filter is longer than {TOPIC_SIZE_MAX} bytes.")
+    return text

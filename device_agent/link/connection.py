@@ -1,0 +1,398 @@
+"""The agent's connection: the one in use, and a second one while a candidate is being proven.
+
+Owns the links and their backoff. `core.decide` decides when to connect, and with which identity.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from device_agent.agent_config import AgentConfig
+from device_agent.core import Link, Role, Setback
+from device_agent.link.attempts import Attempts
+from device_agent.link.endpoints import Endpoint
+from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, Lost, MqttLink, Target
+from device_agent.link.network_watch import NetworkChange
+from device_agent.link.pace import Pace
+from device_agent.link.packets import NO_EXTRAS, Extras, Received, Subscribed
+from device_agent.renewal import Backoff
+from device_agent.spool.outbox import WINDOW_MAX
+from device_agent.store.identity_store import Identity
+from fleet.est_client.errors import ClientError
+from fleet.est_client.server_checks import also_check
+from fleet.est_client.tls import client_context
+
+CONNECTING_SECONDS_MAX = 30.0  # from the first packet to CONNACK
+STABLE_SECONDS = 30.0  # a connection that was up this long resets the backoff
+NETWORK_SECONDS_MIN = 2.0  # between a failure and an attempt because the network has changed: a link may flap
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The connection in use is established."""
+
+    session_present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The connection in use is lost, or failed."""
+
+    setback: Setback
+    reason: str
+    was_up: bool
+    retry_seconds: float
+    handed_over: bool = False
+    """The server closed it because the candidate's connection is taking over the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The candidate's connection is established, and is the one in use from now on."""
+
+    session_present: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProofFailed:
+    setback: Setback
+    reason: str
+
+
+ConnectionEvent = Up | Down | Proven | ProofFailed | Acknowledged | Received | Subscribed
+
+
+class Connection:
+    def __init__(
+        self,
+        config: AgentConfig,
+        wake: Callable[[], None],
+        monotonic: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._take(config)
+        self._server = 0
+        """Index of the server in use, or to try next."""
+        self._tried = 0
+        """Servers that have failed in this round, each without a delay after it but the last."""
+        self._wake = wake
+        self._monotonic = monotonic
+        self._chance = chance
+        self._link: MqttLink | None = None
+        self._proving: MqttLink | None = None
+        self._proving_identity: Identity | None = None
+        self._attempts = Attempts(config.home)
+        self._began = False
+        self.held_back = ""
+        """Why the first attempt of this run waits."""
+        self._up_since = 0.0
+        self._retry_sooner_at: float | None = None
+        """From when on a change of the network shortens the delay; None: it is not the network's."""
+        self._version_refused = False
+        self._refused: set[Role | None] = set()
+        self._known: set[Identity] = set()
+        """What has been tried, or was in the store at the last attempt."""
+        self.state = Link.DOWN
+        self.uses: Role | None = None
+        self.identity: Identity | None = None
+        """Of the connection in use or connecting."""
+        self.last_tried: Role | None = None
+        self.both_refused_since: float | None = None
+        """Since when the server has refused the current certificate and the candidate, one after the other."""
+        self.connect_at = 0.0
+        self.connecting_until = 0.0
+        self.protocol = MQTT_5
+        self.window = WINDOW_MAX
+        self.packet_size_max: int | None = None
+        self._pace = Pace(monotonic, chance)
+
+    def use(self, config: AgentConfig) -> None:
+        """Take these settings for the next attempt: now, if those of the delays have changed."""
+        if config.mqtt_servers != self._config.mqtt_servers:
+            self._server = self._tried = 0
+        if _delays(config) != _delays(self._config):
+            self.connect_at = 0.0
+        self._take(config)
+
+    def _take(self, config: AgentConfig) -> None:
+        self._config = config
+        self._targets = tuple(
+            Target(
+                server.host,
+                server.port,
+                config.device_id,
+                config.keepalive_seconds,
+                config.session_expiry_seconds,
+                server.path,
+            )
+            for server in config.mqtt_servers
+        )
+        self._retry = Backoff(config.retry_base_seconds, config.retry_cap_seconds)
+        self._slow_retry = Backoff(config.retry_base_seconds, config.retry_cap_seconds, config.refused_retry_seconds)
+
+    def follow(self, current: Identity | None, candidate: Identity | None) -> None:
+        """Take note of what the store holds, which other processes change at any time.
+
+        A backoff belongs to the certificates that failed: with one that was not there then, `connect_at` is now. What
+        another process has promoted, or replaced, is not ours to promote.
+        """
+        if self.uses is Role.CANDIDATE and self.identity != candidate:
+            self.uses = Role.CURRENT
+        present = {identity for identity in (current, candidate) if identity is not None}
+        if not self._began and present:
+            self._begin(present)
+        if self.state is Link.DOWN and not present <= self._known:
+            self._known = present
+            self.connect_at, self.last_tried = 0.0, None
+            self._not_refused()
+
+    def _begin(self, present: set[Identity]) -> None:
+        # A device that restarts again and again waits as one that has been failing all the time.
+        self._began, self._known = True, present
+        failures = self._attempts.begin([identity.certificate.fingerprint for identity in present])
+        if failures:
+            delay = self._retry.delay_seconds(failures - 1, self._chance())
+            self.connect_at = self._monotonic() + delay
+            self.held_back = f"it waits {delay:.0f} s to connect: {failures} short connections or starts in a row"
+
+    def network_changed(self, change: NetworkChange) -> Down | None:
+        """Connect soon if the network is the reason for waiting; end a connection whose address is gone."""
+        now = self._monotonic()
+        if self.state is Link.UP and self._link is not None and self._link.local_address in change.gone:
+            return self.hang_up("this machine no longer has the address that the connection used")
+        if change.improved and self.state is Link.DOWN and self._retry_sooner_at is not None:
+            self.connect_at = min(self.connect_at, max(now, self._retry_sooner_at) + self._chance())
+        return None
+
+    def retry_now(self) -> None:
+        """What has kept a server from being trusted is over."""
+        if self.state is Link.DOWN:
+            self.connect_at = self._monotonic()
+
+    def connect(self, identity: Identity, role: Role, check_time: bool, at: datetime | None = None) -> None:
+        """Start the connection in use. Its outcome is an Up or Down event. `at`: judges dates if `check_time` does not.
+
+        Raises: ClientError if the identity or the CA file cannot be loaded; call `failed_to_start` then.
+        """
+        self.uses, self.identity = role, identity
+        self._link = self.new_link(identity, check_time, at)
+        self.state = Link.CONNECTING
+        self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
+        self._link.open()
+
+    def failed_to_start(self, error: ClientError) -> Down:
+        """Record an identity that could not be loaded as a failed attempt."""
+        return self._down(Lost(Setback.NETWORK, error.message))
+
+    def prove(self, identity: Identity, check_time: bool, at: datetime | None = None) -> None:
+        """Start the candidate's connection beside the one in use. Its outcome is a Proven or ProofFailed event.
+
+        Raises: ClientError if the identity cannot be loaded.
+        """
+        self._proving, self._proving_identity = self.new_link(identity, check_time, at), identity
+        self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
+        self._proving.open()
+
+    def drop_proof(self) -> None:
+        """Close the candidate's connection."""
+        if self._proving is not None:
+            self._proving.close()
+            self._proving = None
+
+    def hang_up(self, reason: str) -> Down:
+        """Close the connection in use because of `reason`."""
+        return self._down(Lost(Setback.NETWORK, reason))
+
+    def close(self) -> None:
+        """Close all connections with a DISCONNECT."""
+        self.drop_proof()
+        if self.state is Link.UP:
+            self._attempts.succeeded()  # stopped on purpose: the next start is no retry
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self.state = Link.DOWN
+
+    def publish(self, topic: str, payload: bytes, qos: int, extras: Extras = NO_EXTRAS) -> int:
+        """Send on the connection in use and return the packet id. Only while `state` is UP.
+
+        Raises: ValueError if this message can never be sent.
+        """
+        if self._link is None:
+            raise RuntimeError("publish without a connection")
+        if self.packet_size_max is not None and len(topic) * 4 + len(payload) + 16 > self.packet_size_max:
+            raise ValueError(f"the server accepts packets of at most {self.packet_size_max} bytes")
+        return self._link.publish(topic, payload, qos, extras)
+
+    def subscribe(self, topic_filter: str, qos: int) -> int:
+        """Subscribe on the connection in use; a Subscribed with the packet id follows. Only while `state` is UP."""
+        if self._link is None:
+            raise RuntimeError("subscribe without a connection")
+        return self._link.subscribe(topic_filter, qos)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End a subscription, on the connection in use."""
+        if self._link is not None and self.state is Link.UP:
+            self._link.unsubscribe(topic_filter)
+
+    def acknowledge(self, packet_id: int) -> None:
+        """Acknowledge a message that the connection in use has brought."""
+        if self._link is not None and self.state is Link.UP:
+            self._link.acknowledge(packet_id)
+
+    @property
+    def in_flight_max(self) -> int:
+        return self._pace.in_flight_max(self.window)
+
+    @property
+    def is_up(self) -> bool:
+        return self.state is Link.UP
+
+    @property
+    def server(self) -> str:
+        """Address of the server in use, or to try next."""
+        target = self._targets[self._server]
+        return str(Endpoint(target.host, target.port, target.path))
+
+    @property
+    def current_is_refused(self) -> bool:
+        """Whether the server has refused the current certificate since a connection was last established."""
+        return Role.CURRENT in self._refused
+
+    @property
+    def protocol_name(self) -> str:
+        return "5.0" if self.protocol == MQTT_5 else "3.1.1"
+
+    @property
+    def links(self) -> list[MqttLink]:
+        """The links whose sockets are to be polled."""
+        return [link for link in (self._link, self._proving) if link is not None]
+
+    def collect(self) -> list[ConnectionEvent]:
+        """Events since the last call. The proof comes last: acknowledgements that arrived on the old connection before
+        it count."""
+        for link in self.links:
+            link.tick()
+        if self._is_stable():
+            self._attempts.succeeded()
+        events: list[ConnectionEvent] = []
+        for event in self._link.events() if self._link else ():
+            match event:
+                case Connected():
+                    self._came_up(event)
+                    events.append(Up(event.session_present))
+                case Acknowledged() | Received() | Subscribed():
+                    if isinstance(event, Acknowledged):
+                        self._pace.answered(is_temporary=event.is_temporary)
+                    events.append(event)
+                case Lost():
+                    events.append(self._down(event))
+        for event in self._proving.events() if self._proving else ():
+            match event:
+                case Connected():
+                    self._adopt()
+                    self._came_up(event)
+                    events.append(Proven(event.session_present))
+                case Lost():
+                    self.drop_proof()
+                    events.append(ProofFailed(event.setback, event.reason))
+                case Received() | Subscribed():
+                    events.append(event)
+                case Acknowledged():
+                    pass  # nothing is published on it yet
+        return events
+
+    def _adopt(self) -> None:
+        # The server has moved the session here (same client id) from the old connection, which is closed.
+        if self._link is not None:
+            self._link.close()
+        self._link, self._proving = self._proving, None
+        self.uses, self.identity = Role.CANDIDATE, self._proving_identity
+
+    def _not_refused(self) -> None:
+        self._refused, self.both_refused_since = set(), None
+
+    def _came_up(self, event: Connected) -> None:
+        self._not_refused()
+        self.state = Link.UP
+        self.last_tried = None
+        self._tried = 0
+        self._up_since = self._monotonic()
+        self.window = max(1, min(WINDOW_MAX, event.receive_maximum))
+        self.packet_size_max = event.packet_size_max
+
+    def _down(self, lost: Lost) -> Down:
+        was_up, stable = self.state is Link.UP, self._is_stable()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self.state = Link.DOWN
+        if self._proving is not None:
+            self.uses, self.identity, self.last_tried = None, None, None
+            self.connect_at = self._monotonic()
+            return Down(lost.setback, lost.reason, was_up, 0.0, handed_over=True)
+        self._choose_protocol(lost, was_up)
+        another = self._choose_server(lost, was_up)
+        self._retry_sooner_at = None
+        if was_up:
+            self.last_tried = None
+            if stable:
+                self._attempts.succeeded()
+        elif not another:
+            self.last_tried = self.uses
+        if another:
+            delay = 0.0  # `last_tried` is unchanged: the same identity at the next server
+        elif lost.setback is Setback.PROTOCOL and not was_up:
+            delay = 0.0
+            self.last_tried = None  # the same identity again, with the other version
+        else:
+            if lost.setback is Setback.REFUSED:
+                self._refused.add(self.uses)
+                if len(self._refused) == len(Role) and self.both_refused_since is None:
+                    self.both_refused_since = self._monotonic()
+            # After a refused candidate the current identity is tried without the long delay: only both make a refusal.
+            slow = lost.setback is Setback.REFUSED and self.uses is Role.CURRENT
+            delay = (self._slow_retry if slow else self._retry).delay_seconds(self._attempts.failures, self._chance())
+            self._attempts.failed()
+            if lost.setback is not Setback.REFUSED:  # an untrusted server may be a captive portal
+                self._retry_sooner_at = self._monotonic() + NETWORK_SECONDS_MIN
+        self.connect_at = self._monotonic() + delay
+        self.uses, self.identity = None, None
+        return Down(lost.setback, lost.reason, was_up, delay)
+
+    def _is_stable(self) -> bool:
+        return self.state is Link.UP and self._monotonic() - self._up_since >= STABLE_SECONDS
+
+    def _choose_server(self, lost: Lost, was_up: bool) -> bool:
+        """Whether the next server is to be tried at once. After a whole round there is the backoff's delay."""
+        if was_up or lost.setback is Setback.PROTOCOL:
+            self._tried = 0
+            return False
+        self._server = (self._server + 1) % len(self._targets)
+        self._tried += 1
+        if lost.setback is Setback.REFUSED or self._tried >= len(self._targets):
+            self._tried = 0
+            return False
+        return True
+
+    def _choose_protocol(self, lost: Lost, was_up: bool) -> None:
+        if lost.setback is Setback.PROTOCOL:
+            self._version_refused = self.protocol == MQTT_5
+            self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
+        elif was_up and not self._version_refused:
+            self.protocol = MQTT_5
+        elif lost.reached and not lost.answered and lost.setback is Setback.NETWORK and not self._version_refused:
+            # Some MQTT 3.1.1 servers close on a CONNECT of version 5 without a CONNACK: alternate the versions.
+            self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
+
+    def new_link(self, identity: Identity, check_time: bool, at: datetime | None) -> MqttLink:
+        """A link that is not open yet. Raises: ClientError."""
+        self._known.add(identity)
+        context = client_context(self._config.ca_file, identity.files, check_time=check_time)
+        if self._config.pins or at is not None:
+            also_check(context, pins=self._config.pins, at=at)
+        return MqttLink(self._targets[self._server], context, self.protocol, self._wake)
+
+
+def _delays(config: AgentConfig) -> tuple[float, ...]:
+    return config.retry_base_seconds, config.retry_cap_seconds, config.refused_retry_seconds

@@ -1,0 +1,142 @@
+"""Carries out the fleet's commands, one after the other, and answers each by a report, which a child process signs.
+
+A command is done once: its id is remembered while the agent runs, and a renewal that was asked for before the
+certificate in use began has been done.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from device_agent.apps.inbound import Inbound
+from device_agent.apps.topics import filter_for
+from device_agent.link.clock import DeviceClock
+from device_agent.link.packets import Received
+from device_agent.managed.commands import (
+    LEVELS,
+    LOG_LEVEL,
+    RENEW,
+    TOPIC,
+    Command,
+    CommandRefused,
+    read_command,
+)
+from device_agent.service.event_log import EventLog
+from device_agent.store.enrollment import EnrollmentJob, EnrollmentProcess
+from device_agent.store.identity_store import Identity
+from device_agent.store.rotation import OnRenewed
+
+OK = "ok"
+RENEW_SECONDS_MIN = 60.0  # between two renewals by command: each costs the CA a certificate, and the flash a slot
+DEADLINE_SECONDS = 60.0  # for one report
+ANSWERS_MAX = 8  # that wait for the one that is sent
+IDS_KEPT = 64
+
+
+class Agent(Protocol):
+    """The interface of the agent that its management needs."""
+
+    device_id: str
+    home: Path
+    inbound: Inbound
+    clock: DeviceClock
+    monotonic: Callable[[], float]
+    stopping: bool
+
+    @property
+    def current(self) -> Identity | None: ...
+    def force_renewal(self, on_renewed: OnRenewed) -> None: ...
+
+
+class Management:
+    """Call `start` once, and `tick` at every turn of the loop. `process` is readable when a report has been sent."""
+
+    uid = 0
+    """Its subscription is the agent's own."""
+
+    def __init__(self, agent: Agent, log: EventLog) -> None:
+        self._agent = agent
+        self._log = log
+        self._topic = filter_for(TOPIC, agent.device_id)
+        self._ids: deque[str] = deque(maxlen=IDS_KEPT)
+        self._answers: deque[tuple[Command, str]] = deque()
+        self._renewed_at = -math.inf
+        self.process: EnrollmentProcess | None = None
+        self._process_until = 0.0
+
+    def start(self) -> None:
+        """Subscribe, now and after each new session."""
+        self._agent.inbound.hear(self._topic, self._take)
+        self._agent.inbound.subscriptions.hold(self._topic, 1, self, self._on_subscribed)
+
+    def tick(self) -> None:
+        """Take a report's outcome, and start the next one."""
+        outcome = self.process.read() if self.process else None
+        if outcome is None and self.process and self._agent.monotonic() >= self._process_until:
+            outcome = self.process.kill()
+        if outcome is not None:
+            self.process = None
+            if outcome.ok:
+                self._log.event("report-sent")
+            else:
+                self._log.event("report-failed", reason=outcome.message)
+        if self.process is None and self._answers and not self._agent.stopping:
+            self._start(*self._answers.popleft())
+
+    def stop(self) -> None:
+        """Kill the child, if any."""
+        if self.process is not None:
+            self.process.kill()
+            self.process = None
+
+    def refused(self, topic_filter: str, reason: str) -> None:
+        """The server refuses the subscription from now on."""
+        self._on_subscribed(reason)
+
+    def _on_subscribed(self, reason: str) -> None:
+        if reason:
+            self._log.event("management-refused", topic=self._topic, reason=reason)
+
+    def _take(self, message: Received) -> None:
+        reading = self._agent.clock.reading()
+        try:
+            command = read_command(message, reading.now if reading.is_set else None)
+        except CommandRefused as refused:
+            self._log.event("command-refused", topic=message.topic, reason=refused)
+            return
+        if command.id in self._ids or self._agent.stopping:
+            return
+        self._ids.append(command.id)
+        self._log.event("command", command=command.name, id=command.id)
+        if command.name == RENEW:
+            self._renew(command)
+            return
+        if command.name == LOG_LEVEL:
+            self._log.least = LEVELS[command.level]
+        self._answer(command, OK)
+
+    def _renew(self, command: Command) -> None:
+        current, now = self._agent.current, self._agent.monotonic()
+        if current is not None and command.at < current.lifetime.not_before:
+            self._answer(command, OK)
+            return
+        if now - self._renewed_at < RENEW_SECONDS_MIN:
+            self._answer(command, f"The last renewal by command was less than {RENEW_SECONDS_MIN:.0f} s ago.")
+            return
+        self._renewed_at = now
+        self._agent.force_renewal(lambda message, _: self._answer(command, message or OK))
+
+    def _answer(self, command: Command, outcome: str) -> None:
+        if len(self._answers) >= ANSWERS_MAX:
+            self._log.event("report-failed", reason="too many reports wait", id=command.id)
+            return
+        self._answers.append((command, outcome))
+
+    def _start(self, command: Command, outcome: str) -> None:
+        answered = {"id": command.id, "name": command.name, "outcome": outcome}
+        job = EnrollmentJob(self._agent.home, "report", answers=json.dumps(answered), deadline_seconds=DEADLINE_SECONDS)
+        self.process = EnrollmentProcess(job)
+        self._process_until = self._agent.monotonic() + DEADLINE_SECONDS + 5

@@ -1,0 +1,1 @@
+"""The device's identity: slots that survive a power loss, enrollment and rotation, health."""

@@ -1,0 +1,3 @@
+"""MQTT over WebSocket, below the gateway's sessions."""
+
+MQTT_PATH = "/mqtt"

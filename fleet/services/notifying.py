@@ -1,0 +1,106 @@
+"""Messages of the fleet to devices: published to `devices/ID/fleet/NAME` with QoS 1, and audited without payload.
+
+    notice = Notice(notifier, message, act, given_reason(reason))
+    await registry.commit(await notice.change(registry, device))
+    subscribed = await notice.deliver(registry, device)
+
+The audit has it before the broker does, and a second time, with the code, when the broker has not taken it.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fleet.domain.access import Act
+from fleet.domain.changes import AuditEntry, Change, made_by
+from fleet.domain.device import Device, must_be_active, next_step
+from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
+from fleet.domain.ports import Registry
+from fleet.domain.presence import SessionFilter, SessionState
+from fleet.domain.topic_policy import FLEET_TOPICS
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}\Z"
+PAYLOAD_SIZE_MAX = 65_536
+NOT_SUBSCRIBED = "not-subscribed"
+"""What is said of a device for whose message nobody had subscribed: the broker keeps none of it."""
+
+
+class Publisher(Protocol):
+    """The fleet's own client at the broker."""
+
+    async def publish(self, topic: str, payload: bytes) -> bool | None:
+        """Returns when the broker has taken the message: whether anybody had subscribed to it; None: it does not say.
+        Raises: Unavailable: `broker-unreachable`, `publish-refused`, `publisher-busy`.
+        """
+
+
+class Notifier(Struct, frozen=True):
+    """By which messages reach devices."""
+
+    publisher: Publisher
+    node: str = ""
+    """Whose devices alone its broker serves; "": it serves every node's."""
+
+
+class Message(Struct, frozen=True):
+    """One message, for any device."""
+
+    name: str
+    """One to four levels of a topic."""
+    payload: bytes = b""
+
+    def __post_init__(self) -> None:
+        """Raises: Invalid: `bad-topic`, `payload-too-large`."""
+        if not re.search(NAME_PATTERN, self.name):
+            levels = (
+                "one to four levels of letters, digits, . _ - separated by /, each of 1 to 64, first a letter or digit"
+            )
+            raise Invalid("bad-topic", f"{self.name[:80]!r} is not the NAME of a message: {levels}.")
+        if len(self.payload) > PAYLOAD_SIZE_MAX:
+            raise Invalid("payload-too-large", f"A message has at most {PAYLOAD_SIZE_MAX} bytes.")
+
+    def topic(self, device_id: str) -> str:
+        return FLEET_TOPICS.replace("{id}", device_id).replace("#", self.name)
+
+
+class Notice(Struct, frozen=True):
+    """A message for devices, and by whose act they get it."""
+
+    notifier: Notifier
+    message: Message
+    act: Act
+    detail: Mapping[str, str]
+    """What the audit says of it besides."""
+
+    async def change(self, registry: Registry, device: Device) -> Change:
+        """What is committed before `deliver`.
+
+        Raises: Conflict: `device-STATE`, `connected-elsewhere`: `device` is not in service, or it is connected at
+        another node that has a broker of its own.
+        """
+        try:
+            must_be_active(device)
+        except Refused as refused:
+            raise Conflict(refused.code, refused.message, next_step(device)) from refused
+        if node := self.notifier.node:
+            found = await registry.sessions(SessionFilter(device.id, is_open=True))
+            nodes = {each.session.node for each in found if each.state(self.act.now) is not SessionState.DISCONNECTED}
+            if nodes and node not in nodes:
+                what = f"Device {device.id} is connected at {min(nodes)}, which has a broker of its own."
+                raise Conflict("connected-elsewhere", what, "Ask the API of that node.")
+        return Change(self._entry(device))
+
+    async def deliver(self, registry: Registry, device: Device) -> bool | None:
+        """As `Publisher.publish`; when it fails, the audit says so."""
+        try:
+            return await self.notifier.publisher.publish(self.message.topic(device.id), self.message.payload)
+        except FleetError as error:
+            await registry.commit(Change(replace(self._entry(device), outcome=error.code)))
+            raise
+
+    def _entry(self, device: Device) -> AuditEntry:
+        known = {"name": self.message.name, "bytes": str(len(self.message.payload))}
+        return made_by(self.act, "device.notify", f"device {device.id}", **known, **self.detail)
