@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 )
@@ -80,7 +81,12 @@ func dialer(address, ca, certificate, key string) func() (net.Conn, error) {
 		pool.AppendCertsFromPEM(root)
 		pair, err := tls.LoadX509KeyPair(certificate, key)
 		must(err)
-		return tls.Dial("tcp", address, &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}})
+		conn, err := tls.Dial("tcp", address, &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}})
+		if err != nil {
+			return nil, err
+		}
+		// A packet is several writes: without a lock, a PUBACK of one goroutine lands within a PUBLISH of another.
+		return packets.NewThreadSafeConn(conn), nil
 	}
 }
 
