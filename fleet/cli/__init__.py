@@ -1,14 +1,12 @@
 """The `fleet` command. Each subcommand lives in a module of its own and is loaded only when it is called."""
 
 import gc
-import importlib
 from typing import Any, NoReturn
 
 import click
-from click.exceptions import NoSuchCommand
 
 from fleet.cli.options import location_options
-from fleet.config.streams import Program
+from fleet.config.streams import LazyProgram
 
 # name: (module, what `fleet --help` says of it; the module's own docstring says the rest)
 COMMANDS = {
@@ -48,44 +46,26 @@ STARTING_GC = 50_000
 """With Python's threshold of 700 objects, a fifth of a command's start-up is garbage collection between imports."""
 
 
-class LazyGroup(Program):
-    """A group whose commands are imported when they are called: `fleet cert` needs no server library."""
+class Fleet(LazyProgram):
+    """`fleet cert` needs no server library."""
+
+    commands_by_name = COMMANDS
 
     def __call__(self, *args: Any, **settings: Any) -> NoReturn:
         gc.set_threshold(STARTING_GC)
         super().__call__(*args, **settings)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _ = COMMANDS[cmd_name]
         try:
-            command = getattr(importlib.import_module(module), cmd_name)
+            return super().get_command(ctx, cmd_name)
         except ModuleNotFoundError as error:
             raise _missing(error) from error
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}.{cmd_name} is not a command")
-        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:  # a home's libraries are imported when one is opened
             raise _missing(error) from error
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            raise NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 def _missing(error: ModuleNotFoundError) -> click.ClickException:
@@ -101,7 +81,7 @@ def _is_the_agents(error: ModuleNotFoundError) -> bool:
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=Fleet,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog='Shell completion: eval "$(_FLEET_COMPLETE=bash_source fleet)" (zsh_source, fish_source).',
 )

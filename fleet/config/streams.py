@@ -21,14 +21,17 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong use.
 """
 
 import errno
+import importlib
 import io
 import json
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import click
+from click.exceptions import NoSuchCommand
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -44,6 +47,37 @@ class Program(click.Group):
 
     def __call__(self, *args: Any, **settings: Any) -> NoReturn:
         run(self)
+
+
+class LazyProgram(Program):
+    """A program whose commands are imported when they are called: none pays for the libraries of another."""
+
+    commands_by_name: Mapping[str, tuple[str, str]] = {}
+    """name: (module, its line in the program's --help; the command's own docstring says the rest)"""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands_by_name)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands_by_name:
+            return None
+        module, _ = self.commands_by_name[cmd_name]
+        command = getattr(importlib.import_module(module), cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{cmd_name} is not a command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.commands_by_name
+        if args and args[0] not in known and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise NoSuchCommand(args[0], possibilities=known, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.commands_by_name.items()])
 
 
 def run(command: click.Command) -> NoReturn:

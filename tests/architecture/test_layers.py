@@ -76,7 +76,8 @@ def test_the_est_client_imports_wire_alone_and_reads_small_files() -> None:
 
 
 def test_the_emulated_board_is_loaded_by_its_command_alone() -> None:
-    agent = [m for m in modules_of("device_agent") if not m.startswith("device_agent.emulated") and "__main__" not in m]
+    of_board = ("device_agent.emulated", "device_agent.cli.emulate", "device_agent.__main__")
+    agent = [m for m in modules_of("device_agent") if not m.startswith(of_board)]
     loaded = modules_after("import " + ", ".join(agent))
     assert "device_agent.runner" in loaded
     assert not {m for m in loaded if m.startswith(("device_agent.emulated", "fleet.wire.serial"))}

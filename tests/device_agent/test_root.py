@@ -255,7 +255,7 @@ def test_a_service_is_installed_for_homes_of_root_and_of_its_user(home: Path, tm
 
 @ROOT_ONLY
 def test_capabilities_are_granted_by_roots_settings_alone(home: Path) -> None:
-    from device_agent.service.commands import _unit
+    from device_agent.cli.service import _unit
     from device_agent.service.installation import check_capabilities
 
     give_away(home)

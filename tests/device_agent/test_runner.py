@@ -19,7 +19,7 @@ import pytest
 
 from device_agent.agent_config import NewHome, read_config, write_config
 from device_agent.apps.control import ask
-from device_agent.commands import renew
+from device_agent.cli.enrollment import renew
 from device_agent.core import TICK_SECONDS
 from device_agent.errors import NotEnrolled, NotRunning
 from device_agent.runner import Runner

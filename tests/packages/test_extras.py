@@ -21,7 +21,7 @@ MODULES = {  # what a requirement is imported as, of those that each extra has
 }  # fmt: skip
 ENTRIES = {
     "agent": ["device_agent.cli", "device_agent.run", "device_agent.store.enroll_child"],
-    "board": ["device_agent.emulated"],
+    "board": ["device_agent.emulated", "device_agent.cli.emulate"],
     "station": ["firmware_tools.cli", "firmware_tools.station_cli", "firmware_tools.station"],
     "server": ["fleet.cli", "fleet.cli.serve", "fleet.runtime.serve", "fleet.runtime.worker_main"],
 }
@@ -33,18 +33,19 @@ OTHER = {
 }
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-names, blocked = (words.split(",") for words in sys.argv[1:])
+names, blocked, others = (words.split(",") for words in sys.argv[1:])
 sys.modules.update(dict.fromkeys(filter(None, blocked)))  # None: importing it raises ModuleNotFoundError
 for name in names:
     module = importlib.import_module(name)
     for each in pkgutil.iter_modules(getattr(module, "__path__", ())):
-        if not each.name.startswith("__"):
+        if not each.name.startswith("__") and f"{name}.{each.name}" not in others:
             importlib.import_module(f"{name}.{each.name}")
 """
 
 
 def imports(python: Path | str, extra: str, blocked: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    words = [str(python), "-c", IMPORT_ALL, ",".join(ENTRIES[extra]), ",".join(blocked)]
+    others = [name for other in OTHER[extra] for name in ENTRIES[other]]
+    words = [str(python), "-c", IMPORT_ALL, ",".join(ENTRIES[extra]), ",".join(blocked), ",".join(others)]
     return subprocess.run(words, capture_output=True, text=True, cwd=folder, timeout=120, check=False)
 
 

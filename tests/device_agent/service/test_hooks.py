@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key, l
 
 from device_agent.agent_config import read_config
 from device_agent.cli import cli
+from device_agent.cli.deploy import deploy_unless_running
 from device_agent.runner import LOCK_NAME
-from device_agent.service.commands import deploy_unless_running
 from device_agent.service.confined import Confined, run_confined
 from device_agent.service.deploying import deploy
 from device_agent.service.deployment_marks import FILE_NAME, Mark, is_due, read_marks, retry_delay_seconds

@@ -17,8 +17,8 @@ from unittest import mock
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from device_agent import commands
 from device_agent.agent_config import NewHome, read_config, write_config
+from device_agent.cli import enrollment
 from device_agent.core import Link, Role, Setback
 from device_agent.executor import Executor
 from device_agent.link import connection
@@ -211,7 +211,7 @@ def in_process(server: ModelServer) -> Iterator[None]:
             (enroll_child, "EstClient", server.client),
             (rotation, "EnrollmentProcess", EndedProcess),
             (renewal_schedule, "EnrollmentProcess", EndedProcess),
-            (commands, "enroll_and_wait", lambda job: enroll_child.outcome_of(job, NOW)),
+            (enrollment, "enroll_and_wait", lambda job: enroll_child.outcome_of(job, NOW)),
             (connection, "client_context", lambda _ca, files, **_: files),
             (connection, "MqttLink", lambda _target, files, *_: ModelLink(server, files)),
         ):
@@ -226,7 +226,7 @@ def new_home(home: Path, authority: Authority) -> None:
 def enroll(home: Path, files: tuple[Path, Path] | None = None, *, keep: bool = False) -> None:
     """`device-agent enroll`, with the one token there is, or with `files`."""
     token = "" if files else TOKEN
-    commands.enroll(read_config(home), commands.EnrollmentRequest(AGENT_KEY_TYPES[0], token, files, keep), NOW)
+    enrollment.enroll(read_config(home), enrollment.EnrollmentRequest(AGENT_KEY_TYPES[0], token, files, keep), NOW)
 
 
 def run(home: Path, *, renew: bool = False) -> None:

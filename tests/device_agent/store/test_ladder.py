@@ -12,10 +12,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from device_agent import commands
 from device_agent.agent_config import read_config
 from device_agent.apps.control import socket_address
-from device_agent.cli import cli
+from device_agent.cli import cli, enrollment
 from device_agent.errors import AgentError
 from device_agent.store import health
 from device_agent.store.bootstrap import bootstrap_of, keep_token
@@ -191,7 +190,7 @@ def test_then_an_operator_sees_it_and_a_new_token_helps(
     assert "locked out" in shown.output
     assert json.loads(CliRunner().invoke(cli, ["--home", str(home), "status", "-o", "json"]).output)["last_refusal"]
     server.readmits = True
-    commands.enroll(read_config(home), commands.EnrollmentRequest("EC-P256", crash_life.TOKEN, again=True), NOW)
+    enrollment.enroll(read_config(home), enrollment.EnrollmentRequest("EC-P256", crash_life.TOKEN, again=True), NOW)
     run(home)
     working_identity(home, server)
     assert examine(read_config(home), NOW).state == health.ENROLLED
@@ -234,7 +233,7 @@ def test_a_bootstrap_is_private_and_a_damaged_one_is_none(home: Path) -> None:
 def test_without_any_credential_nothing_is_started(home: Path) -> None:
     assert not outcome_of(EnrollmentJob(home, "recover"), NOW).ok
     with pytest.raises(AgentError):
-        commands.renew(read_config(home))
+        enrollment.renew(read_config(home))
 
 
 def test_an_agent_that_is_there_and_does_not_answer_is_not_healthy(

@@ -1,4 +1,4 @@
-"""The commands `send`, `subscribe` and `request`: messages through the running agent."""
+"""`device-agent send`, `subscribe` and `request`: messages through the running agent."""
 
 import base64
 import json
@@ -16,8 +16,8 @@ import click
 
 from device_agent.apps import control
 from device_agent.apps.topics import filter_for
+from device_agent.cli.options import output_option, pass_home
 from device_agent.errors import AgentError, NotRunning, SendRefused
-from device_agent.home_option import pass_home
 from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, TTL_SECONDS_MAX, topic_for
 from fleet.config.streams import printable
 from fleet.est_client.errors import BadConfig
@@ -30,9 +30,6 @@ ANSWER_SECONDS = 5.0  # for the agent's own part of a request
 
 _SHOWN_KEYS = ("topic", "qos", "retain", "response_topic", "correlation", "user")
 
-OUTPUT = click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output format."
-)
 QOS = click.option(
     "--qos", type=click.IntRange(0, 1), default=1, show_default=True, help="1 retries until acknowledged."
 )
@@ -89,7 +86,7 @@ def send(home: Path, topic: str, payload: str, qos: int, wait: bool, timeout: fl
 @click.argument("topic")
 @click.argument("payload", default="-")
 @TIMEOUT
-@OUTPUT
+@output_option
 @pass_home
 def request(home: Path, topic: str, payload: str, timeout: float, output: str) -> None:
     """Publish a request, with a response topic and correlation data (MQTT 5), and print the response to it.
@@ -179,7 +176,7 @@ class _Taking:
     metavar="SECONDS",
     help="How long the agent keeps the subscription, and its messages, once this command has ended.",
 )
-@OUTPUT
+@output_option
 @pass_home
 def subscribe(
     home: Path, topic: str, qos: int, count: int | None, command: str | None, keep: float, output: str

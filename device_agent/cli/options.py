@@ -1,4 +1,4 @@
-"""What the commands of `device-agent` share: --home, accepted before and after the name, and usage errors."""
+"""What the commands share: --home, accepted before and after the name, --output, and usage errors."""
 
 import contextlib
 import functools
@@ -6,21 +6,40 @@ import os
 import pwd
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from device_agent.errors import AgentError
 from fleet.est_client.errors import BadConfig
 
-HOME = click.Path(path_type=Path, file_okay=False)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def home_option(name: str = "home", envvar: str | None = None) -> Callable[[_Command], _Command]:
+    """`--home DIR`, passed as `name`. Of the whole program alone it reads the environment, so that a given one wins."""
+    return click.option(
+        "--home",
+        name,
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar=envvar,
+        metavar="DIR",
+        help="The device's home: settings, key, certificate.  [env: DEVICE_HOME]",
+    )
+
+
+def output_option(command: _Command) -> _Command:
+    """`-o text|json`, passed as `output`."""
+    return click.option(
+        "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output format."
+    )(command)
 
 
 def pass_home(command: Callable[..., None], *, as_root: bool = False) -> Callable[..., None]:
     """Give `command` the device's home as its first argument. A missing one is an error when the command runs, so that
     `--help` needs none. Root becomes the home's owner first, unless `as_root`."""
 
-    @click.option("--home", "home_after", type=HOME, metavar="DIR", help="The device's home.  [env: DEVICE_HOME]")
+    @home_option("home_after")
     @click.pass_context
     @functools.wraps(command)
     def with_home(context: click.Context, home_after: Path | None, *args: Any, **options: Any) -> None:

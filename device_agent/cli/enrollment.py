@@ -1,4 +1,4 @@
-"""The commands `enroll` and `renew`, with or without an agent running in the same home."""
+"""A new certificate for the commands `enroll` and `renew`, with or without an agent running in the same home."""
 
 import shlex
 from collections.abc import Callable

@@ -1,19 +1,20 @@
-"""The command `device-agent enroll`, and where it takes the token from."""
+"""`device-agent enroll` and `renew`, and where the token comes from."""
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import click
 
-from device_agent.home_option import pass_home, usage_errors
+from device_agent.agent_config import read_config
+from device_agent.cli import enrollment
+from device_agent.cli.deploy import deploy_unless_running
+from device_agent.cli.options import pass_home, usage_errors
+from device_agent.link.clock import device_clock
 from fleet.est_client.arguments import AGENT_KEY_TYPES, check_printable
 from fleet.wire.errors import Malformed
 from fleet.wire.text import without_mark
-
-if TYPE_CHECKING:
-    from device_agent.agent_config import AgentConfig
 
 TOKEN_SIZE_MAX = 4096  # bytes
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -78,10 +79,6 @@ def enroll(
     With --approval, prints the fingerprint of the key for the operator to compare, and waits for the decision. It can
     be interrupted and started again: it retries with the same key.
     """
-    from device_agent import commands
-    from device_agent.agent_config import read_config
-    from device_agent.link.clock import device_clock
-
     config = read_config(home)
     given = (approval, certificate is not None, token_file is not None or token_env is not None)
     if sum(given) > 1 or (certificate is None) != (key is None) or (approval and keep):
@@ -92,23 +89,28 @@ def enroll(
         check_printable(model, "The model")
     files = (certificate, key) if certificate and key else None
     token = "" if approval or files else _token(token_file, token_env)
-    request = commands.EnrollmentRequest(key_type, token, files, keep, label=model, again=again)
+    request = enrollment.EnrollmentRequest(key_type, token, files, keep, label=model, again=again)
     now = device_clock(home).now()
     try:
-        identity = commands.enroll(config, request, now, report=lambda text: click.echo(text, err=True))
+        identity = enrollment.enroll(config, request, now, report=lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
         click.echo("Interrupted. The same command goes on with the same key, and the same token.", err=True)
         raise
-    deploy(config)
+    deploy_unless_running(config)
     click.echo(f"Enrolled as {config.device_id} until {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC.")
 
 
-def deploy(config: "AgentConfig") -> None:
-    """Run the hooks for a new certificate, unless the running agent does."""
-    if config.hooks:
-        from device_agent.service.commands import deploy_unless_running
+@click.command()
+@pass_home
+def renew(home: Path) -> None:
+    """Renew the certificate now. The new one is proven by a connection before it replaces the old one.
 
-        deploy_unless_running(config)
+    A running agent renews without losing a message; without one, this command renews.
+    """
+    config = read_config(home)
+    renewed = enrollment.renew(config).certificate
+    deploy_unless_running(config)
+    click.echo(f"Renewed until {renewed.not_after:%Y-%m-%d %H:%M:%S} UTC, serial {renewed.serial}.")
 
 
 def _text(data: bytes, where: str) -> str:

@@ -1,4 +1,4 @@
-"""`device-agent rejected`: the messages that the server has refused. Loaded by that command alone."""
+"""`device-agent rejected`: the messages that the server has refused."""
 
 import json
 import time
@@ -9,8 +9,8 @@ import click
 
 from device_agent.agent_config import AgentConfig, read_config
 from device_agent.apps.control import ask
+from device_agent.cli.options import output_option, pass_home
 from device_agent.errors import AgentError, NotRunning
-from device_agent.home_option import pass_home
 from device_agent.link.clock import device_clock
 from device_agent.runner import LOCK_NAME
 from device_agent.service.event_log import EventLog
@@ -23,9 +23,7 @@ ASK_SECONDS_MAX = 10.0
 
 
 @click.command()
-@click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output format."
-)
+@output_option
 @click.option("--retry", is_flag=True, help="Queue all of them again.")
 @click.option("--drop", is_flag=True, help="Forget all of them.")
 @pass_home

@@ -1,4 +1,4 @@
-"""`device-agent emulate`: a board on a pseudo-terminal, to be provisioned like a real one, with injected faults."""
+"""A board on a pseudo-terminal, to be provisioned like a real one, with injected faults."""
 
 import random
 import re
@@ -10,17 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-import click
-
 from device_agent.emulated.board import Hardware, HomeBoard
 from device_agent.emulated.pty_port import PtyPort, pty_port
-from device_agent.home_option import pass_home
 from fleet.wire.serial.dialogue.device import DeviceDialogue, State
-from fleet.wire.serial.messages import CHUNK_SIZE_MAX, CHUNK_SIZE_MIN
 
 LINGER_SECONDS = 10.0  # after the last answer, in case it was lost and the station retransmits
 FRAME = re.compile(rb"\x00[^\x00]+\x00")
-_DEFAULT = Hardware()
 BOOT_LOG = (
     b"\x00\xf8ets Jun  8 2016 00:22:57\r\n\r\nrst:0x1 (POWERON_RESET),boot:0x13 (SPI_FAST_FLASH_BOOT)\r\n"
     b"\x1b[0;32mI (29) boot: 2nd stage bootloader\x1b[0m\r\n"
@@ -80,54 +75,6 @@ class EmulatedBoard:
                 self._port.write(b"I (%d) app: heap %d\r\n" % (self._answers * 37, self._random.randrange(1 << 18)))
             if self._random.random() >= self._faults.drop_rate:
                 self._port.write(answer)
-
-
-@click.command()
-@click.option(
-    "--pty",
-    "link",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Path of the port: a symbolic link to the pseudo-terminal.",
-)
-@click.option("--hardware-serial", default=_DEFAULT.serial, show_default=True, help="Hardware serial number.")
-@click.option("--model", default=_DEFAULT.model, show_default=True, help="Model that the board reports.")
-@click.option("--firmware", default=_DEFAULT.firmware, show_default=True, help="Firmware version that it reports.")
-@click.option(
-    "--chunk-size",
-    type=click.IntRange(CHUNK_SIZE_MIN, CHUNK_SIZE_MAX),
-    default=_DEFAULT.chunk_size_max,
-    show_default=True,
-    help="Octets of data that the board accepts in one message.",
-)
-@click.option("--once", is_flag=True, help="Exit once provisioned. Otherwise run until interrupted.")
-@click.option("--boot-log", is_flag=True, help="Write a boot log to the line at start.")
-@click.option("--noise", is_flag=True, help="Write a log line before each answer.")
-@click.option("--drop-rate", type=click.FloatRange(0, 0.9), default=0.0, help="Share of answers that are lost.")
-@click.option("--restart-after", type=click.IntRange(0), default=0, help="Restart once, after this number of requests.")
-@click.option("--seed", type=int, default=0, help="Seed of the losses, to repeat a run.")
-@pass_home
-def emulate(
-    home: Path,
-    link: Path,
-    hardware_serial: str,
-    model: str,
-    firmware: str,
-    chunk_size: int,
-    once: bool,
-    boot_log: bool,
-    noise: bool,
-    drop_rate: float,
-    restart_after: int,
-    seed: int,
-) -> None:
-    """Emulate a board on a serial port, to be provisioned by fleet-station.
-
-    The board keeps its state in --home. Once provisioned, it is a device's home: `device-agent run`.
-    """
-    hardware = Hardware(hardware_serial, model, firmware, chunk_size)
-    faults = Faults(boot_log, noise, drop_rate, restart_after, seed)
-    raise SystemExit(run_emulator(home, link, hardware, faults, once=once))
 
 
 def run_emulator(home: Path, link: Path, hardware: Hardware, faults: Faults, *, once: bool) -> int:

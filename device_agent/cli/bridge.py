@@ -1,4 +1,4 @@
-"""The command `bridge`: programs that speak MQTT themselves, beside the agent."""
+"""`device-agent bridge`: programs that speak MQTT themselves, beside the agent."""
 
 import shlex
 from pathlib import Path
@@ -7,9 +7,10 @@ import click
 
 from device_agent.agent_config import read_config
 from device_agent.apps.bridge import CONFIG_NAME, PUBLISH, SUBSCRIBE, Bridge
+from device_agent.cli.options import pass_home
 from device_agent.errors import AgentError
-from device_agent.home_option import pass_home
 from device_agent.service.deploying import deploy
+from device_agent.service.reset import erase
 from fleet.est_client.errors import BadConfig
 
 
@@ -81,8 +82,6 @@ def mosquitto(
 
 
 def _remove(made: Bridge) -> None:
-    from device_agent.service.reset import erase
-
     for path in made.remove():
         if erase(path):
             click.echo(f"Erased {path}.")

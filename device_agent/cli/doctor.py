@@ -1,0 +1,34 @@
+"""`device-agent doctor`: what is wrong, and what to do about it."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from device_agent.cli.options import output_option, pass_home
+from device_agent.service.doctor import examine_device, is_healthy
+from device_agent.service.event_log import system_clock
+from fleet.config.streams import json_text, printable
+
+
+@click.command()
+@output_option
+@pass_home
+def doctor(home: Path, output: str) -> None:
+    """Find out what is wrong, and what to do: settings, permissions, disk, trust anchors, key, certificate, clock, DNS,
+    TCP, TLS, and what the servers think of this device. Changes nothing, and prints no secrets.
+
+    If no agent runs, connects once to the gateway with the current certificate; the session is kept.
+
+    Exits 0 if nothing failed (warnings are printed), 1 if something did, 2 on wrong use.
+    """
+    findings = examine_device(home, system_clock())
+    healthy = is_healthy(findings)
+    if output == "json":
+        click.echo(json_text({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:8} {finding.check:12} {printable(finding.detail)}")
+            if finding.advice:
+                click.echo(f"{'':22}{printable(finding.advice)}")
+    raise SystemExit(0 if healthy else 1)
