@@ -15,9 +15,19 @@ if TYPE_CHECKING:
         RequestFailed,
         SendRefused,
         SubscriptionRefused,
+        TimedOut,
     )
 
-_ERRORS = ("AgentError", "Denied", "NotEnrolled", "NotRunning", "RequestFailed", "SendRefused", "SubscriptionRefused")
+_ERRORS = (
+    "AgentError",
+    "Denied",
+    "NotEnrolled",
+    "NotRunning",
+    "RequestFailed",
+    "SendRefused",
+    "SubscriptionRefused",
+    "TimedOut",
+)
 __all__ = [
     "Agent",
     "AgentError",
@@ -30,6 +40,7 @@ __all__ = [
     "SendRefused",
     "Subscription",
     "SubscriptionRefused",
+    "TimedOut",
 ]
 
 

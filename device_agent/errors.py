@@ -12,6 +12,7 @@ ClientError (fleet.est_client.errors)
      ├─ SendRefused     a message was not accepted, or not acknowledged
      ├─ SubscriptionRefused   the server, or the agent, refuses a subscription
      ├─ RequestFailed   a request got no answer
+     ├─ TimedOut        the agent, or the server behind it, has not answered in time; a TimeoutError, too
      └─ Denied          the settings of the agent do not allow it to this user
 """
 
@@ -57,6 +58,12 @@ class RequestFailed(AgentError):
     """A request got no answer."""
 
     code = "request-failed"
+
+
+class TimedOut(AgentError, TimeoutError):
+    """The agent has not answered in time: its message says what it waits for, or what is full."""
+
+    code = "timed-out"
 
 
 class Denied(AgentError):

@@ -159,7 +159,8 @@ class Runner:
         if self._management.process is not None:
             watched[self._management.process.fileno()] = select.POLLIN
         source = self._input
-        if source and self._stop_by is None and not source.lines.at_end and not self._agent.outbox.is_full:
+        waits = source is not None and (source.returned or self._agent.outbox.is_full)
+        if source and self._stop_by is None and not source.lines.at_end and not waits:
             watched[source.lines.descriptor] = select.POLLIN
         for descriptor, events in watched.items():
             poll.register(descriptor, events)

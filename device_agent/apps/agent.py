@@ -126,7 +126,7 @@ class Subscription:
             self._settle()
         if self._open:
             self._open = False
-            with contextlib.suppress(AgentError, TimeoutError):
+            with contextlib.suppress(AgentError):
                 await self._agent._close(self)
 
     async def _start(self) -> None:
@@ -203,7 +203,7 @@ class Agent:
         `wait` once the agent has it. After `ttl` seconds it is not sent any more. It may arrive twice if the agent
         restarts meanwhile.
 
-        Raises: SendRefused, Denied; TimeoutError: an agent that is there goes on to deliver it.
+        Raises: SendRefused, Denied; TimedOut: its message says what is full; an agent that has it delivers it later.
         """
         options = {"qos": qos, "wait": wait} | ({"ttl": ttl} if ttl is not None else {})
         await self._send(topic, payload, timeout, options)

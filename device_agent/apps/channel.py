@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agent.apps.control import HEARD_SIZE_MAX, checked, socket_address
-from device_agent.errors import NotRunning
+from device_agent.errors import NotRunning, TimedOut
 
 RETRY_SECONDS = (0.1, 2.0)  # between two attempts to reach the agent: the first, and the most
 NO_LINE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of what is none of the protocol's
@@ -55,22 +55,45 @@ class Channel:
     async def ask(self, request: Line, seconds: float | None) -> Line:
         """The answer, which has "ok": true; asked again if the agent restarts meanwhile.
 
-        Raises: AgentError with the agent's message; TimeoutError; RuntimeError if it is not open.
+        Raises: AgentError with the agent's message; TimedOut; RuntimeError if it is not open.
         """
         if not self._tasks:
             raise RuntimeError("There is no connection to the agent: use it inside `async with Agent(...) as agent:`.")
-        async with asyncio.timeout(seconds):
-            while True:
-                await self._up.wait()
-                number = next(self._numbers)
-                answer = self._answers[number] = asyncio.get_running_loop().create_future()
-                try:
-                    self.say(request | {"id": number})
-                    return checked(await answer)
-                except ConnectionError:
-                    await asyncio.sleep(0)
-                finally:
-                    del self._answers[number]
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._asked(request)
+        except TimeoutError:
+            raise self._timed_out(request, seconds) from None
+
+    async def _asked(self, request: Line) -> Line:
+        while True:
+            await self._up.wait()
+            number = next(self._numbers)
+            answer = self._answers[number] = asyncio.get_running_loop().create_future()
+            try:
+                self.say(request | {"id": number})
+                answered = asyncio.gather(answer, self._writer.drain())  # both end when the connection does
+                return checked((await answered)[0])
+            except ConnectionError:
+                await asyncio.sleep(0)
+            finally:
+                del self._answers[number]
+
+    def _timed_out(self, request: Line, seconds: float | None) -> TimedOut:
+        within = f"within {seconds or 0:g} s"
+        if not self._up.is_set():
+            return TimedOut(f"No agent has answered in {self._home} {within}.", "Start it: device-agent run.")
+        if unread := self._writer.transport.get_write_buffer_size():
+            return TimedOut(
+                f"The agent's socket is full: {unread} bytes were not read {within}.",
+                "Send less at a time, and wait for each answer; `device-agent status` shows whether the agent is busy.",
+            )
+        if request["do"] == "send" and request.get("wait"):
+            return TimedOut(
+                f"The server has not acknowledged the message {within}.",
+                "The agent goes on to deliver it; `device-agent status` shows its connection and how many wait.",
+            )
+        return TimedOut(f"The agent has not answered {within}.", "See: device-agent status.")
 
     def say(self, request: Line) -> None:
         """Send a request; nothing if there is no connection."""

@@ -22,6 +22,7 @@ from device_agent.core import Setback
 from device_agent.link.light_paho import paho
 from device_agent.link.packets import NO_EXTRAS, Extras, Received, Subscribed, identifier, received, refusal
 from device_agent.link.refusals import explained, explained_connack, explained_disconnect, explained_text, with_reason
+from device_agent.link.websocket import Websocket
 
 STEP_TIMEOUT_SECONDS = 10.0  # for the TCP connect and for each read of the handshake
 RECEIVE_MAXIMUM_DEFAULT = 65535  # MQTT 5.0, 3.2.2.3.3
@@ -219,6 +220,12 @@ class MqttLink:
                 self._end_connecting()
         return made
 
+    def _connect_websocket(self) -> Websocket:
+        target = self._target
+        made: Any = self._client._ssl_wrap_socket(self._connect_socket())
+        made.settimeout(STEP_TIMEOUT_SECONDS)
+        return Websocket(made, target.host, target.port, True, target.path, None)
+
     def _open(self) -> None:
         target = self._target
         options: dict[str, Any] = {}
@@ -257,7 +264,7 @@ class MqttLink:
         )
         client.tls_set_context(context)
         if self._target.path:
-            client.ws_set_options(self._target.path)
+            client._create_socket = self._connect_websocket  # type: ignore[method-assign]
         client._create_socket_connection = self._connect_socket  # type: ignore[method-assign]
         client.connect_timeout = STEP_TIMEOUT_SECONDS
         client.max_inflight_messages_set(0)  # the outbox owns the window
@@ -314,9 +321,7 @@ class MqttLink:
 
     def _check_size(self) -> None:
         """End the link at a packet that is announced larger than is accepted, before it fills the memory."""
-        current: Any = self._client.socket()
-        framed = len(getattr(current, "_readbuffer", b""))  # paho's WebSocket collects a whole frame
-        if max(framed, self._client._in_packet["remaining_length"]) > PACKET_SIZE_MAX:
+        if self._client._in_packet["remaining_length"] > PACKET_SIZE_MAX:
             self._end(Setback.NETWORK, f"the server sends a packet of more than {PACKET_SIZE_MAX} bytes")
 
     @contextlib.contextmanager

@@ -94,7 +94,11 @@ class Outbox:
     @property
     def is_full(self) -> bool:
         """Whether an input has to wait. False where the oldest gives way."""
-        return self._queue.is_blocked or (self._is_at_bound and not self._bounds.drop_oldest)
+        return self._queue.is_blocked or (not self._has_room(1) and not self._bounds.drop_oldest)
+
+    def has_room_for(self, message: Message) -> bool:
+        """Whether an input need not wait with it."""
+        return self._bounds.drop_oldest or self._has_room(self.size_of(message))
 
     def size_of(self, message: Message) -> int:
         """Bytes of a message that count against the bound."""
@@ -107,9 +111,8 @@ class Outbox:
         size_share = (self._bounds.size_max - (self._queue.size - size)) // 2
         return share - messages, size_share - size
 
-    @property
-    def _is_at_bound(self) -> bool:
-        return len(self) >= self.messages_max or self._queue.size >= self._bounds.size_max
+    def _has_room(self, size: int) -> bool:
+        return len(self) < self.messages_max and self._queue.size + size <= self._bounds.size_max
 
     def put(self, message: Message, on_accepted: OnStored | None = None) -> None:
         """Accept a message: it is stored once `on_accepted` was called with "".
@@ -118,10 +121,11 @@ class Outbox:
         """
         if len(message.payload) > PAYLOAD_SIZE_MAX:
             raise SendRefused(f"The payload is larger than {PAYLOAD_SIZE_MAX} bytes.")
-        if self._is_at_bound and not (self._bounds.drop_oldest and self._make_room()):
+        size = self.size_of(message)
+        if not self._has_room(size) and not (self._bounds.drop_oldest and self._make_room(size)):
             self.dropped += 1
             raise SendRefused(
-                f"The outbox is full; messages that wait: {len(self)}.",
+                f"The outbox is full: {len(self)} messages wait, {self.size} bytes of {self._bounds.size_max}.",
                 "Wait until the agent is connected: device-agent status --wait-connected 60.",
             )
         if message.on_done is not None:
@@ -225,9 +229,9 @@ class Outbox:
                 self._read_to = self._ahead[-1].row
         return self._ahead[0] if self._ahead else None
 
-    def _make_room(self) -> bool:
-        """Drop the oldest that are not in flight, until the outbox is not full."""
-        while self._is_at_bound:
+    def _make_room(self, size: int) -> bool:
+        """Drop the oldest that are not in flight, until there is room for so many bytes."""
+        while not self._has_room(size):
             if self._oldest() is None:
                 self._queue.commit()  # what was accepted in this turn counts, and cannot be read before
             if (entry := self._oldest()) is None:

@@ -24,7 +24,7 @@ class PublishInput:
     stop_at_end: bool = False
     """Stop the agent once the input has ended and every message is delivered or refused."""
     returned: deque[Message] = field(default_factory=deque)
-    """Messages of lines that could not be stored; they come first when the outbox has room."""
+    """Messages of lines that could not be stored, or have no room; they come first when the outbox has it."""
 
     @property
     def at_end(self) -> bool:
@@ -55,6 +55,9 @@ def take_lines(source: PublishInput, outbox: Outbox, device_id: str, log: EventL
             elif (line := source.lines.take()) is not None:
                 message = source.message(line, device_id)
             else:
+                return
+            if not outbox.has_room_for(message):
+                source.returned.appendleft(message)
                 return
             outbox.put(message, partial(_keep_unless_stored, source, message))
         except ClientError as error:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ROW_SIZE = 100  # bytes of a row beside topic and payload, about
 BATCH_MAX = 128  # messages stored together: they are in memory until then
+BATCH_SIZE_MAX = 512 * 1024  # bytes of these: a commit is in the log at once, whatever is bounded otherwise
 OVERDUE_MAX = 100  # rows looked at together
 READ_SIZE_MAX = 512 * 1024  # bytes of payload read together: they are in memory until sent
 
@@ -52,6 +53,7 @@ class TableQueue:
         self._file = file
         self._row = 0
         self._added: list[tuple[Entry, OnStored | None]] = []
+        self._added_size = 0
         self._removed: dict[int, int] = {}
         """Rows to remove, and their sizes: not their messages, since a full disk may keep them here for long."""
         self.count = 0
@@ -78,8 +80,10 @@ class TableQueue:
         self._row += 1
         entry = Entry(self._row, at, message, note)
         self._added.append((entry, on_stored))
-        self._count(self.size_of(entry.message), 1)
-        if len(self._added) >= BATCH_MAX:
+        size = self.size_of(entry.message)
+        self._added_size += size
+        self._count(size, 1)
+        if len(self._added) >= BATCH_MAX or self._added_size >= BATCH_SIZE_MAX:
             self._file.commit()
         return entry
 
@@ -130,12 +134,12 @@ class TableQueue:
 
     def written(self) -> list[OnStored]:
         """What was pending is stored; whom to tell."""
-        added, self._added, self._removed = self._added, [], {}
+        added, self._added, self._added_size, self._removed = self._added, [], 0, {}
         return [on_stored for _, on_stored in added if on_stored is not None]
 
     def not_written(self) -> list[OnStored]:
         """What was added is not stored; whom to tell."""
-        added, self._added = self._added, []
+        added, self._added, self._added_size = self._added, [], 0
         for entry, _ in added:
             if self._removed.pop(entry.row, None) is None:
                 self._count(self.size_of(entry.message), -1)

@@ -1,5 +1,6 @@
 """A program's end of the socket: the agent's lines, however they are cut."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from device_agent.apps import agent
 from device_agent.apps.control import HEARD_SIZE_MAX, SOCKET_NAME, Conversation
-from device_agent.errors import NotRunning
+from device_agent.errors import NotRunning, TimedOut
 
 LINES = (
     {"event": "message", "topic": "a\u00e9", "payload": "aGk=", "qos": 0, "retain": False},
@@ -84,3 +85,31 @@ def test_the_package_has_the_api_and_its_errors() -> None:
 
     assert all(getattr(device_agent, name) for name in device_agent.__all__)
     assert device_agent.AgentError is errors.AgentError
+
+
+async def test_what_is_not_answered_in_time_says_what_is_full(tmp_path: Path) -> None:
+    """The agent says who it is, then reads one message, and no more."""
+    sent = json.dumps({"do": "send", "topic": "t", "payload": "", "qos": 1, "wait": True, "id": 2}).encode() + b"\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b'{"ok": true, "id": 1, "device_id": "cam-7"}\n')
+        assert await reader.readline() == sent
+        await stopped.wait()
+        writer.close()
+
+    stopped = asyncio.Event()
+    server = await asyncio.start_unix_server(serve, str(tmp_path / SOCKET_NAME))
+    async with server, agent.Agent(tmp_path) as program:
+        with pytest.raises(TimedOut, match=r"^The server has not acknowledged the message within 0\.3 s\.$"):
+            await program.publish("t", b"", timeout=0.3)
+        said = ""
+        while not said.startswith("The agent's socket is full: "):  # the first ones are in the kernel's buffer
+            with pytest.raises(TimedOut) as late:
+                await program.publish("t", bytes(250_000), wait=False, timeout=0.3)
+            said = late.value.message
+        server.close()
+        (tmp_path / SOCKET_NAME).unlink(missing_ok=True)
+        stopped.set()
+        with pytest.raises(TimedOut, match=r"^No agent has answered"):
+            await program.publish("t", b"", timeout=1)

@@ -1,6 +1,9 @@
 """One MQTT connection: against mosquitto, and against servers that are older, refuse, or break the rules."""
 
+import base64
 import contextlib
+import hashlib
+import re
 import select
 import socket
 import ssl
@@ -27,6 +30,7 @@ from device_agent.link.mqtt_link import (
     Target,
 )
 from device_agent.link.packets import NO_EXTRAS, Extras, Received, Subscribed
+from device_agent.link.websocket import FRAME_SIZE_MAX
 from fleet.est_client.server_checks import also_check
 from fleet.est_client.tls import client_context
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, Broker, Subscriber, have_mosquitto
@@ -456,6 +460,74 @@ def test_over_a_websocket(
             case other:
                 raise AssertionError(other)
     assert received == payloads
+
+
+WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+
+
+def frame(payload: bytes, opcode: int = 2, announced: int | None = None) -> bytes:
+    """Of a server: not masked."""
+    size = len(payload) if announced is None else announced
+    return bytes([0x80 | opcode]) + (bytes([size]) if size < 126 else b"\x7f" + size.to_bytes(8)) + payload
+
+
+@contextmanager
+def websocket_server(authority: Authority, *parts: bytes) -> Iterator[int]:
+    """Sends `parts` to its client, each when the one before has left, and reads what it answers."""
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        key = re.findall(rb"(?i)sec-websocket-key: *(\S+)", read_request(stream))[0]
+        accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET_GUID, usedforsecurity=False).digest()).decode()
+        upgrade = ["Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {accept}"]
+        stream.sendall("\r\n".join(["HTTP/1.1 101 Switching Protocols", *upgrade, "", ""]).encode())
+        for part in parts:
+            stream.sendall(part)
+        while stream.recv(65536):
+            pass
+
+    with tls_server(authority, behave) as port:
+        yield port
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (frame(b"", announced=FRAME_SIZE_MAX + 1), "frame of more than"),
+        (frame(b"", announced=2**63 - 1), "frame of more than"),
+        (frame(b"", opcode=1, announced=1), "none of MQTT over WebSocket"),
+        (frame(b"", opcode=9, announced=126), "none of MQTT over WebSocket"),
+        (b"\x82\x81", "masks"),
+    ],
+)
+def test_a_websocket_frame_is_refused_by_its_header(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver], header: bytes, reason: str
+) -> None:
+    """Nothing follows it: what ends the link is the header."""
+    with websocket_server(authority, frame(CONNACK_5) + header) as port:
+        driver = drive(port, context, path="/mqtt")
+        assert isinstance(driver.next_event(), Connected)
+        lost = driver.next_event()
+        assert isinstance(lost, Lost)
+        assert reason in lost.reason
+        driver.link.close()
+
+
+def test_websocket_frames_are_read_at_every_cut(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver]
+) -> None:
+    """Packets cross frames [MQTT-6.0.0-2], frames of other kinds come between; one frame holds thousands of packets."""
+    message = b"\x30\x06\x00\x01x\x00ab"
+    many = frame(message * 40_000)
+    small = frame(CONNACK_5) + frame(message[:3]) + frame(b"are you there", 9) + frame(b"") + frame(message[3:], 0)
+    parts = [small[n : n + 1] for n in range(len(small))]
+    with websocket_server(authority, *parts, many) as port:
+        driver = drive(port, context, path="/mqtt")
+        assert isinstance(driver.next_event(), Connected)
+        for _ in range(1 + 40_000):
+            received = driver.next_event()
+            assert isinstance(received, Received)
+            assert received.payload == b"ab"
+        driver.link.close()
 
 
 def test_a_web_server_that_knows_no_websocket(authority: Authority, drive: Callable[..., Driver]) -> None:

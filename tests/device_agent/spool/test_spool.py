@@ -15,7 +15,7 @@ from device_agent.link.clock import DeviceClock
 from device_agent.link.packets import Extras, Received, identifier
 from device_agent.service.event_log import EventLog
 from device_agent.spool.message_queue import Message
-from device_agent.spool.outbox import ID_PROPERTY, Bounds, Outbox
+from device_agent.spool.outbox import ID_PROPERTY, PAYLOAD_SIZE_MAX, Bounds, Outbox
 from device_agent.spool.rejected import MESSAGES_MAX, shown
 from device_agent.spool.settings import SpoolConfig
 from fleet.est_client.server_checks import ServerTime
@@ -102,14 +102,15 @@ def test_after_a_lost_connection_the_order_is_kept_across_what_is_in_the_file(tm
 def test_when_full_the_newest_is_refused(tmp_path: Path) -> None:
     kept = Kept(tmp_path, settings=SpoolConfig(enabled=True, bytes_max=MEBIBYTE))
     text = "x" * 200_000
-    for _ in range(6):
+    for _ in range(5):
         assert kept.put(text) == [""]
-    assert kept.outbox.is_full
-    with pytest.raises(SendRefused, match="full"):
-        kept.put("more")
-    assert (kept.outbox.dropped, len(kept.outbox)) == (1, 6)
+    with pytest.raises(SendRefused, match="full: 5 messages wait, 1000505 bytes of 1048576"):
+        kept.put(text)
+    assert (kept.outbox.dropped, len(kept.outbox)) == (1, 5)
+    assert kept.outbox.size <= MEBIBYTE
+    assert kept.put("small") == [""]  # there is room for it
     deliver(kept.outbox, 1)
-    assert kept.put("more") == [""]
+    assert kept.put(text) == [""]
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -123,27 +124,35 @@ def test_when_full_the_oldest_gives_way_if_so_set(tmp_path: Path, together: bool
             kept.spool.commit()
     kept.spool.commit()
     assert not kept.outbox.is_full
-    assert [text[:3] for text in deliver(kept.outbox)] == [f"{number:03}" for number in range(14, 20)]
-    assert kept.outbox.dropped == 15
+    assert [text[:3] for text in deliver(kept.outbox)] == [f"{number:03}" for number in range(15, 20)]
+    assert kept.outbox.dropped == 16
     assert heard == ["it was dropped for newer ones, since the outbox was full"]
 
 
 def test_what_is_in_flight_is_not_dropped(tmp_path: Path) -> None:
     kept = Kept(tmp_path, settings=SpoolConfig(enabled=True, bytes_max=MEBIBYTE, drop="oldest"))
-    kept.put(*["x" * 200_000] * 6)
-    for packet_id in range(6):
+    kept.put(*["x" * 200_000] * 5)
+    for packet_id in range(5):
         message = kept.outbox.next_to_send(10)
         assert message is not None
         kept.outbox.sent(message, packet_id)
     with pytest.raises(SendRefused, match="full"):
-        kept.put("more")
+        kept.put("x" * 200_000)
 
 
-def test_the_file_is_bounded_and_shrinks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 2_100, 5_000, PAYLOAD_SIZE_MAX])
+def test_the_file_is_bounded_and_shrinks(tmp_path: Path, size: int) -> None:
+    """With its log, at any moment, also where all arrive in one turn."""
     kept = Kept(tmp_path, settings=SpoolConfig(enabled=True, bytes_max=MEBIBYTE, drop="oldest"))
+    bounds = []
     for _ in range(8):
-        kept.put(*["x" * 2100] * 200)
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 6 * MEBIBYTE
+        for _ in range(MEBIBYTE // 2 // (size + 300)):
+            kept.outbox.put(Message("t", b"x" * size))
+            assert kept.outbox.size <= MEBIBYTE
+            bounds.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+        kept.spool.commit()
+    bounds.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+    assert max(bounds) <= 2 * MEBIBYTE + 2 * MEBIBYTE
     deliver(kept.outbox)
     kept.spool.close()
     assert (tmp_path / "spool.db").stat().st_size < MEBIBYTE + 200_000

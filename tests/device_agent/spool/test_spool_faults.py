@@ -14,6 +14,7 @@ from device_agent.link.packets import Extras
 from device_agent.spool.database import DAMAGED_NAME, FILE_NAME
 from device_agent.spool.line_reader import LineReader
 from device_agent.spool.message_queue import Message
+from device_agent.spool.outbox import Bounds, Outbox
 from device_agent.spool.publisher import PublishInput, take_lines
 from tests.device_agent.spool_parts import Kept, deliver, files_of_at_most
 from tests.tiers import Tier
@@ -66,7 +67,7 @@ def test_a_file_cut_anywhere_loses_the_end_and_harms_nothing(
     stored: Path, tmp_path: Path, tier: Tier, name: str
 ) -> None:
     data = (stored / name).read_bytes()
-    step = tier.times(9973, all=41)
+    step = tier.times(9973, all=1)
     cuts = {0, 1, 16, 100, 4096, *range(0, len(data), step), len(data) - 1}
     left = {cut: check(opened(stored, tmp_path / "home", name, data[:cut])) for cut in sorted(cuts)}
     if name != FILE_NAME:  # what reached the file is there, however the log ends; and each whole commit of the log
@@ -220,6 +221,23 @@ def test_lines_of_an_input_wait_for_the_disk(tmp_path: Path) -> None:
     kept.spool.commit()
     assert source.at_end
     assert [text.partition("-")[0] for text in deliver(kept.outbox)] == [str(number) for number in range(20)]
+    os.close(reader)
+
+
+def test_a_line_without_room_waits_and_is_not_refused(tmp_path: Path) -> None:
+    outbox = Outbox(100, Bounds(size_max=1000))
+    reader, writer = os.pipe()
+    source = PublishInput(LineReader(reader), "t")
+    os.write(writer, b"x" * 600 + b"\n" + b"y" * 600 + b"\nz\n")
+    os.close(writer)
+    source.lines.read()
+    for expected in ("x" * 600, "y" * 600):
+        take_lines(source, outbox, "cam-7", None)  # type: ignore[arg-type]
+        assert not source.at_end
+        assert deliver(outbox, 1) == [expected]
+    take_lines(source, outbox, "cam-7", None)  # type: ignore[arg-type]
+    assert deliver(outbox) == ["z"]
+    assert (source.lines.refused, outbox.dropped) == (0, 0)
     os.close(reader)
 
 
