@@ -253,6 +253,10 @@ class Settings(Struct, frozen=True):
     """CAs whose certificates name their CRL, beneath `publish_url`."""
     publish_aia: Annotated[tuple[str, ...], "publish", _authorities, RESTART, "aia"] = (EVERY_CA,)
     """CAs whose certificates name the OCSP responder and the CA's certificate, likewise."""
+    publish_connections_max: Annotated[int, "publish", _count_between(1, 1_000_000), SIGHUP, "connections_max"] = 10_000
+    publish_connections_per_address_max: Annotated[
+        int, "publish", _count_between(1, 1_000_000), SIGHUP, "connections_per_address_max"
+    ] = 2000
     crl_max_delay: Annotated[float, "crl", _number_between(1, 3600), RESTART, "max_delay"] = 5.0
     crl_hours: Annotated[int, "crl", _count_between(1, 8760), RESTART, "hours"] = 24
     crl_shards: Annotated[int, "crl", _count_between(1, SHARDS_MAX), RESTART, "shards"] = 1

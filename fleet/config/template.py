@@ -50,6 +50,10 @@ url = {publish_url}
 # a certificate when it is next renewed.
 cdp = {publish_cdp}
 aia = {publish_aia}
+# Open connections: in total, and from one address, behind which a site's relying parties may be. Idle ones give way; a
+# client for which there is no room is answered 503.
+connections_max = {publish_connections_max}
+connections_per_address_max = {publish_connections_per_address_max}
 
 [registry]
 # "sqlite": registry.db in this folder. Or PostgreSQL, for several nodes: "postgresql://USER@HOST:PORT/DATABASE", with

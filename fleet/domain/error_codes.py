@@ -50,6 +50,7 @@ no-such-path | 404 | There is no resource at this path. | See /v1/openapi.json.
 not-acceptable | 406 | The route cannot respond with an accepted media type. | Change the Accept header.
 not-served | 501 | The EST operation is not implemented. | See the EST page for the operations served.
 too-large | 413 | The body or message exceeds its size limit. | Send less.
+too-many-connections | 503 | The publish listener has no room for another connection. | Retry after Retry-After.
 too-many-requests | 429 | The rate limit of the address or credential is exceeded. | Retry after Retry-After.
 too-many-streams | 429 | The operator has too many event streams open. | Close one.
 too-slow | 408 | The request did not arrive in time. | Retry on a better connection.

@@ -24,6 +24,7 @@ from fleet.runtime.descriptors import SESSION, descriptor_budget, raise_limit
 from fleet.runtime.local_listener import LocalListener
 from fleet.servers.http import HttpServer
 from fleet.servers.line_limit import LineLimit
+from fleet.servers.publish.server import no_room
 from fleet.tls.contexts import ContextSource
 from fleet.tls.known_blocks import KnownBlocks
 from fleet.tls.listener import Listener, ListenerLimits, ProtocolFactory, listen
@@ -156,18 +157,22 @@ class Listeners:
 
     def _limits(self, name: str) -> ListenerLimits:
         settings, is_mqtt = self._settings, name in MQTT_NAMES
+        total, per_address = settings.http_connections_max, settings.http_connections_per_address_max
+        if name == "publish":
+            total, per_address = settings.publish_connections_max, settings.publish_connections_per_address_max
         return ListenerLimits(
             total_max=settings.half_open_max,
             per_address_max=settings.half_open_per_address_max,
             deadline_s=settings.handshake_seconds_max,
             # A session may outlive its connection by seconds, so twice as many leaves room for reconnecting clients.
-            connected_max=settings.sessions_max * 2 if is_mqtt else settings.http_connections_max,
+            connected_max=settings.sessions_max * 2 if is_mqtt else total,
             per_address_per_second=settings.connections_per_address_per_second,
-            connected_per_address_max=None if is_mqtt else settings.http_connections_per_address_max,
+            connected_per_address_max=None if is_mqtt else per_address,
             descriptor_budget=self._budget,
             descriptors_each=SESSION if is_mqtt else 1,
             known=self._known,
             balancers=settings.proxy_trusted if name in settings.proxy_listeners else (),
+            no_room=no_room if name == "publish" else bytes,
         )
 
     def set_limits(self, settings: Settings) -> None:

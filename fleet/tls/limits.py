@@ -1,5 +1,6 @@
 """Limits of a listener."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -36,6 +37,9 @@ class ListenerLimits:
     """Pending connections in the kernel during a burst, which caps it at somaxconn."""
     balancers: tuple[IPv4Network | IPv6Network, ...] = ()
     """Whose connections begin with a PROXY header: limits then count the address that it says."""
+
+    no_room: Callable[[], bytes] = bytes
+    """What a client is sent for which a listener without TLS has no room; nothing by default."""
 
     def __post_init__(self) -> None:
         if self.total_max < 1 or self.per_address_max < 1 or self.deadline_s <= 0 or self.per_address_per_second < 0:

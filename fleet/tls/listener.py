@@ -71,6 +71,8 @@ class Listener:
         self.silent = QuickAcks(self.loop)
         self._protocol_factory = protocol_factory
         self._on_refused = on_refused
+        self.declined: set[PlainConnection] = set()
+        """Those that are told that there is no room for them."""
         self._accepted = 0
         self._established = 0
         self._refused: Counter[Refusal] = Counter()
@@ -108,6 +110,10 @@ class Listener:
         if self._contexts is None:
             raise RuntimeError("The listener has no TLS.")
         return self._contexts
+
+    @property
+    def no_room(self) -> bytes:
+        return self._limits.no_room()
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
@@ -149,6 +155,8 @@ class Listener:
         self.half_open.close()
         self.queue.close()
         self.silent.close()
+        for each in list(self.declined):
+            each.abort()
 
     def abort_connections(self) -> None:
         """Abort every connection."""
@@ -167,7 +175,7 @@ class Listener:
     @property
     def descriptors(self) -> int:
         """Those that its connections take."""
-        return (len(self.half_open) + self._connected) * self._limits.descriptors_each
+        return (len(self.half_open) + self._connected + len(self.declined)) * self._limits.descriptors_each
 
     @property
     def may_give(self) -> int:
@@ -221,7 +229,7 @@ class Listener:
             return False
         self._remove(ended)
         self.refuse(ended.peer.address, Refusal.GAVE_WAY, "")
-        ended.abort()
+        ended.give_way()
         return True
 
     def establish(self, transport: Established, early: bytes) -> None:

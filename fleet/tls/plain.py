@@ -16,6 +16,7 @@ class Established(Protocol):
     peer: Peer
 
     def begin(self, protocol: asyncio.Protocol, early: bytes) -> None: ...
+    def give_way(self) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -25,12 +26,22 @@ class ConnectionOwner(Protocol):
     loop: asyncio.AbstractEventLoop
     half_open: HalfOpen
     close_deadline_s: float
+    declined: set["PlainConnection"]
+
+    @property
+    def no_room(self) -> bytes: ...
 
     def count_accepted(self) -> None: ...
     def refuse(self, address: str, reason: Refusal, detail: str) -> None: ...
     def has_no_room(self, address: str) -> Refusal | None: ...
     def establish(self, transport: Established, early: bytes) -> None: ...
     def lost(self, transport: Established) -> None: ...
+
+
+DECLINED_SECONDS = 1.0
+"""For a client to read that there is no room."""
+DECLINED_MAX = 1000
+"""Connections that read it at the same time; others end at once."""
 
 
 class PlainConnection(LayeredTransport, asyncio.Protocol):
@@ -43,6 +54,7 @@ class PlainConnection(LayeredTransport, asyncio.Protocol):
         self._owner = owner
         self._protocol = NO_PROTOCOL
         self._is_established = False
+        self._has_written = False
         self._close_timer: asyncio.TimerHandle | None = None
 
     # Called by the event loop
@@ -60,7 +72,7 @@ class PlainConnection(LayeredTransport, asyncio.Protocol):
         owner.half_open.leave(self)
         if reason := reason or owner.has_no_room(self.address):
             owner.refuse(self.address, reason, "")
-            raw.abort()
+            self._decline(reason)
             return
         self.peer = Peer(self.address)
         self._is_established = True
@@ -81,9 +93,14 @@ class PlainConnection(LayeredTransport, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._close_timer is not None:
             self._close_timer.cancel()
+        self._owner.declined.discard(self)
+        self._leave(exc)
+
+    def _leave(self, exc: Exception | None) -> None:
         # Drop the reference to the application, so that both are freed at once, not at the next collection.
         protocol, self._protocol = self._protocol, NO_PROTOCOL
         if self._is_established:
+            self._is_established = False
             try:
                 protocol.connection_lost(exc)
             finally:
@@ -100,9 +117,32 @@ class PlainConnection(LayeredTransport, asyncio.Protocol):
     def expire(self) -> None:
         self.abort()
 
-    give_way = dismiss = expire
+    dismiss = expire
+
+    def give_way(self) -> None:
+        """End for another connection: at once where anything was sent, as to one that is kept open between requests."""
+        if self._has_written:
+            self.abort()
+            return
+        self._leave(None)
+        self._decline(Refusal.GAVE_WAY)
+
+    def _decline(self, reason: Refusal) -> None:
+        """Send that there is no room, and end once the client has closed."""
+        declined, words = self._owner.declined, self._owner.no_room
+        if not words or len(declined) >= DECLINED_MAX or reason in (Refusal.NO_DESCRIPTOR, Refusal.GONE):
+            self._raw.abort()
+            return
+        declined.add(self)
+        self._raw.write(words)
+        self._raw.write_eof()
+        self._close_timer = self._owner.loop.call_later(DECLINED_SECONDS, self._raw.abort)
 
     # Called by the application
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._has_written = True
+        self._raw.write(data)
 
     def close(self) -> None:
         """Send what was written, then close; abort if the peer does not read it in time."""

@@ -307,6 +307,8 @@ class TlsTransport(LayeredTransport):
         self._drop_pending()
         self._raw.abort()
 
+    give_way = abort
+
     def _fail(self, error: TlsError) -> None:
         """The peer violated the protocol: send the engine's alert, close, and report the error to the application."""
         self._failure = error

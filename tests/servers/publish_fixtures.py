@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.servers.http import Exchange, Handle
 from fleet.servers.http_connection import HttpLimits, Response
-from fleet.servers.publish.server import Find, build_publish_server
+from fleet.servers.publish.server import Find, build_publish_server, no_room
 from fleet.tls.listener import Listener, ListenerLimits, listen
 from tests.waiting import PATIENCE_SECONDS
 
@@ -29,6 +29,9 @@ class Client:
         size = (f"Content-Length: {len(body)}",) if body else ()
         head = "\r\n".join((f"{method} {path} HTTP/1.1", "Host: h", *headers, *size, "", ""))
         self.writer.write(head.encode() + body)
+        return await self.answer(method)
+
+    async def answer(self, method: str) -> Answer:
         async with asyncio.timeout(PATIENCE_SECONDS):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             found = dict(line.split(": ", 1) for line in lines[1:-2])
@@ -57,6 +60,7 @@ async def serving(
     http_limits: HttpLimits | None = None,
 ) -> AsyncIterator[Listener]:
     server = build_publish_server(find, ocsp, clock=lambda: now, limits=http_limits)
+    limits = replace(limits or ListenerLimits(), no_room=no_room)
     listener = await listen(server, ("127.0.0.1", 0), contexts=None, limits=limits)
     try:
         yield listener

@@ -118,17 +118,37 @@ async def test_idle_connections_give_way_and_an_address_block_has_a_cap() -> Non
         assert (await second.ask("GET", "/ca/ab.cer")).status == 200
         async with connected(listener) as third:
             assert (await third.ask("GET", "/ca/ab.cer")).status == 200
+            declined = await first.answer("GET")
+            assert (declined.status, declined.headers["X-Error-Code"]) == (503, "too-many-connections")
+            assert (declined.headers["Retry-After"], declined.headers["Connection"]) == ("10", "close")
             assert await first.is_closed(), "the oldest idle one of the block"
             assert listener.stats.connected == 2
             assert listener.stats.refused[Refusal.GAVE_WAY] == 1
+            async with connected(listener) as fourth:
+                assert (await fourth.ask("GET", "/ca/ab.cer")).status == 200
+                assert await second.is_closed(), "it has had its answer, and gets no other"
 
 
 async def test_new_connections_of_one_address_have_a_rate() -> None:
     limits = ListenerLimits(per_address_per_second=0.1)  # a burst of one
     async with served(limits) as listener, connected(listener) as first, connected(listener) as second:
         assert (await first.ask("GET", "/ca/ab.cer")).status == 200
+        assert (await second.ask("GET", "/ca/ab.cer")).status == 503
         assert await second.is_closed()
         assert listener.stats.refused == {Refusal.ADDRESS_RATE: 1}
+
+
+async def test_who_is_told_that_there_is_no_room_and_stays_is_closed() -> None:
+    async with served(ListenerLimits(connected_max=1)) as listener, connected(listener) as first:
+        assert (await first.ask("GET", "/ca/ab.cer")).status == 200
+        async with connected(listener) as second, connected(listener) as third:
+            assert (await third.ask("GET", "/ca/ab.cer")).status == 200
+            assert (await second.answer("GET")).status == 503
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while listener.declined:
+                    second.writer.write(b"GET / HTTP/1.1\r\n")
+                    await asyncio.sleep(0.05)
+            assert listener.stats.connected == 1
 
 
 async def test_the_last_connection_to_end_is_counted() -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 
+from aiohttp import HttpVersion11
+
 from fleet.config.clock import Clock
 from fleet.domain.distribution import OCSP_PATH
 from fleet.domain.published_file import PublishedFile
@@ -10,6 +12,8 @@ from fleet.servers.http import Exchange, Handle, HttpServer, plain_refusal
 from fleet.servers.http_connection import HttpLimits, Response
 from fleet.servers.publish.conditional import answer_file
 from fleet.servers.refusals import HttpRefused, no_such_path
+
+_FULL = HttpRefused(503, "too-many-connections", "Too many connections are open.", {"Retry-After": "10"})
 
 Find = Callable[[str], Awaitable[PublishedFile | None]]
 """The file at a path."""
@@ -38,3 +42,9 @@ def build_publish_server(
         return answer_file(file, exchange.request.headers, clock())
 
     return HttpServer("publish", handle, plain_refusal, limits or HttpLimits(), rates)
+
+
+def no_room() -> bytes:
+    """The answer to a client for whose connection there is no room, before it has asked."""
+    refusal = plain_refusal(_FULL.status, _FULL.code, _FULL.message, _FULL.headers)
+    return refusal.encoded("GET", HttpVersion11, closes=True)
