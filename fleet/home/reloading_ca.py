@@ -75,6 +75,8 @@ class LiveAuthorities:
         self._watched = _watched(home, ())
         self._stamp: _Stamp | None = None
         self._looked_at = 0
+        self._may_sign_at = 0
+        """By the monotonic clock: when every process of this machine trusts the CAs."""
         self._read(self._seen())
 
     @property
@@ -100,6 +102,7 @@ class LiveAuthorities:
             self._failures.failed(outcome="failed", kept="old", reason=error)
             return
         if (self._current, self._server) != before:
+            self._may_sign_at = time.monotonic_ns() + LOOK_EVERY_NS
             log_event(log, logging.INFO, "ca.read", outcome="ok", tenants=len(self._current.tenants))
             self.changed()
 
@@ -121,6 +124,8 @@ class LiveAuthorities:
             raise own_key()
         if permit.profile.service:
             self._must_not_be_ours(permit)
+        if (left := self._may_sign_at - time.monotonic_ns()) > 0:
+            time.sleep(left / 1e9)  # once a change of the CAs: a process that has just looked knows no new one before
         made = self._issuer_of(permit.tenant).issue(permit, now)
         constrained = self._constrained.get(permit.tenant)
         if constrained is not None:

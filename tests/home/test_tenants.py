@@ -15,10 +15,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
-from fleet.ca.keys import load_key
+from fleet.ca.keys import generate_key, load_key
 from fleet.config.settings import Settings
+from fleet.domain.credential import CredentialKind
+from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from fleet.est_client.certificate_checks import find_chain
+from fleet.home import reloading_ca
 from fleet.home.authorities import (
     authority_of,
     forget_former,
@@ -39,6 +42,7 @@ from tests.tenant_fixtures import pem
 from tests.tiers import Tier
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+SPKI = generate_key().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 SETTINGS = Settings(name="Acme")
 
 
@@ -433,6 +437,19 @@ async def test_they_are_read_again_when_they_have_changed(home: Home) -> None:
     assert told == [1, 1]
     live.reread()
     assert told == [1, 1]
+
+
+async def test_what_a_new_ca_signs_is_trusted_by_every_process_when_it_comes(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloading_ca, "LOOK_EVERY_NS", 500_000_000)  # the rollover and what follows take less
+    signing, other = LiveAuthorities(home), LiveAuthorities(home)
+    before = other.recent.own.issuing  # it has just looked
+    new_issuing_key(home, "", NOW)
+    permit = permit_by_operator(CredentialKind.DEVICE, "cam-1", SPKI, NOW + timedelta(days=1), NOW, model="cam")
+    made = x509.load_der_x509_certificate(signing.issue(permit, NOW).der)
+    assert made.issuer != before.subject
+    made.verify_directly_issued_by(other.recent.own.issuing)
 
 
 async def test_what_cannot_be_read_leaves_what_was_there(home: Home, caplog: pytest.LogCaptureFixture) -> None:
