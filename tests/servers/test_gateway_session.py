@@ -18,8 +18,7 @@ from fleet.servers.gateway.events.session_purge import SessionPurger
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.relay.packet_filter import HOLD_SIZE_MAX
 from fleet.servers.gateway.relay.reason_strings import TOPIC_REFUSED
-from fleet.servers.gateway.session import drain
-from fleet.servers.gateway.session import session as session_module
+from fleet.servers.gateway.session import drain, timers
 from fleet.services import revocation
 from fleet.storage.sqlite.registry import SqliteRegistry
 from fleet.wire.mqtt import acks
@@ -259,7 +258,7 @@ async def test_the_first_use_of_a_newer_certificate_ends_the_older_ones_session(
 async def test_a_session_ends_with_its_certificate(
     tmp_path: Path, version: int, last: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "EXPIRY_CHECK_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(timers, "CLOCK_CHECK_SECONDS_MAX", 0.05)
     jump = timedelta()
     async with open_gateway(tmp_path, clock=lambda: now() + jump) as h:
         (cam,) = await populate(h.registry, "cam-1")

@@ -15,6 +15,17 @@ from typing import Protocol
 from fleet.domain.topic_policy import is_reserved
 from fleet.servers.gateway.close_reasons import PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
+from fleet.servers.gateway.relay.packet_actions import (
+    ASK_ACKED,
+    ASK_ALWAYS,
+    CHECK,
+    ILLEGAL,
+    INSPECT,
+    INSPECT_ALL,
+    PASS,
+    PUBLISH_ASKED,
+    TO_BROKER,
+)
 from fleet.servers.gateway.relay.publish_head import (
     ALIAS_MARK,
     ALIAS_OR_RESPONSE_MARK,
@@ -27,7 +38,7 @@ from fleet.servers.gateway.relay.publish_head import (
 )
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.acks import packet_id_of
-from fleet.wire.mqtt.codes import V5, PacketType, flags_are_legal
+from fleet.wire.mqtt.codes import V5, PacketType
 from fleet.wire.mqtt.fields import Fields
 from fleet.wire.mqtt.reader import remaining_length
 from fleet.wire.mqtt.topics import topic_name
@@ -38,51 +49,7 @@ TOPICS_MAX = 256  # verdicts cached, of topics up to CACHED_TOPIC_SIZE_MAX bytes
 CACHED_TOPIC_SIZE_MAX = 256
 INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
 
-_PUBLISH, _PUBLISH_ACKED, _PUBLISH_ASKED, _PASS, _CHECK, _INSPECT, _ILLEGAL = range(7)
 _NO_ID = b"\0\0"  # [MQTT-2.2.1-3], [MQTT-2.2.1-4]
-
-
-def _table(
-    passed: set[PacketType], inspected: set[PacketType], judged: set[int], checked: frozenset[PacketType] = frozenset()
-) -> bytes:
-    """Action for a packet, by its first byte; `judged`: flags of a PUBLISH that is judged each time.
-
-    Of those `checked` only what is more than a packet identifier, or no such, is inspected.
-    """
-
-    def kind(first: int) -> int:
-        number = first >> 4
-        if not flags_are_legal(first):
-            return _ILLEGAL
-        if number == PacketType.PUBLISH:
-            if first & 0xF in judged:
-                return _PUBLISH_ASKED
-            return _PUBLISH_ACKED if first & 6 else _PUBLISH
-        if number in checked:
-            return _CHECK
-        return _PASS if number in passed else _INSPECT if number in inspected else _ILLEGAL
-
-    return bytes(map(kind, range(256)))
-
-
-TO_BROKER = _table(
-    passed=set(),
-    checked=frozenset({PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBCOMP}),
-    inspected={
-        PacketType.PUBREL, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.PINGREQ, PacketType.DISCONNECT,
-    },
-    judged={flags for flags in range(16) if flags & 5},  # RETAIN or QoS 2
-)  # fmt: skip
-"""[MQTT-3.1.0-2] a second CONNECT is illegal, as are packets that only a server sends, and AUTH."""
-TO_DEVICE = _table(
-    passed={PacketType.PUBACK, PacketType.PUBREL, PacketType.PINGRESP},
-    inspected={PacketType.PUBREC, PacketType.PUBCOMP}
-    | {PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.DISCONNECT},
-    judged=set(),
-)
-_ASK_ALWAYS = bytes.maketrans(bytes((_PUBLISH, _PUBLISH_ACKED)), bytes((_PUBLISH_ASKED, _PUBLISH_ASKED)))
-_ASK_ACKED = bytes.maketrans(bytes((_PUBLISH_ACKED,)), bytes((_PUBLISH_ASKED,)))
-_INSPECT_ALL = bytes.maketrans(bytes((_PASS,)), bytes((_INSPECT,)))
 
 
 class Handler(Protocol):
@@ -156,15 +123,15 @@ class PacketFilter:
 
     def send_aliases(self, maximum: int, size_max: int | None) -> None:
         """Send up to `maximum` topic aliases from now on, in packets of at most `size_max` bytes."""
-        self._kinds, self._sent = self._kinds.translate(_ASK_ALWAYS), SentAliases(maximum, size_max)
+        self._kinds, self._sent = self._kinds.translate(ASK_ALWAYS), SentAliases(maximum, size_max)
 
     def ask_acknowledged(self) -> None:
         """Show every PUBLISH of QoS 1 to the handler from now on, as those of QoS 2."""
-        self._kinds = self._kinds.translate(_ASK_ACKED)
+        self._kinds = self._kinds.translate(ASK_ACKED)
 
     def inspect_all(self) -> None:
         """Show every packet but PUBLISH to the handler from now on."""
-        self._kinds = self._kinds.translate(_INSPECT_ALL)
+        self._kinds = self._kinds.translate(INSPECT_ALL)
 
     def inject(self, packet: bytes) -> None:
         """Write `packet` at the next packet boundary. Raises: CloseSession: too many are waiting."""
@@ -215,7 +182,7 @@ class PacketFilter:
         try:
             while pos < end:
                 kind = kinds[data[pos]]
-                if kind == _ILLEGAL:
+                if kind == ILLEGAL:
                     raise CloseSession(PROTOCOL_ERROR)
                 if end - pos < 2:
                     break
@@ -231,8 +198,8 @@ class PacketFilter:
                     pos = pos if need else end
                     break
                 count += 1
-                if kind >= _PASS:
-                    if kind == _INSPECT or (kind == _CHECK and (size != 2 or not (data[body + 1] or data[body]))):
+                if kind >= PASS:
+                    if kind == INSPECT or (kind == CHECK and (size != 2 or not (data[body + 1] or data[body]))):
                         start = self._inspect(data, start, pos, body, stop)
                     pos = stop
                     if self._stopped:
@@ -251,7 +218,7 @@ class PacketFilter:
                 if after > stop:
                     raise Malformed("A PUBLISH ends within its head.")
                 found = marked(data, after, stop, self._mark) if v5 and (after == stop or data[after]) else None
-                if found is not None or kind == _PUBLISH_ASKED or not topics.get(topic):
+                if found is not None or kind == PUBLISH_ASKED or not topics.get(topic):
                     start = self._publish(Head(topic, pos, after, stop, found), data, start)
                 elif stop + stop - pos <= end:
                     same = self._count_same(data, pos, body + 2 + len(topic), after, stop)
@@ -270,7 +237,7 @@ class PacketFilter:
     def _long_size(self, data: bytes, pos: int, kind: int) -> tuple[int, int] | None:
         """Size of the packet's body and where it begins; None: its remaining length is incomplete."""
         head = remaining_length(data, pos + 1)
-        if head is not None and (head[0] > self.size_max or (head[0] > HOLD_SIZE_MAX and kind > _PUBLISH_ASKED)):
+        if head is not None and (head[0] > self.size_max or (head[0] > HOLD_SIZE_MAX and kind > PUBLISH_ASKED)):
             raise CloseSession(TOO_LARGE)
         return head
 

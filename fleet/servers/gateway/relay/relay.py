@@ -21,7 +21,8 @@ from fleet.servers.gateway.limits.in_flight import InFlight
 from fleet.servers.gateway.limits.kept_filters import FilterSet
 from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
-from fleet.servers.gateway.relay.packet_filter import TO_BROKER, TO_DEVICE, PacketFilter
+from fleet.servers.gateway.relay.packet_actions import TO_BROKER, TO_DEVICE
+from fleet.servers.gateway.relay.packet_filter import PacketFilter
 from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
 from fleet.servers.gateway.relay.reason_strings import (
     PUBLISH_REFUSED,

@@ -10,14 +10,13 @@ import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 
 from fleet.domain.client_ids import device_of, is_bound
 from fleet.domain.device import Model
 from fleet.domain.peer import Peer
 from fleet.servers.gateway import close_reasons
-from fleet.servers.gateway.close_reasons import BROKER_LOST, CloseReason, CloseSession
+from fleet.servers.gateway.close_reasons import BROKER_LOST, KEEP_ALIVE_EXPIRED, CloseReason, CloseSession
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits.rates import RateMeter
 from fleet.servers.gateway.relay.relay import Relay
@@ -37,7 +36,6 @@ from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_con
 from fleet.wire.mqtt.reader import PacketReader
 
 EARLY_SIZE_MAX = 1_048_576  # of packets behind CONNECT: reading has stopped, but one read of the transport may be ahead
-EXPIRY_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of ninety days would not notice
 
 
 class Session(asyncio.Protocol):
@@ -293,7 +291,8 @@ class Session(asyncio.Protocol):
         username, has_room = context.broker.username(admission), context.wills.has_room(now)
         self.connect = broker_connect(connect, admission, username, delays_will=has_room)
         broker.write(encode_connect(context.broker.proved(self.connect, admission)))
-        self._check_expiry(admission.credential.not_after)
+        until, clock = admission.credential.not_after, context.now
+        self._timers.at(Timer.EXPIRY, until, clock, self.close, close_reasons.CERTIFICATE_EXPIRED)
 
     def _hold(self, data: bytes) -> CloseReason | None:
         self._reader.feed(data)
@@ -310,7 +309,10 @@ class Session(asyncio.Protocol):
                 self.log.accepted(self._loop.time(), self.connect, self.admission)
                 self._enter(Phase.RELAYING)
                 self._context.wills.drop(self.client_id)
-                self._check_keep_alive(silence_max(self.connect, self._relay.connack))
+                if silence_seconds_max := silence_max(self.connect, self._relay.connack):
+                    self._timers.after_silence(
+                        silence_seconds_max, self._silent_seconds, self.close, KEEP_ALIVE_EXPIRED
+                    )
                 if early := self._reader.rest():
                     self.data_received(early)
                 self._device.resume(Pause.AWAITING_CONNACK)
@@ -350,20 +352,9 @@ class Session(asyncio.Protocol):
         allowed = self._relay.set_policy(policy) and not will_refusal(will_of(self.connect), policy, rules)
         return None if allowed else close_reasons.POLICY_CHANGED
 
-    def _check_keep_alive(self, seconds: float) -> None:
-        """`seconds` may pass in silence; 0: any time. What a device sends that is not read is no silence."""
-        silent = 0.0 if self._device.is_paused else self._loop.time() - self.heard_at
-        if seconds and silent >= seconds:
-            self.close(close_reasons.KEEP_ALIVE_EXPIRED)
-        elif seconds:
-            self._timers.start(Timer.KEEP_ALIVE, seconds - silent, self._check_keep_alive, seconds)
-
-    def _check_expiry(self, not_after: datetime) -> None:
-        left = (not_after - self._context.now()).total_seconds()
-        if left <= 0:
-            self.close(close_reasons.CERTIFICATE_EXPIRED)
-        else:
-            self._timers.start(Timer.EXPIRY, min(left, EXPIRY_CHECK_SECONDS_MAX), self._check_expiry, not_after)
+    def _silent_seconds(self) -> float:
+        """What a device sends that is not read is no silence."""
+        return 0.0 if self._device.is_paused else self._loop.time() - self.heard_at
 
     def _note(self, event: str, code: str, topic: str, reason: str = "") -> None:
         """The relay has refused a packet."""

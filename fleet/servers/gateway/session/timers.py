@@ -2,8 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 
 from fleet.servers.gateway.session.phases import Timer
+
+CLOCK_CHECK_SECONDS_MAX = 3600.0  # the wall clock may be set, and a timer of ninety days would not notice
 
 
 class Timers(dict[Timer, asyncio.TimerHandle]):
@@ -19,6 +22,31 @@ class Timers(dict[Timer, asyncio.TimerHandle]):
         self.cancel(timer)
         if not self._is_closed:
             self[timer] = self._loop.call_later(seconds, callback, *args)
+
+    def at(
+        self,
+        timer: Timer,
+        time: datetime,
+        clock: Callable[[], datetime],
+        callback: Callable[..., object],
+        *args: object,
+    ) -> None:
+        """When `clock` says that `time` has come, at once if it has."""
+        left = (time - clock()).total_seconds()
+        if left <= 0:
+            callback(*args)
+        else:
+            self.start(timer, min(left, CLOCK_CHECK_SECONDS_MAX), self.at, timer, time, clock, callback, *args)
+
+    def after_silence(
+        self, seconds: float, silent: Callable[[], float], callback: Callable[..., object], *args: object
+    ) -> None:
+        """Timer.KEEP_ALIVE: when `silent`, the seconds since the device was heard, has reached `seconds`."""
+        left = seconds - silent()
+        if left <= 0:
+            callback(*args)
+        else:
+            self.start(Timer.KEEP_ALIVE, left, self.after_silence, seconds, silent, callback, *args)
 
     def cancel(self, timer: Timer) -> None:
         if (handle := self.pop(timer, None)) is not None:
