@@ -7,16 +7,16 @@ import argparse
 import os
 from pathlib import Path
 
-from device_agent.agent_config import AgentConfig, read_config
-from device_agent.service.event_log import EventLog
-from device_agent.service.journal import Priority
+from device_agent.config.agent_config import AgentConfig, read_config
+from device_agent.config.topics import topic_for
+from device_agent.log.event_log import EventLog
+from device_agent.log.journal import Priority
 from device_agent.spool.line_reader import LineReader
-from device_agent.spool.outbox import topic_for
 from device_agent.spool.publisher import PublishInput
 from fleet.est_client.errors import BadConfig, ClientError
 
 try:
-    from device_agent.runner import Runner
+    from device_agent.loop.runner import Runner
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"Error: The Python module {error.name} is missing. Install the agent's part: pip install '.[agent]'."

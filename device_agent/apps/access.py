@@ -5,10 +5,10 @@ import os
 import pwd
 from dataclasses import dataclass
 
-from device_agent.apps.apps_config import AppRule, AppsConfig
 from device_agent.apps.control_server import Peer
 from device_agent.apps.shares import is_owner
-from device_agent.apps.topics import filter_for
+from device_agent.config.apps import AppRule, AppsConfig
+from device_agent.config.topics import filter_for
 from fleet.est_client.errors import BadConfig
 from fleet.wire.topic_filters import covers, matches
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_agent.agent_config import FILE_NAME, AgentConfig, read_config
 from device_agent.apps.access import user_id
-from device_agent.apps.topics import filter_for
+from device_agent.config.agent_config import FILE_NAME, AgentConfig, read_config
+from device_agent.config.topics import filter_for
 from device_agent.store.atomic_files import write_atomically
 from fleet.est_client.errors import BadConfig
 

@@ -10,12 +10,12 @@ from device_agent.apps.control_server import Client, Exchange, Handler
 from device_agent.apps.inbound import Inbound
 from device_agent.apps.message_handlers import MessageHandlers
 from device_agent.core import Link, Phase
+from device_agent.enrollment.rotation import OnRenewed, Rotation
 from device_agent.errors import Denied, NotEnrolled
 from device_agent.link.connection import Connection
 from device_agent.spool.outbox import Outbox, act_on_rejected
 from device_agent.spool.spool import Spool
 from device_agent.store.identity_store import Identity
-from device_agent.store.rotation import OnRenewed, Rotation
 
 PROTOCOL = 1  # of apps/README.md; it grows by requests, events and keys, which a program ignores if unknown
 

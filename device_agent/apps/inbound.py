@@ -8,10 +8,11 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
-from device_agent.apps.inbox import Inbox, Incoming
 from device_agent.apps.subscriptions import Server, Subscriptions
-from device_agent.link.packets import Received, Subscribed
-from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, TOPIC_SIZE_MAX
+from device_agent.config.topics import TOPIC_SIZE_MAX
+from device_agent.packets import Received, Subscribed
+from device_agent.spool.inbox import Inbox, Incoming
+from device_agent.spool.outbox import PAYLOAD_SIZE_MAX
 
 UNACKNOWLEDGED_MAX = 16  # at the server; mosquitto sends 20 before it waits for the first acknowledgement
 UNACKNOWLEDGED_SECONDS_MAX = 10.0  # then one program that hangs keeps messages from no other

@@ -13,14 +13,14 @@ from device_agent.apps.access import Access, Rights
 from device_agent.apps.control import undelivered
 from device_agent.apps.control_server import Client, Exchange, Handler
 from device_agent.apps.inbound import Inbound
-from device_agent.apps.inbox import Incoming
 from device_agent.apps.requests import Requests
-from device_agent.apps.topics import filter_for
+from device_agent.config.topics import filter_for, topic_for
 from device_agent.errors import Denied, SendRefused, SubscriptionRefused
 from device_agent.link.connection import Connection
-from device_agent.link.packets import Extras
+from device_agent.packets import Extras
+from device_agent.spool.inbox import Incoming
 from device_agent.spool.message_queue import Message, OnStored
-from device_agent.spool.outbox import TTL_SECONDS_MAX, Outbox, topic_for
+from device_agent.spool.outbox import TTL_SECONDS_MAX, Outbox
 
 FILTERS_OF_CLIENT_MAX = 64
 KEEP_SECONDS_DEFAULT = 60.0

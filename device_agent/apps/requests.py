@@ -10,11 +10,11 @@ from typing import Protocol
 from device_agent.apps.control_server import Exchange
 from device_agent.apps.inbound import Inbound
 from device_agent.apps.shares import has_share
-from device_agent.apps.topics import filter_for
+from device_agent.config.topics import filter_for
 from device_agent.errors import RequestFailed
 from device_agent.link.connection import Connection
 from device_agent.link.mqtt_link import MQTT_5
-from device_agent.link.packets import Extras, Received
+from device_agent.packets import Extras, Received
 from fleet.est_client.errors import ClientError
 
 REPLY_TOPIC = "devices/{id}/down/replies"

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from device_agent.apps.shares import has_share
 from device_agent.errors import SubscriptionRefused
-from device_agent.link.packets import Received, Subscribed
+from device_agent.packets import Received, Subscribed
 from fleet.wire.topic_filters import matches
 
 FILTERS_MAX = 256  # of all programs together

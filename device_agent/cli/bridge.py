@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from device_agent.agent_config import read_config
 from device_agent.apps.bridge import CONFIG_NAME, PUBLISH, SUBSCRIBE, Bridge
 from device_agent.cli.options import pass_home
+from device_agent.cli.wiping import erase
+from device_agent.config.agent_config import read_config
 from device_agent.errors import AgentError
-from device_agent.service.deploying import deploy
-from device_agent.service.reset import erase
+from device_agent.hooks.deploying import deploy
 from fleet.est_client.errors import BadConfig
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from device_agent.agent_config import AgentConfig, read_config
 from device_agent.cli.options import pass_home
+from device_agent.config.agent_config import AgentConfig, read_config
 from device_agent.errors import AgentError, Busy
-from device_agent.runner import LOCK_NAME
-from device_agent.service.deploying import deploy as deploy_hooks
-from device_agent.service.deployment_marks import Mark
+from device_agent.hooks.deploying import deploy as deploy_hooks
+from device_agent.hooks.deployment_marks import Mark
 from device_agent.store.atomic_files import held_lock
+from device_agent.store.locks import AGENT_LOCK
 
 
 @click.command()
@@ -37,7 +37,7 @@ def deploy_unless_running(config: AgentConfig) -> None:
     if not config.hooks:
         return
     try:
-        with held_lock(config.home / LOCK_NAME, "An agent is running."):
+        with held_lock(config.home / AGENT_LOCK, "An agent is running."):
             pass
         deploy_hooks(config, {hook.name for hook in config.hooks}, report=_print_mark)
     except Busy:

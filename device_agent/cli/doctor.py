@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from device_agent.cli.options import output_option, pass_home
-from device_agent.service.doctor import examine_device, is_healthy
-from device_agent.service.event_log import system_clock
+from device_agent.doctor.diagnosis import examine_device, is_healthy
+from device_agent.log.event_log import system_clock
 from fleet.config.streams import json_text, printable
 
 

@@ -7,10 +7,10 @@ from typing import BinaryIO
 
 import click
 
-from device_agent.agent_config import read_config
 from device_agent.cli import enrollment
 from device_agent.cli.deploy import deploy_unless_running
 from device_agent.cli.options import pass_home, usage_errors
+from device_agent.config.agent_config import read_config
 from device_agent.link.clock import device_clock
 from fleet.est_client.arguments import AGENT_KEY_TYPES, check_printable
 from fleet.wire.errors import Malformed

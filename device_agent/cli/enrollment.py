@@ -6,18 +6,24 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from device_agent.agent_config import AgentConfig
 from device_agent.apps.control import ask
+from device_agent.config.agent_config import AgentConfig
+from device_agent.config.spool import NO_SPOOL
+from device_agent.doctor.health import problem_of
+from device_agent.enrollment.enrollment import (
+    DEADLINE_SECONDS,
+    EnrollmentJob,
+    Outcome,
+    enroll_and_wait,
+)
+from device_agent.enrollment.pending_enrollment import poll_until_decided
 from device_agent.errors import AgentError, NotEnrolled, NotRunning
-from device_agent.runner import Runner
-from device_agent.service.event_log import EventLog
-from device_agent.spool.settings import NO_SPOOL
+from device_agent.log.event_log import EventLog
+from device_agent.loop.runner import Runner
 from device_agent.store.atomic_files import held_lock, read_capped
 from device_agent.store.bootstrap import FILE_SIZE_MAX, keep_certificate, keep_token
-from device_agent.store.enrollment import DEADLINE_SECONDS, ENROLL_LOCK_NAME, EnrollmentJob, Outcome, enroll_and_wait
-from device_agent.store.health import problem_of
 from device_agent.store.identity_store import Identity, IdentityStore
-from device_agent.store.pending_enrollment import poll_until_decided
+from device_agent.store.locks import ENROLL_LOCK
 from fleet.est_client.errors import ClientError
 from fleet.est_client.tls import client_context
 
@@ -51,7 +57,7 @@ def enroll(
     Raises: ClientError, of which Busy while another one works in this home: each would spend a token, and only the last
     certificate be kept.
     """
-    with held_lock(config.home / ENROLL_LOCK_NAME, "Another enrollment works in this home.", "Wait for it, or end it."):
+    with held_lock(config.home / ENROLL_LOCK, "Another enrollment works in this home.", "Wait for it, or end it."):
         return _enroll(config, request, now, report)
 
 

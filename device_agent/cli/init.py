@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from device_agent.agent_config import NewHome, must_be_free, write_config
 from device_agent.cli.options import pass_home, usage_errors
-from device_agent.link.endpoints import parse_endpoint
+from device_agent.config.agent_config import NewHome, must_be_free, write_config
+from device_agent.config.endpoints import parse_endpoint
 from fleet.est_client.arguments import check_device_id, check_printable
 from fleet.est_client.tls import client_context
 from fleet.est_client.url import parse_est_url

@@ -15,10 +15,10 @@ from typing import Any
 import click
 
 from device_agent.apps import control
-from device_agent.apps.topics import filter_for
 from device_agent.cli.options import output_option, pass_home
+from device_agent.config.topics import filter_for, topic_for
 from device_agent.errors import AgentError, NotRunning, SendRefused
-from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, TTL_SECONDS_MAX, topic_for
+from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, TTL_SECONDS_MAX
 from fleet.config.streams import printable
 from fleet.est_client.errors import BadConfig
 

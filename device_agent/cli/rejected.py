@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from device_agent.agent_config import AgentConfig, read_config
 from device_agent.apps.control import ask
 from device_agent.cli.options import output_option, pass_home
+from device_agent.config.agent_config import AgentConfig, read_config
 from device_agent.errors import AgentError, NotRunning
 from device_agent.link.clock import device_clock
-from device_agent.runner import LOCK_NAME
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
 from device_agent.spool.outbox import act_on_rejected
 from device_agent.spool.spool import Spool
 from device_agent.store.atomic_files import held_lock
+from device_agent.store.locks import AGENT_LOCK
 from fleet.config.streams import printable
 
 ASK_SECONDS_MAX = 10.0
@@ -52,7 +52,7 @@ def rejected(home: Path, output: str, retry: bool, drop: bool) -> None:
 
 
 def _ask_the_file(config: AgentConfig, act: str | None) -> dict[str, Any]:
-    with held_lock(config.home / LOCK_NAME, "An agent is starting in this home.", "Try again."):
+    with held_lock(config.home / AGENT_LOCK, "An agent is starting in this home.", "Try again."):
         spool = Spool(config, EventLog(), device_clock(config.home).reading, time.monotonic)
         spool.open()
         answer = act_on_rejected(spool.outbox, act)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from device_agent.agent_config import AgentConfig, read_config
+from device_agent.cli import wiping as wiping
 from device_agent.cli.options import pass_home
+from device_agent.config.agent_config import AgentConfig, read_config
 from device_agent.errors import AgentError
-from device_agent.service import reset as wiping
 from fleet.est_client.errors import ClientError
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from device_agent.agent_config import read_config
 from device_agent.apps.control import ask
 from device_agent.cli.options import output_option, pass_home
+from device_agent.config.agent_config import read_config
+from device_agent.doctor.health import Health, examine
 from device_agent.errors import NotRunning
 from device_agent.link.clock import device_clock
-from device_agent.store.health import Health, examine
 from fleet.config.streams import printable
 
 POLL_SECONDS = 0.05  # between two attempts to reach an agent that is starting

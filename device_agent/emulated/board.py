@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from device_agent.agent_config import FILE_NAME, AgentConfig, NewHome, read_config, write_config
+from device_agent.config.agent_config import FILE_NAME, AgentConfig, NewHome, read_config, write_config
 from device_agent.store.atomic_files import (
     Checkpoint,
     must_be_ours,

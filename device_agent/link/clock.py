@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from device_agent.service.event_log import system_clock
+from device_agent.log.event_log import system_clock
 from device_agent.store.atomic_files import read_capped, write_atomically
 from device_agent.store.identity_store import IdentityStore
 from fleet.est_client.server_checks import ServerTime

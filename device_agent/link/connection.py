@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from device_agent.agent_config import AgentConfig
+from device_agent.config.agent_config import AgentConfig
+from device_agent.config.endpoints import Endpoint
 from device_agent.core import Link, Role, Setback
 from device_agent.link.attempts import Attempts
-from device_agent.link.endpoints import Endpoint
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, Lost, MqttLink, Target
 from device_agent.link.network_watch import NetworkChange
 from device_agent.link.pace import Pace
-from device_agent.link.packets import NO_EXTRAS, Extras, Received, Subscribed
+from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from device_agent.renewal import Backoff
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import Identity

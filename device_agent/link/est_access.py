@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from device_agent.agent_config import AgentConfig
+from device_agent.config.agent_config import AgentConfig
 from device_agent.link.clock import DeviceClock
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
 from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import EstBadAnswer, EstError, EstUnreachable, EstUntrusted
 

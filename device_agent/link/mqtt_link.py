@@ -20,9 +20,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent.core import Setback
 from device_agent.link.light_paho import paho
-from device_agent.link.packets import NO_EXTRAS, Extras, Received, Subscribed, identifier, received, refusal
 from device_agent.link.refusals import explained, explained_connack, explained_disconnect, explained_text, with_reason
 from device_agent.link.websocket import Websocket
+from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed, identifier, received, refusal
 
 STEP_TIMEOUT_SECONDS = 10.0  # for the TCP connect and for each read of the handshake
 RECEIVE_MAXIMUM_DEFAULT = 65535  # MQTT 5.0, 3.2.2.3.3

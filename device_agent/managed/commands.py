@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from device_agent.link.packets import Received
-from device_agent.service.journal import Priority
+from device_agent.log.journal import Priority
+from device_agent.packets import Received
 
 TOPIC = "devices/{id}/fleet/agent/+"
 RENEW, REPORT, TRUST_UPDATE, LOG_LEVEL = "renew", "report", "trust-update", "log-level"

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 from device_agent.apps.inbound import Inbound
-from device_agent.apps.topics import filter_for
+from device_agent.config.topics import filter_for
+from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess
+from device_agent.enrollment.rotation import OnRenewed
 from device_agent.link.clock import DeviceClock
-from device_agent.link.packets import Received
+from device_agent.log.event_log import EventLog
 from device_agent.managed.commands import (
     LEVELS,
     LOG_LEVEL,
@@ -24,10 +26,8 @@ from device_agent.managed.commands import (
     CommandRefused,
     read_command,
 )
-from device_agent.service.event_log import EventLog
-from device_agent.store.enrollment import EnrollmentJob, EnrollmentProcess
+from device_agent.packets import Received
 from device_agent.store.identity_store import Identity
-from device_agent.store.rotation import OnRenewed
 
 OK = "ok"
 RENEW_SECONDS_MIN = 60.0  # between two renewals by command: each costs the CA a certificate, and the flash a slot

@@ -11,18 +11,18 @@ from typing import Any
 
 from cryptography import x509
 
-from device_agent.agent_config import AgentConfig, read_config
+from device_agent.config.agent_config import AgentConfig, read_config
+from device_agent.doctor.health import examine
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
+from device_agent.enrollment.trust_updates import follow_trust
 from device_agent.errors import NotEnrolled
 from device_agent.link.clock import DeviceClock
 from device_agent.link.est_access import first_to_answer
 from device_agent.managed.commands import TRUST_UPDATE
 from device_agent.store.atomic_files import read_file
 from device_agent.store.device_key import load_key
-from device_agent.store.enrollment import EnrollmentJob, Outcome
-from device_agent.store.health import examine
 from device_agent.store.identity_store import Identity, IdentityStore
 from device_agent.store.root_rollover import load_anchors
-from device_agent.store.trust_updates import follow_trust
 from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import ClientError
 from fleet.wire.device_report import sign_report

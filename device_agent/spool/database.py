@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
 from device_agent.spool.spool_clock import SpoolClock
 from device_agent.spool.table_queue import TableQueue
 from device_agent.store.atomic_files import sync_directory

@@ -2,7 +2,8 @@
 
 import os
 
-from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, TOPIC_SIZE_MAX
+from device_agent.config.topics import TOPIC_SIZE_MAX
+from device_agent.spool.outbox import PAYLOAD_SIZE_MAX
 
 LINE_SIZE_MAX = PAYLOAD_SIZE_MAX + TOPIC_SIZE_MAX + 1  # bytes
 _READ_SIZE = 65536

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
-from device_agent.link.packets import NO_EXTRAS, Extras
+from device_agent.packets import NO_EXTRAS, Extras
 
 ID_SIZE = 12  # bytes at random: unique among all messages of all devices
 

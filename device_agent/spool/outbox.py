@@ -6,15 +6,13 @@ from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from device_agent.errors import AgentError, SendRefused
-from device_agent.link.packets import NO_EXTRAS, Extras
+from device_agent.packets import NO_EXTRAS, Extras
 from device_agent.spool.message_queue import Entry, MemoryQueue, Message, OnStored, Queue
 from device_agent.spool.rejected import RejectedMessages, shown
-from fleet.est_client.errors import BadConfig
 
 PAYLOAD_SIZE_MAX = 256 * 1024  # bytes of one message
 QUEUE_SIZE_MAX = 4 * 1024 * 1024  # bytes of queued payload: bounds memory during a long outage
 WINDOW_MAX = 32  # messages in flight: enough to fill a slow link, few enough to drain in a moment
-TOPIC_SIZE_MAX = 1024  # bytes; the protocol allows 65,535
 TTL_SECONDS_MAX = 0xFFFFFFFF  # MQTT 5.0, 3.3.2.3.3: four bytes
 ID_PROPERTY = "fleet-message-id"  # user property of MQTT 5: the same in each copy of a message
 SWEEP_SECONDS = 1.0  # between two looks for messages that are over
@@ -28,19 +26,6 @@ class Bounds:
     age_seconds_max: float = inf
     drop_oldest: bool = False
     """When full: drop the oldest, instead of refusing the newest."""
-
-
-def topic_for(template: str, device_id: str) -> str:
-    """The topic `template` with `{id}` replaced by the device id.
-
-    Raises: BadConfig if it is not a valid topic name.
-    """
-    topic = template.replace("{id}", device_id)
-    if not topic or set(topic) & set("+#\0") or not topic.isprintable():
-        raise BadConfig(f"{template[:80]!r} is not a topic to publish to.", "Leave out +, # and control characters.")
-    if len(topic.encode("utf-8", "surrogateescape")) > TOPIC_SIZE_MAX:
-        raise BadConfig(f"The topic is longer than {TOPIC_SIZE_MAX} bytes.")
-    return topic
 
 
 class Outbox:

@@ -3,14 +3,27 @@
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
+from device_agent.config.topics import topic_for
 from device_agent.core import Link
-from device_agent.link.connection import Connection
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
+from device_agent.packets import Extras
 from device_agent.spool.line_reader import LineReader
 from device_agent.spool.message_queue import Message
-from device_agent.spool.outbox import Outbox, topic_for
+from device_agent.spool.outbox import Outbox
 from fleet.est_client.errors import ClientError
+
+
+class Sender(Protocol):
+    """The connection that messages are sent on."""
+
+    @property
+    def state(self) -> Link: ...
+    @property
+    def in_flight_max(self) -> int: ...
+    def publish(self, topic: str, payload: bytes, qos: int, extras: Extras) -> int:
+        """The packet id; 0 for QoS 0. Raises: ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +83,7 @@ def _keep_unless_stored(source: PublishInput, message: Message, failure: str) ->
         source.returned.append(message)
 
 
-def publish_waiting(outbox: Outbox, connection: Connection, log: EventLog) -> None:
+def publish_waiting(outbox: Outbox, connection: Sender, log: EventLog) -> None:
     """Send queued messages, as far as the send window allows."""
     while connection.state is Link.UP:
         message = outbox.next_to_send(connection.in_flight_max)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from device_agent.agent_config import AgentConfig
-from device_agent.service.event_log import EventLog
+from device_agent.config.agent_config import AgentConfig
+from device_agent.log.event_log import EventLog
 from device_agent.spool.database import Database
-from device_agent.spool.inbox import StoredInbox
 from device_agent.spool.outbox import Bounds, Outbox
 from device_agent.spool.rejected import RejectedMessages
 from device_agent.spool.spool_clock import Reading, SpoolClock
+from device_agent.spool.stored_inbox import StoredInbox
 
 _ROW_SIZE_LEAST = 128  # bytes of the smallest message in the file: what bounds is bytes and age
 

@@ -4,7 +4,7 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-from device_agent.link.packets import NO_EXTRAS, Extras
+from device_agent.packets import NO_EXTRAS, Extras
 from device_agent.spool.message_queue import Entry, Message, OnStored
 
 if TYPE_CHECKING:

@@ -34,12 +34,13 @@ from device_agent.store.atomic_files import (
     write_atomically,
 )
 from device_agent.store.bootstrap import bootstrap_of
+from device_agent.store.locks import SLOTS_LOCK
 from fleet.est_client.validity import Lifetime
 
 SLOTS = ("slot-a", "slot-b")
 FILE_SIZE_MAX = 64 * 1024  # bytes; a chain with post-quantum keys is about 20 KB
 
-_KEY, _CERTIFICATE, _META, _CURRENT, _LOCK = "key.pem", "cert.pem", "meta.json", "current", "slots.lock"
+_KEY, _CERTIFICATE, _META, _CURRENT = "key.pem", "cert.pem", "meta.json", "current"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class IdentityStore:
         """Hold it while writing a candidate, promoting or clearing. Raises: Busy if another process still holds it
         after `wait_seconds`."""
         return held_lock(
-            self._home / _LOCK,
+            self._home / SLOTS_LOCK,
             "Another device-agent command is changing this device's identity.",
             "Wait for it to finish.",
             wait_seconds,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 
-from device_agent.agent_config import NewHome, read_config, write_config
+from device_agent.config.agent_config import NewHome, read_config, write_config
 from device_agent.store.identity_store import IdentityStore
 from hw_bench.plot import curve
 from hw_bench.processes import BenchError, pick_cores

@@ -10,16 +10,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
-from device_agent.agent_config import AgentConfig
 from device_agent.apps.inbound import Inbound
+from device_agent.config.agent_config import AgentConfig
 from device_agent.core import Link, Phase, Setback
-from device_agent.executor import Executor
+from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
 from device_agent.link.clock import DeviceClock, Uptime
 from device_agent.link.connection import Connection
 from device_agent.link.mqtt_link import Connected, LinkEvent, Lost, MqttLink
-from device_agent.service.event_log import EventLog
-from device_agent.service.journal import Priority
-from device_agent.store.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
+from device_agent.log.event_log import EventLog
+from device_agent.log.journal import Priority
+from device_agent.loop.executor import Executor
 from device_agent.store.identity_store import Identity, IdentityStore
 from fleet.est_client.server_checks import ServerTime
 from fleet.est_client.validity import clock_is_credible

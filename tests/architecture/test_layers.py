@@ -53,7 +53,7 @@ def test_the_package_root_is_empty() -> None:
     [
         "device_agent",
         "device_agent.cli",
-        "device_agent.store.enroll_child",
+        "device_agent.enroll_child",
         "firmware_tools.station_cli",
         "firmware_tools.cli",
         "fleet.est_client.client",
@@ -79,7 +79,7 @@ def test_the_emulated_board_is_loaded_by_its_command_alone() -> None:
     of_board = ("device_agent.emulated", "device_agent.cli.emulate", "device_agent.__main__")
     agent = [m for m in modules_of("device_agent") if not m.startswith(of_board)]
     loaded = modules_after("import " + ", ".join(agent))
-    assert "device_agent.runner" in loaded
+    assert "device_agent.loop.runner" in loaded
     assert not {m for m in loaded if m.startswith(("device_agent.emulated", "fleet.wire.serial"))}
     by_command = modules_after("from device_agent.cli import cli; cli.get_command(None, 'emulate')")
     assert "device_agent.emulated.board" in by_command

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from device_agent.agent_config import AgentConfig
+from device_agent.config.agent_config import AgentConfig
+from device_agent.config.spool import SpoolConfig
 from device_agent.link.clock import Reading
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
 from device_agent.spool.message_queue import Message
 from device_agent.spool.outbox import Outbox
-from device_agent.spool.settings import SpoolConfig
 from device_agent.spool.spool import Spool
 from fleet.est_client.validity import CLOCK_FLOOR
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from device_agent.cli import cli, missing_module
 from device_agent.store.atomic_files import held_lock
 from device_agent.store.device_key import certificate_info
-from device_agent.store.enrollment import ENROLL_LOCK_NAME
 from device_agent.store.identity_store import IdentityStore
+from device_agent.store.locks import ENROLL_LOCK
 from tests.device_agent.fleet_parts import Authority, Device, EstServer, device_id_for, key_pem, pem
 from tests.free_ports import free_port
 
@@ -72,7 +72,7 @@ def test_init_takes_no_folder_with_files_of_others(lone: Device) -> None:
 def test_one_enrollment_at_a_time(lone: Device) -> None:
     lone.init()
     token = lone.est.token(lone.device_id)
-    with held_lock(lone.home / ENROLL_LOCK_NAME, "busy"):
+    with held_lock(lone.home / ENROLL_LOCK, "busy"):
         assert "Another enrollment works in this home" in lone.call("enroll", give=token, expect=1).stderr
     lone.call("enroll", give=token)  # it is not spent
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import NewHome, read_config, write_config
-from device_agent.spool.settings import SpoolConfig
+from device_agent.config.agent_config import NewHome, read_config, write_config
+from device_agent.config.spool import SpoolConfig
 from fleet.est_client.arguments import check_device_id, parse_host_port
 from fleet.est_client.errors import BadConfig
 

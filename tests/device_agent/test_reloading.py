@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import read_config
-from device_agent.reloading import Settings
+from device_agent.config.agent_config import read_config
+from device_agent.loop.reloading import Settings
 from fleet.est_client.errors import BadConfig
 from tests.device_agent.fleet_parts import Authority
 from tests.device_agent.test_runner import CONNACK_5, home_at, put, run_until

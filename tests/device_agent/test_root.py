@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from device_agent.agent_config import read_config
 from device_agent.apps.bridge import Bridge
 from device_agent.cli import cli
+from device_agent.cli.wiping import exclusive
+from device_agent.config.agent_config import read_config
+from device_agent.config.hooks import Copy
 from device_agent.errors import AgentError
-from device_agent.service.copies import place
-from device_agent.service.hooks import Copy
-from device_agent.service.reset import exclusive
+from device_agent.hooks.copies import place
 from device_agent.store.bootstrap import keep_token
 from device_agent.store.identity_store import IdentityStore
 from fleet.est_client.errors import BadConfig
@@ -256,7 +256,7 @@ def test_a_service_is_installed_for_homes_of_root_and_of_its_user(home: Path, tm
 @ROOT_ONLY
 def test_capabilities_are_granted_by_roots_settings_alone(home: Path) -> None:
     from device_agent.cli.service import _unit
-    from device_agent.service.installation import check_capabilities
+    from device_agent.systemd.installation import check_capabilities
 
     give_away(home)
     check_capabilities(_unit(home, "x", "nobody", {0, NOBODY}))

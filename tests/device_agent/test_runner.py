@@ -17,19 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import NewHome, read_config, write_config
 from device_agent.apps.control import ask
 from device_agent.cli.enrollment import renew
+from device_agent.config.agent_config import NewHome, read_config, write_config
 from device_agent.core import TICK_SECONDS
+from device_agent.enrollment.enrollment import Outcome
+from device_agent.enrollment.renewal_schedule import RenewalSchedule
 from device_agent.errors import NotEnrolled, NotRunning
-from device_agent.runner import Runner
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
+from device_agent.loop.runner import Runner
 from device_agent.spool.line_reader import LineReader
 from device_agent.spool.publisher import PublishInput
 from device_agent.store.device_key import certificate_info
-from device_agent.store.enrollment import Outcome
 from device_agent.store.identity_store import Identity, IdentityStore
-from device_agent.store.renewal_schedule import RenewalSchedule
 from fleet.ca.authority import SERVER_LIFETIME
 from tests.certs_only import encode_certs_only
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, key_pem, pem
@@ -276,7 +276,7 @@ def test_a_certificate_stored_while_a_renewal_ends_is_used_at_once(
         replacement.now()
         return Outcome(ok=True, slot="slot-b")
 
-    monkeypatch.setattr("device_agent.store.rotation.EnrollmentProcess", lambda _: EndedEnrollment(end))
+    monkeypatch.setattr("device_agent.enrollment.rotation.EnrollmentProcess", lambda _: EndedEnrollment(end))
     monkeypatch.setattr(RenewalSchedule, "is_due", lambda _self, identity, _now: identity.slot == "slot-a")
     log = run_until(replacement.home, lambda text: " connected " in text)
     assert is_refused_once(log)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from device_agent.cli import cli
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
 from firmware_tools.station_cli import main
 from tests.device_agent.fleet_parts import Authority
 

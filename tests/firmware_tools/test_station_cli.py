@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from device_agent.agent_config import read_config
+from device_agent.config.agent_config import read_config
 from device_agent.emulated.pty_port import pty_port
 from firmware_tools.station_cli import advice_on, exit_code, main
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted

@@ -20,7 +20,7 @@ MODULES = {  # what a requirement is imported as, of those that each extra has
     },
 }  # fmt: skip
 ENTRIES = {
-    "agent": ["device_agent.cli", "device_agent.run", "device_agent.store.enroll_child"],
+    "agent": ["device_agent.cli", "device_agent.run", "device_agent.enroll_child"],
     "board": ["device_agent.emulated", "device_agent.cli.emulate"],
     "station": ["firmware_tools.cli", "firmware_tools.station_cli", "firmware_tools.station"],
     "server": ["fleet.cli", "fleet.cli.serve", "fleet.runtime.serve", "fleet.runtime.worker_main"],

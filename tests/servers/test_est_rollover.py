@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.store.trust_updates import apply_trust_update
+from device_agent.enrollment.trust_updates import apply_trust_update
 from fleet.domain.access import Act
 from fleet.home.authorities import authority_of, forget_former, new_issuing_key
 from fleet.home.ca_store import fingerprint

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from device_agent.agent_config import NewHome, read_config, write_config
 from device_agent.apps.access import Access, Rights, socket_gid
-from device_agent.apps.apps_config import AppRule, AppsConfig
 from device_agent.apps.control_server import CLIENTS_OF_USER_MAX, Client, ControlServer, Exchange, Peer
+from device_agent.config.agent_config import NewHome, read_config, write_config
+from device_agent.config.apps import AppRule, AppsConfig
 from fleet.est_client.errors import BadConfig
 from tests.device_agent.apps.test_control_server import serve
 

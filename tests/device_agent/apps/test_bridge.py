@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from device_agent.agent_config import NewHome, read_config, write_config
 from device_agent.apps.bridge import Bridge
-from device_agent.service.hooks import Copy
+from device_agent.config.agent_config import NewHome, read_config, write_config
+from device_agent.config.hooks import Copy
 from fleet.est_client.errors import BadConfig
 
 

@@ -13,10 +13,10 @@ from device_agent.apps.inbound import (
     UNACKNOWLEDGED_SECONDS_MAX,
     Inbound,
 )
-from device_agent.apps.inbox import Inbox, Incoming
 from device_agent.apps.subscriptions import ENDED, FILTERS_MAX
 from device_agent.errors import SubscriptionRefused
-from device_agent.link.packets import Extras, Received, Subscribed, identifier
+from device_agent.packets import Extras, Received, Subscribed, identifier
+from device_agent.spool.inbox import Inbox, Incoming
 from device_agent.spool.outbox import PAYLOAD_SIZE_MAX
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from device_agent.apps.access import Access
-from device_agent.apps.apps_config import AppRule, AppsConfig
 from device_agent.apps.control_server import Client, Exchange, Peer
 from device_agent.apps.inbound import Inbound
 from device_agent.apps.message_handlers import MessageHandlers
+from device_agent.config.apps import AppRule, AppsConfig
+from device_agent.config.spool import SpoolConfig
 from device_agent.errors import Denied, SendRefused, SubscriptionRefused
 from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, Outbox
-from device_agent.spool.settings import SpoolConfig
 from tests.device_agent.spool_parts import MEBIBYTE, Kept
 
 LISTED, ALSO_LISTED, STRANGER = 4001, 4002, 4003

@@ -14,7 +14,7 @@ from device_agent.apps.inbound import Inbound
 from device_agent.apps.requests import PENDING_MAX, WAITING_SIZE_MAX, Requests
 from device_agent.errors import RequestFailed, SendRefused
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5
-from device_agent.link.packets import Extras, Received, Subscribed
+from device_agent.packets import Extras, Received, Subscribed
 
 TOPIC = "devices/cam-7/down/replies"
 

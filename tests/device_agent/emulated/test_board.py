@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from device_agent.agent_config import NewHome, read_config, write_config
+from device_agent.config.agent_config import NewHome, read_config, write_config
 from device_agent.emulated.board import Hardware, HomeBoard
 from device_agent.store.device_key import load_key
 from device_agent.store.identity_store import IdentityStore

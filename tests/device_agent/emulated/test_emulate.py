@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import read_config
+from device_agent.config.agent_config import read_config
 from device_agent.emulated.pty_port import pty_port
 from firmware_tools.station.run import ProvisioningJob, ProvisioningRun
 from firmware_tools.station.serial_link import SerialLink

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import AgentConfig
+from device_agent.config.agent_config import AgentConfig
+from device_agent.config.endpoints import Endpoint
 from device_agent.core import Link, Role, Setback
 from device_agent.link import connection as module
 from device_agent.link.connection import NETWORK_SECONDS_MIN, STABLE_SECONDS, Connection, Down, ProofFailed, Proven, Up
-from device_agent.link.endpoints import Endpoint
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, LinkEvent, Lost, Target
 from device_agent.link.network_watch import NetworkChange
 from device_agent.spool.outbox import WINDOW_MAX

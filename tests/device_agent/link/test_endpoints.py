@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.agent_config import NewHome, read_config, write_config
-from device_agent.link.endpoints import SERVERS_MAX, Endpoint, parse_endpoint
+from device_agent.config.agent_config import NewHome, read_config, write_config
+from device_agent.config.endpoints import SERVERS_MAX, Endpoint, parse_endpoint
 from fleet.est_client.errors import BadConfig
 
 

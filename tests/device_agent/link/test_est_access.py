@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 
-from device_agent.agent_config import AgentConfig, NewHome, read_config, write_config
 from device_agent.cli import cli
+from device_agent.config.agent_config import AgentConfig, NewHome, read_config, write_config
 from device_agent.link.clock import DeviceClock, Uptime
 from device_agent.link.est_access import first_to_answer
 from device_agent.store.device_key import certificate_info

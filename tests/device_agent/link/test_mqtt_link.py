@@ -29,8 +29,8 @@ from device_agent.link.mqtt_link import (
     MqttLink,
     Target,
 )
-from device_agent.link.packets import NO_EXTRAS, Extras, Received, Subscribed
 from device_agent.link.websocket import FRAME_SIZE_MAX
+from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from fleet.est_client.server_checks import also_check
 from fleet.est_client.tls import client_context
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, Broker, Subscriber, have_mosquitto

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from device_agent.link.packets import Received
 from device_agent.managed.commands import AGE_MAX, AHEAD_MAX, PAYLOAD_SIZE_MAX, Command, CommandRefused, read_command
+from device_agent.packets import Received
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 GOOD = {"id": "a1b2c3d4", "at": NOW.isoformat()}

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from device_agent.apps.inbound import Inbound
-from device_agent.link.packets import Received
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
+from device_agent.enrollment.rotation import OnRenewed
+from device_agent.log.event_log import EventLog
+from device_agent.log.journal import Priority
 from device_agent.managed import management
 from device_agent.managed.management import ANSWERS_MAX, DEADLINE_SECONDS, RENEW_SECONDS_MIN, Management
-from device_agent.service.event_log import EventLog
-from device_agent.service.journal import Priority
-from device_agent.store.enrollment import EnrollmentJob, Outcome
-from device_agent.store.rotation import OnRenewed
+from device_agent.packets import Received
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.enroll_child import outcome_of
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
 from device_agent.managed.report import ITEMS_MAX, TEXT_MAX, _cut
-from device_agent.store.enroll_child import outcome_of
-from device_agent.store.enrollment import EnrollmentJob, Outcome
 from device_agent.store.identity_store import IdentityStore
 from fleet.est_client.client import EstClient
 from tests.device_agent.fleet_parts import Device, EstServer

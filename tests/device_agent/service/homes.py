@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from device_agent.agent_config import NewHome, write_config
+from device_agent.config.agent_config import NewHome, write_config
 from device_agent.store.device_key import certificate_info
 from device_agent.store.identity_store import Identity, IdentityStore
 from tests.device_agent.fleet_parts import Authority, key_pem, pem

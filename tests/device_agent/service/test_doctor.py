@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from device_agent.cli import cli
+from device_agent.doctor.diagnosis import CHECKS, examine_device, is_healthy
+from device_agent.doctor.findings import Finding, State
+from device_agent.doctor.local_checks import disk_has_room
 from device_agent.link.clock import WITNESS_NAME
-from device_agent.runner import LOCK_NAME
-from device_agent.service.diagnosis import Finding, State
-from device_agent.service.doctor import CHECKS, examine_device, is_healthy
-from device_agent.service.local_checks import disk_has_room
 from device_agent.store.atomic_files import held_lock
 from device_agent.store.device_key import certificate_info
 from device_agent.store.identity_store import IdentityStore
+from device_agent.store.locks import AGENT_LOCK
 from tests.device_agent.fleet_parts import Authority, Broker, Device, EstServer, key_pem, pem
 from tests.free_ports import free_port
 
@@ -88,7 +88,7 @@ def test_a_running_agent_is_asked_instead_of_the_gateway(device: Device) -> None
 
 
 def test_an_agent_that_does_not_answer_is_not_taken_over(device: Device) -> None:
-    with held_lock(device.home / LOCK_NAME, "busy"):
+    with held_lock(device.home / AGENT_LOCK, "busy"):
         found = fail_of(device)
     assert found.check == "mqtt"
     assert "does not answer" in found.detail

@@ -19,19 +19,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_der_private_key, load_pem_private_key, pkcs7, pkcs12
 
-from device_agent.agent_config import read_config
 from device_agent.cli import cli
 from device_agent.cli.deploy import deploy_unless_running
-from device_agent.runner import LOCK_NAME
-from device_agent.service.confined import Confined, run_confined
-from device_agent.service.deploying import deploy
-from device_agent.service.deployment_marks import FILE_NAME, Mark, is_due, read_marks, retry_delay_seconds
-from device_agent.service.deployments import Deployments
-from device_agent.service.event_log import EventLog
-from device_agent.service.hooks import Hook, read_hooks
+from device_agent.config.agent_config import read_config
+from device_agent.config.hooks import Hook, read_hooks
+from device_agent.hooks.confined import Confined, run_confined
+from device_agent.hooks.deploying import deploy
+from device_agent.hooks.deployment_marks import FILE_NAME, Mark, is_due, read_marks, retry_delay_seconds
+from device_agent.hooks.deployments import Deployments
+from device_agent.log.event_log import EventLog
 from device_agent.store.atomic_files import held_lock
 from device_agent.store.device_key import load_key, spki_der
 from device_agent.store.identity_store import IdentityStore
+from device_agent.store.locks import AGENT_LOCK
 from fleet.est_client.errors import BadConfig
 from fleet.wire.spki import spki_of
 from tests.device_agent.fleet_parts import Authority, Device
@@ -265,7 +265,7 @@ def test_a_command_runs_as_another_user(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv: not installed")
 def test_a_command_has_none_of_the_agents_capabilities(tmp_path: Path) -> None:
     code = (
-        "import sys; from device_agent.service.confined import *; "
+        "import sys; from device_agent.hooks.confined import *; "
         "sys.stdout.write(open('/proc/self/status').read()); sys.stdout.flush(); "
         "print(run_confined(Confined(('sh', '-c', 'grep CapEff /proc/self/status >&2; exit 1'))))"
     )
@@ -384,7 +384,7 @@ def add_hanging(home: Path, pid: Path) -> None:
 def test_a_killed_process_counts_as_a_failure_and_the_next_waits(home: Path, tmp_path: Path) -> None:
     add_hanging(home, tmp_path / "pid")
     job = json.dumps({"home": str(home), "hooks": ["x"]}) + "\n"
-    child = subprocess.Popen([sys.executable, "-m", "device_agent.service.deploying"], stdin=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-m", "device_agent.hooks.deploying"], stdin=subprocess.PIPE, text=True)
     assert child.stdin
     child.stdin.write(job)
     child.stdin.flush()
@@ -414,7 +414,7 @@ def test_the_agent_that_goes_takes_its_hook_with_it(home: Path, tmp_path: Path) 
 
 def test_a_stuck_process_is_killed_and_tried_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(home, '[[hook]]\nname = "x"\nrun = ["true"]\n')
-    monkeypatch.setattr("device_agent.service.deployments.module_command", lambda _: ["sleep", "1000"])
+    monkeypatch.setattr("device_agent.hooks.deployments.module_command", lambda _: ["sleep", "1000"])
     now = [1000.0]
     deployments = Deployments(home, read_config(home).hooks, EventLog(), lambda: 0.0, lambda: now[0])
     current = IdentityStore(home).current()
@@ -459,7 +459,7 @@ def test_a_hook_that_hangs_delays_neither_the_link_nor_a_rotation(device: Device
 
 def test_without_an_agent_the_command_deploys_what_it_has_got(home: Path, tmp_path: Path) -> None:
     add(home, f'[[hook]]\nname = "copies"\n[[hook.copy]]\ncontent = "chain"\nto = "{tmp_path}/chain.pem"\n')
-    with held_lock(home / LOCK_NAME, "An agent is running."):
+    with held_lock(home / AGENT_LOCK, "An agent is running."):
         deploy_unless_running(read_config(home))
     assert not (tmp_path / "chain.pem").exists()  # the agent does it
     deploy_unless_running(read_config(home))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.service.event_log import EventLog
-from device_agent.service.journal import Journal, Priority
+from device_agent.log.event_log import EventLog
+from device_agent.log.journal import Journal, Priority
 from tests.waiting import PATIENCE_SECONDS
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,7 +50,7 @@ def test_an_event_is_an_entry_with_fields(
     with (tmp_path / "stderr").open("w") as stream:
         found = os.fstat(stream.fileno())
         monkeypatch.setattr("sys.stderr", stream)
-        monkeypatch.setattr("device_agent.service.journal.ADDRESS", str(tmp_path / "journal"))
+        monkeypatch.setattr("device_agent.log.journal.ADDRESS", str(tmp_path / "journal"))
         monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
         log = EventLog(lambda: NOW)
         log.event("connect-failed", setback="network", reason="two\nMESSAGE=forged lines")
@@ -73,7 +73,7 @@ mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/log && mkdir -p /run/syst
 /lib/systemd/systemd-journald & journald=$!
 trap 'kill $journald' EXIT
 until [ -S /run/systemd/journal/socket ]; do sleep 0.05; done
-"$1" -c 'from device_agent.service.journal import Journal, Priority
+"$1" -c 'from device_agent.log.journal import Journal, Priority
 assert Journal().send(Priority.WARNING, "connect-failed", {"event": "connect-failed", "reason": "two\\nlines"})'
 journalctl --sync
 journalctl --no-pager -o json -t device-agent DEVICE_EVENT=connect-failed

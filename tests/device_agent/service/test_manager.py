@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.service.manager import ServiceManager
+from device_agent.systemd.manager import ServiceManager
 from tests.device_agent.fleet_parts import Device
 from tests.waiting import PATIENCE_SECONDS
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from device_agent.agent_config import read_config
 from device_agent.cli import cli
-from device_agent.service.reset import LOCKS, erase, exclusive, wipe
+from device_agent.cli.wiping import LOCKS, erase, exclusive, wipe
+from device_agent.config.agent_config import read_config
 from device_agent.store.identity_store import IdentityStore
 from tests.device_agent.fleet_parts import Agent, Authority
 from tests.device_agent.service.homes import DEVICE, make_home

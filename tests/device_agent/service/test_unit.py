@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from device_agent.agent_config import read_config
 from device_agent.cli import cli
+from device_agent.config.agent_config import read_config
 from device_agent.errors import AgentError
-from device_agent.service.installation import Installation, run_command
-from device_agent.service.unit import Unit
+from device_agent.systemd.installation import Installation, run_command
+from device_agent.systemd.unit import Unit
 from tests.device_agent.fleet_parts import Authority
 from tests.device_agent.service.homes import make_home
 

@@ -4,10 +4,11 @@ import os
 
 import pytest
 
+from device_agent.config.topics import topic_for
 from device_agent.errors import SendRefused
 from device_agent.spool.line_reader import LINE_SIZE_MAX, LineReader
 from device_agent.spool.message_queue import Message
-from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, QUEUE_SIZE_MAX, Outbox, topic_for
+from device_agent.spool.outbox import PAYLOAD_SIZE_MAX, QUEUE_SIZE_MAX, Outbox
 from fleet.est_client.errors import BadConfig
 
 

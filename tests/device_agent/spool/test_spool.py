@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from device_agent.apps.inbound import Inbound
-from device_agent.apps.inbox import MESSAGES_MAX as INBOX_MAX
+from device_agent.config.spool import SpoolConfig
 from device_agent.errors import SendRefused
-from device_agent.executor import Executor
 from device_agent.link.clock import DeviceClock
-from device_agent.link.packets import Extras, Received, identifier
-from device_agent.service.event_log import EventLog
+from device_agent.log.event_log import EventLog
+from device_agent.loop.executor import Executor
+from device_agent.packets import Extras, Received, identifier
+from device_agent.spool.inbox import MESSAGES_MAX as INBOX_MAX
 from device_agent.spool.message_queue import Message
 from device_agent.spool.outbox import ID_PROPERTY, PAYLOAD_SIZE_MAX, Bounds, Outbox
 from device_agent.spool.rejected import MESSAGES_MAX, shown
-from device_agent.spool.settings import SpoolConfig
 from fleet.est_client.server_checks import ServerTime
 from tests.device_agent.apps.test_inbound import FakeProgram
 from tests.device_agent.spool_parts import MEBIBYTE, Kept, Time, deliver, files_of_at_most

@@ -10,7 +10,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from device_agent.link.packets import Extras
+from device_agent.packets import Extras
 from device_agent.spool.database import DAMAGED_NAME, FILE_NAME
 from device_agent.spool.line_reader import LineReader
 from device_agent.spool.message_queue import Message

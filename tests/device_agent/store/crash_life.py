@@ -17,16 +17,17 @@ from unittest import mock
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from device_agent.agent_config import NewHome, read_config, write_config
+from device_agent import enroll_child
 from device_agent.cli import enrollment
+from device_agent.config.agent_config import NewHome, read_config, write_config
 from device_agent.core import Link, Role, Setback
-from device_agent.executor import Executor
+from device_agent.doctor.health import problem_of
+from device_agent.enrollment import renewal_schedule, rotation
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
 from device_agent.link import connection
 from device_agent.link.mqtt_link import Connected, LinkEvent, Lost
-from device_agent.service.event_log import EventLog
-from device_agent.store import enroll_child, renewal_schedule, rotation
-from device_agent.store.enrollment import EnrollmentJob, Outcome
-from device_agent.store.health import problem_of
+from device_agent.log.event_log import EventLog
+from device_agent.loop.executor import Executor
 from device_agent.store.identity_store import Identity, IdentityStore
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.est_client.certificate_checks import lifetime_of

@@ -6,12 +6,13 @@ from unittest import mock
 
 import pytest
 
-from device_agent.agent_config import read_config
+from device_agent import enroll_child
+from device_agent.config.agent_config import read_config
 from device_agent.core import Link
-from device_agent.executor import Executor
-from device_agent.service.event_log import EventLog
-from device_agent.store import enroll_child, rotation
-from device_agent.store.enrollment import EnrollmentJob, Outcome
+from device_agent.enrollment import rotation
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
+from device_agent.log.event_log import EventLog
+from device_agent.loop.executor import Executor
 from device_agent.store.identity_store import IdentityStore
 from tests.device_agent.fleet_parts import Authority
 from tests.device_agent.store import crash_life

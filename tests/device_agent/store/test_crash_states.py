@@ -17,9 +17,9 @@ from unittest import mock
 
 import pytest
 
-from device_agent.store import enroll_child
+from device_agent import enroll_child
+from device_agent.enrollment.enrollment import EnrollmentJob
 from device_agent.store.atomic_files import write_atomically
-from device_agent.store.enrollment import EnrollmentJob
 from device_agent.store.identity_store import IdentityStore
 from fleet.ca.authority import succeed_root
 from fleet.est_client.errors import EstRefused

@@ -14,12 +14,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from device_agent.agent_config import NewHome, write_config
+from device_agent import enroll_child
+from device_agent.config.agent_config import NewHome, write_config
+from device_agent.enroll_child import perform, suggested
+from device_agent.enrollment import trust_updates
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import NotEnrolled
-from device_agent.store import enroll_child, trust_updates
 from device_agent.store.device_key import certificate_info, fingerprint, parse_key
-from device_agent.store.enroll_child import perform, suggested
-from device_agent.store.enrollment import EnrollmentJob, Outcome
 from device_agent.store.identity_store import Identity, IdentityStore
 from fleet.ca.authority import create_root
 from fleet.est_client.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused, EstUnreachable

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from device_agent.agent_config import NewHome, write_config
-from device_agent.store import enrollment
+from device_agent.config.agent_config import NewHome, write_config
+from device_agent.enroll_child import perform
+from device_agent.enrollment import enrollment
+from device_agent.enrollment.enrollment import EnrollmentJob, enroll_and_wait
 from device_agent.store.device_key import certificate_info
-from device_agent.store.enroll_child import perform
-from device_agent.store.enrollment import EnrollmentJob, enroll_and_wait
 from device_agent.store.identity_store import IdentityStore
 from fleet.est_client.client import RETRY_AFTER_MAX_SECONDS
 from fleet.est_client.errors import EstBadAnswer, EstBusy, EstError, EstUnreachable

@@ -12,16 +12,16 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from device_agent.agent_config import read_config
 from device_agent.apps.control import socket_address
 from device_agent.cli import cli, enrollment
+from device_agent.config.agent_config import read_config
+from device_agent.doctor import health
+from device_agent.doctor.health import LOCKED_OUT, examine
+from device_agent.enroll_child import outcome_of
+from device_agent.enrollment.enrollment import EnrollmentJob
 from device_agent.errors import AgentError
-from device_agent.store import health
 from device_agent.store.bootstrap import bootstrap_of, keep_token
 from device_agent.store.device_key import certificate_info, load_key
-from device_agent.store.enroll_child import outcome_of
-from device_agent.store.enrollment import EnrollmentJob
-from device_agent.store.health import LOCKED_OUT, examine
 from device_agent.store.identity_store import Identity, IdentityStore
 from fleet.est_client.errors import BadCredentials
 from tests.device_agent.fleet_parts import Authority, pem

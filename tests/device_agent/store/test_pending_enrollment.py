@@ -11,9 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
+from device_agent.enrollment.pending_enrollment import AGAIN_SECONDS, pending_note, poll_until_decided
 from device_agent.store.device_key import fingerprint
-from device_agent.store.enrollment import EnrollmentJob, Outcome
-from device_agent.store.pending_enrollment import AGAIN_SECONDS, pending_note, poll_until_decided
 from fleet.domain.access import Act
 from fleet.domain.approval import ApprovalRequest, WaitingLimits, key_fingerprint
 from fleet.domain.device import Model

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from device_agent.agent_config import read_config
+from device_agent.config.agent_config import read_config
+from device_agent.doctor.health import problem_of
+from device_agent.enroll_child import outcome_of
+from device_agent.enrollment.enrollment import EnrollmentJob
 from device_agent.store.bootstrap import keep_certificate, keep_token
 from device_agent.store.device_key import generate_key, key_pem, spki_der
-from device_agent.store.enroll_child import outcome_of
-from device_agent.store.enrollment import EnrollmentJob
-from device_agent.store.health import problem_of
 from device_agent.store.identity_store import IdentityStore
 from fleet.domain.access import Act
 from fleet.domain.device import Model
@@ -161,7 +161,7 @@ def test_two_hundred_kills(est: EstServer, tmp_path: Path, capsys: pytest.Captur
             device.call(*enroll_it[3:])
         job = EnrollmentJob(device.home, "reenroll").to_json()
         for _ in range(2):
-            kills["renew"] += killed(["device_agent.store.enroll_child"], chance.uniform(0.2, 0.8) * whole, job)
+            kills["renew"] += killed(["device_agent.enroll_child"], chance.uniform(0.2, 0.8) * whole, job)
         assert outcome_of(EnrollmentJob(device.home, "reenroll"), now()).ok
         for identity in IdentityStore(device.home).pair():
             assert identity is not None

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from device_agent.store.enrollment import EnrollmentJob, Outcome
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
+from device_agent.enrollment.renewal_schedule import ASK_SECONDS, RenewalSchedule
 from device_agent.store.identity_store import Identity, IdentityStore
-from device_agent.store.renewal_schedule import ASK_SECONDS, RenewalSchedule
 from fleet.domain.access import Act
 from fleet.domain.model_rules import rules_of
 from fleet.est_client.client import EstClient
@@ -175,7 +175,7 @@ def test_it_is_asked_again_within_bounds(device: Device, monkeypatch: pytest.Mon
         schedule.process = None
         started: list[Callable[[], object]] = []
         schedule._on_outcome(Outcome(ok=True, retry_after_seconds=seconds))
-        monkeypatch.setattr("device_agent.store.renewal_schedule.EnrollmentProcess", started.append)
+        monkeypatch.setattr("device_agent.enrollment.renewal_schedule.EnrollmentProcess", started.append)
         clock.now += least
         schedule.poll_if_due(identity)
         assert not started

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.enrollment import rotation
+from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
+from device_agent.enrollment.rotation import PATIENCE_SECONDS, Rotation
 from device_agent.renewal import renewal_backoff
-from device_agent.store import rotation
-from device_agent.store.enrollment import EnrollmentJob, Outcome
 from device_agent.store.identity_store import CertificateInfo, Identity
-from device_agent.store.rotation import PATIENCE_SECONDS, Rotation
 from fleet.est_client.validity import Lifetime
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

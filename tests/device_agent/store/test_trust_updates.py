@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from device_agent.store.trust_updates import apply_trust_update
+from device_agent.enrollment.trust_updates import apply_trust_update
 from fleet.ca.authority import create_issuing, create_root, succeed_root
 from fleet.est_client.errors import EstBadAnswer
 from fleet.wire.trust_update import key_name, sign_trust_update

@@ -1,0 +1,1 @@
+"""agent.toml: its settings, read and written."""

@@ -1,0 +1,144 @@
+"""Enrollment in a child process: the job, its outcome, and the process. Standard library only."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from device_agent.interpreter import module_command
+from fleet.est_client.arguments import AGENT_KEY_TYPES
+
+OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
+TOOK_TOO_LONG = "The enrollment took too long and was stopped."
+DEADLINE_SECONDS = 120.0  # for one enrollment: 202 and 503 waits included
+
+
+@dataclass(frozen=True, slots=True)
+class EnrollmentJob:
+    home: Path
+    operation: Literal["enroll", "reenroll", "recover", "window", "report"]
+    """recover: enroll with the bootstrap credential in the home."""
+    token: str = field(default="", repr=False)
+    key_type: str = AGENT_KEY_TYPES[0]
+    replaces: str = ""
+    """Fingerprint of a useless candidate that a renewal may overwrite; of "window": of the certificate in question."""
+    renews: str = ""
+    """Fingerprint of the certificate that was current when the renewal was decided."""
+    deadline_seconds: float = DEADLINE_SECONDS
+    patience_seconds: float | None = None
+    """For the waits that the server asks for; None for the default."""
+    files: tuple[str, str] | None = None
+    """Certificate chain and key, PEM, to enroll with: a manufacturer's, or a claim's."""
+    label: str = ""
+    """The requested model, if the device is not registered yet."""
+    answers: str = ""
+    """Of "report": the command that it answers, `id`, `name` and `outcome`, as JSON."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"home": str(self.home)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        tree = json.loads(text)
+        files = tuple(tree["files"]) if tree["files"] else None
+        return cls(**(tree | {"home": Path(tree["home"]), "files": files}))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Result of a job. If `ok`, a candidate is in `slot`; otherwise `message` gives the reason.
+
+    Of "window": `window` is the suggested start and end in ISO 8601, () if there is none; `slot` is the fingerprint of
+    the certificate in question.
+    """
+
+    ok: bool
+    slot: str = ""
+    message: str = ""
+    advice: str = ""
+    refused: bool = False
+    """The server refused: a retry with the same credentials fails again."""
+    ended: bool = False
+    """The server refused to renew this certificate, and always will."""
+    retry_after_seconds: float = 0.0
+    window: tuple[str, ...] = ()
+    pending: bool = False
+    """The server has accepted the request, which awaits a manual decision."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class EnrollmentProcess:
+    """A running child. When `fileno()` is readable, call `read`, until it returns an Outcome."""
+
+    def __init__(self, job: EnrollmentJob) -> None:
+        command = module_command("device_agent.enroll_child")
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._text = b""
+        assert self._process.stdin  # noqa: S101
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(job.to_json().encode())  # far below the pipe's 64 KB: does not block
+        os.set_blocking(self.fileno(), False)
+
+    def fileno(self) -> int:
+        assert self._process.stdout  # noqa: S101
+        return self._process.stdout.fileno()
+
+    def read(self) -> Outcome | None:
+        """The Outcome, once the child has closed its output."""
+        try:
+            data = os.read(self.fileno(), OUTCOME_SIZE_MAX)
+        except BlockingIOError:
+            return None
+        self._text += data
+        if data and len(self._text) <= OUTCOME_SIZE_MAX:
+            return None
+        return self._finish()
+
+    def kill(self) -> Outcome:
+        """Kill it."""
+        self._process.kill()
+        self._text = b""
+        return self._finish(TOOK_TOO_LONG)
+
+    def _finish(self, message: str = "") -> Outcome:
+        assert self._process.stdout  # noqa: S101
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        try:
+            return Outcome(**json.loads(self._text))
+        except (ValueError, TypeError):
+            return Outcome(ok=False, message=message or _cause(self._process.returncode))
+
+
+def _cause(code: int) -> str:
+    """Why a child ended without an answer, by its exit code; negative: a signal."""
+    if code == -signal.SIGALRM:
+        return TOOK_TOO_LONG  # its own deadline
+    if code >= 0:
+        return (
+            f"The enrollment process failed without an answer, with exit code {code}: its error is in the agent's log."
+        )
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code).name
+        hint = ", perhaps because this machine has no memory left" if name == "SIGKILL" else ""
+        return f"The enrollment process was ended by {name}{hint}."
+    return f"The enrollment process was ended by signal {-code}."
+
+
+def enroll_and_wait(job: EnrollmentJob) -> Outcome:
+    """Run one job to its end. Blocks."""
+    process = EnrollmentProcess(job)
+    os.set_blocking(process.fileno(), True)
+    while (outcome := process.read()) is None:
+        pass
+    return outcome

@@ -1,0 +1,140 @@
+"""Rotation of the certificate: the child process, the retries, and the callers that await the outcome."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
+from device_agent.renewal import Backoff, renewal_backoff
+from device_agent.store.identity_store import Identity
+from fleet.est_client.validity import Lifetime
+
+PROMOTE_RETRY_SECONDS = 10.0  # after the switch could not be stored
+RETRY_AFTER_FRACTION_MAX = 1 / 4  # of the lifetime left: no server puts a renewal off until it is too late
+PATIENCE_SECONDS = 10.0  # of a renewal that somebody waits for: the server's wish to retry later is then its outcome
+QUIESCING_SECONDS_MAX = 15.0  # for acknowledgements, before a candidate is proven
+
+OnRenewed = Callable[[str, str], None]
+"""Called with ("", "") once the new certificate is in use, or with a message and advice on failure."""
+
+
+@dataclass(slots=True)
+class Rotation:
+    """Mutable, and owned by the runner. Times are monotonic seconds."""
+
+    refused_floor_seconds: float
+    chance: Callable[[], float]
+    monotonic: Callable[[], float]
+    new_process: Callable[[EnrollmentJob], EnrollmentProcess] = lambda job: EnrollmentProcess(job)
+    process: EnrollmentProcess | None = None
+    process_until: float = 0.0
+    forced: bool = False
+    candidate_refused: bool = False
+    renew_at: float = 0.0
+    prove_at: float = 0.0
+    promote_at: float = 0.0
+    quiescing_until: float = 0.0
+    ended: bool = False
+    """The server has said that the current certificate can never be renewed; the next attempt is another one."""
+    recovers: bool = False
+    """The last child was started to enroll with the bootstrap credential."""
+    renews: str = ""
+    """Fingerprint of the certificate that the last child was started to renew."""
+    done: int = 0
+    """Number of rotations since the start."""
+    _failures: int = 0
+    _known: tuple[Identity | None, Identity | None] | None = None
+    """The current identity and the candidate, as last seen in the store."""
+    _waiting: list[OnRenewed] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None
+
+    def force(self, on_renewed: OnRenewed | None) -> None:
+        """Renew now, even if not due. `on_renewed` is called with the outcome."""
+        self.forced = True
+        self.renew_at = self.prove_at = 0.0
+        if on_renewed is not None:
+            self._waiting.append(on_renewed)
+
+    def start(self, job: EnrollmentJob) -> None:
+        """Start the child."""
+        self.forced = False
+        self.renews, self.recovers = job.renews, job.operation == "recover"
+        if self._waiting:
+            job = replace(job, patience_seconds=PATIENCE_SECONDS)
+        self.process = self.new_process(job)
+        # The child enforces its own deadline a little earlier, so that its message is received.
+        self.process_until = self.monotonic() + job.deadline_seconds + 5
+
+    def read(self) -> Outcome | None:
+        """The child's outcome, once it has ended."""
+        outcome = self.process.read() if self.process else None
+        if outcome is None and self.process and self.monotonic() >= self.process_until:
+            outcome = self.process.kill()
+        if outcome is not None:
+            self.process = None
+        return outcome
+
+    def stop(self) -> None:
+        """Kill the child, if any. The next one continues what it left unfinished."""
+        if self.process is not None:
+            self.process.kill()
+            self.process = None
+
+    def follow(self, current: Identity | None, candidate: Identity | None) -> None:
+        """Take note of what the store holds, whichever process has put it there."""
+        known, self._known = self._known, (current, candidate)
+        if known is None:
+            return  # as the agent starts
+        if current is not None and current != known[0]:
+            self.succeeded()
+        if candidate is not None and candidate != known[1]:
+            self.fetched()
+
+    def fetched(self) -> None:
+        """A candidate is in place."""
+        self.candidate_refused = False
+        self.prove_at = 0.0
+
+    def fetch_failed(self, outcome: Outcome, lifetime: Lifetime, now: datetime) -> float:
+        """Schedule the next attempt, and return the seconds until then.
+
+        A Retry-After counts up to a fraction of what is left of the lifetime, or up to the backoff's own maximum.
+        """
+        backoff = renewal_backoff(lifetime)
+        left = min(lifetime.length, lifetime.not_after - now).total_seconds()  # the clock may not be set
+        asked = min(outcome.retry_after_seconds, max(left * RETRY_AFTER_FRACTION_MAX, backoff.cap_seconds))
+        if outcome.refused:
+            backoff = Backoff(backoff.base_seconds, backoff.cap_seconds, self.refused_floor_seconds)
+        wait = max(backoff.delay_seconds(self._failures, self.chance()), asked)
+        self._failures += 1
+        self.ended = outcome.ended
+        self.renew_at = self.monotonic() + wait
+        self.answer_waiting(outcome.message, outcome.advice)
+        return wait
+
+    def proof_failed(self, message: str, *, refused: bool, lifetime: Lifetime) -> float:
+        """The candidate failed, or could not be tried. Schedule the next attempt, and return the seconds until then."""
+        wait = renewal_backoff(lifetime).delay_seconds(self._failures, self.chance())
+        self._failures += 1
+        self.candidate_refused = refused
+        self.prove_at = self.renew_at = self.monotonic() + wait
+        self.answer_waiting(message, "The working certificate is kept.")
+        return wait
+
+    def succeeded(self) -> None:
+        """The candidate is current."""
+        self.done += 1
+        self._failures = 0
+        self.candidate_refused = self.ended = False
+        self.renew_at = 0.0
+        self.answer_waiting("", "")
+
+    def answer_waiting(self, message: str, advice: str) -> None:
+        """Call back all callers that wait."""
+        waiting, self._waiting = self._waiting, []
+        self.forced = False
+        for on_renewed in waiting:
+            on_renewed(message, advice)

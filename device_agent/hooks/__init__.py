@@ -1,0 +1,1 @@
+"""Deploy hooks: what is done with each certificate that comes into use."""

@@ -1,0 +1,168 @@
+"""Copies of the identity for other programs: in their form, with owner and mode, replaced atomically.
+
+Needs `cryptography`, so the child process that deploys imports it.
+"""
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from cryptography import x509
+
+from device_agent.config.hooks import ROOT_ADVICE, SECRET, Copy
+from device_agent.errors import AgentError
+from device_agent.store.atomic_files import opened_file, read_file, sync_directory, write_durably
+from device_agent.store.device_key import load_key
+from device_agent.store.identity_store import Identity
+from device_agent.store.root_rollover import load_anchors
+from fleet.wire.encodings.bundle import Bundle, Form
+from fleet.wire.encodings.writing import write
+
+PASSWORD_SIZE_MAX = 1024  # bytes
+LINKS_MAX = 16  # on the way to a copy
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_DRAFT = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def content_of(copy: Copy, identity: Identity, ca_file: Path) -> bytes:
+    """What `copy` holds, in its form. Raises: ClientError, WireError, ValueError, OSError."""
+    certificates = tuple(x509.load_pem_x509_certificates(read_file(identity.certificate_file)))
+    parts = {
+        "certificate": certificates[:1],
+        "issuers": certificates[1:],
+        "chain": certificates,
+        "pair": certificates,
+        "key": (),
+        "anchors": tuple(load_anchors(ca_file)) if copy.content == "anchors" else (),
+    }
+    if copy.content == "issuers" and not parts["issuers"]:
+        raise AgentError("the certificate has no issuers but the root")
+    key = load_key(identity.key_file) if copy.content in SECRET else None
+    password = None
+    if copy.password_file is not None:
+        password = _password(copy.password_file)
+    return write(Bundle(parts[copy.content], key), Form(copy.form), password)
+
+
+def place(copy: Copy, data: bytes, below: Path = Path("/")) -> bool:
+    """Replace the file at `copy.to`, atomically and durably; False if it is there already, as it should be.
+
+    Its folder is opened once, and no other user may have a part in the way to it, from `below` on.
+
+    Raises: AgentError, OSError; the old file is unchanged then.
+    """
+    owner, group = _number(copy.owner, "user"), _number(copy.group, "group")
+    folder = _opened_folder(copy.to.parent, below, {0, os.geteuid(), owner})
+    try:
+        if _is_there(copy, data, folder, (owner, group)):
+            return False
+        draft = f".{copy.to.name}.device"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft, dir_fd=folder)
+        try:
+            _write_draft(copy, data, os.open(draft, _DRAFT, 0o600, dir_fd=folder), (owner, group))
+            os.rename(draft, copy.to.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except (OSError, AgentError):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft, dir_fd=folder)
+            raise
+        sync_directory(Path(f"/proc/self/fd/{folder}"))
+    finally:
+        os.close(folder)
+    return True
+
+
+def _opened_folder(path: Path, below: Path, users: set[int]) -> int:
+    """A descriptor of the folder `path`, each part of which belongs to one of `users`: whoever owns one, or may write
+    into it, could put another folder in its place."""
+    parts, links = list(reversed(path.relative_to(below).parts)), 0
+    folder = os.open(below, _FOLDER)
+    try:
+        while True:
+            found = os.fstat(folder)
+            if found.st_mode & stat.S_IWOTH and not (parts and found.st_mode & stat.S_ISVTX):
+                raise AgentError(f"{_name(folder)} may be written by every user")
+            if not parts:
+                return folder
+            part = parts.pop()
+            entry = os.stat(part, dir_fd=folder, follow_symlinks=False)
+            if entry.st_uid not in users:
+                raise AgentError(f"{_name(folder)}/{part} belongs to user {entry.st_uid}, who could replace it")
+            inner, links = folder, links + stat.S_ISLNK(entry.st_mode)
+            if not stat.S_ISLNK(entry.st_mode):
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            elif links > LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            else:
+                target = Path(os.readlink(part, dir_fd=folder))
+                parts += reversed(target.parts[target.is_absolute() :])
+                inner = os.open(below if target.is_absolute() else ".", _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+    except BaseException:
+        os.close(folder)
+        raise
+
+
+def _name(folder: int) -> str:
+    return str(Path(f"/proc/self/fd/{folder}").readlink()).rstrip("/")
+
+
+def _write_draft(copy: Copy, data: bytes, descriptor: int, whose: tuple[int, int]) -> None:
+    try:
+        write_durably(descriptor, data, copy.to)
+        if whose != (-1, -1):
+            _give(descriptor, *whose)
+        os.fchmod(descriptor, copy.mode)  # after the owner, whose change clears bits of it
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _give(descriptor: int, owner: int, group: int) -> None:
+    try:
+        os.fchown(descriptor, owner, group)
+    except PermissionError:
+        raise AgentError(f"its owner or group is root's to set: {ROOT_ADVICE}") from None
+
+
+def _is_there(copy: Copy, data: bytes, folder: int, whose: tuple[int, int]) -> bool:
+    try:
+        found = os.stat(copy.to.name, dir_fd=folder, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != len(data):
+            return False
+        with open(os.open(copy.to.name, _FILE, dir_fd=folder), "rb") as file:
+            found = os.fstat(file.fileno())
+            if file.read(len(data) + 1) != data:
+                return False
+    except FileNotFoundError:
+        return False
+    owner, group = whose
+    is_mode = stat.S_IMODE(found.st_mode) == copy.mode
+    return is_mode and owner in (-1, found.st_uid) and group in (-1, found.st_gid)
+
+
+def _number(name: str, kind: str) -> int:
+    """The id of a user or group by name or number; -1 for ""."""
+    if not name or name.isdecimal():
+        return int(name or -1)
+    try:
+        return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise AgentError(f"there is no {kind} {name!r}") from None
+
+
+def _password(file: Path) -> bytes:
+    with opened_file(file) as opened:
+        if os.fstat(opened.fileno()).st_mode & 0o077:
+            raise AgentError(f"{file} is readable by other users")
+        line = opened.read(PASSWORD_SIZE_MAX + 1).partition(b"\n")[0].removesuffix(b"\r")
+    if not line or len(line) > PASSWORD_SIZE_MAX:
+        raise AgentError(f"{file} holds no password of 1 to {PASSWORD_SIZE_MAX} bytes")
+    return line

@@ -1,0 +1,156 @@
+"""Deployment of each certificate that comes into use: when, how often again, and the process that does it.
+
+The hooks run in a child process. Whatever they do, the agent's loop only polls: no hook delays a rotation or the link.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from device_agent.config.hooks import Hook
+from device_agent.hooks.deployment_marks import (
+    Marks,
+    failures_of,
+    is_due,
+    read_marks,
+    retry_delay_seconds,
+)
+from device_agent.interpreter import module_command
+from device_agent.log.event_log import EventLog
+from device_agent.store.identity_store import Identity
+
+START_SECONDS_MAX = 60.0  # for the process to start, and for copies to reach the disk
+BUSY_SECONDS = 10.0  # after another process was deploying
+SAID_SIZE_MAX = 1000  # bytes
+
+
+class DeployProcess:
+    """A running child. When `fileno()` is readable, call `ended`."""
+
+    def __init__(self, home: Path, names: list[str]) -> None:
+        command = module_command("device_agent.hooks.deploying")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
+        )
+        assert self._process.stdin  # noqa: S101
+        assert self._process.stdout  # noqa: S101
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.write(json.dumps({"home": str(home), "hooks": names}).encode() + b"\n")
+        os.set_blocking(self._stdout.fileno(), False)
+        self.said = b""
+
+    def fileno(self) -> int:
+        return self._stdout.fileno()
+
+    def ended(self) -> bool:
+        """Whether it has closed its output; `said` is then why it could not try."""
+        try:
+            data = os.read(self.fileno(), SAID_SIZE_MAX)
+        except BlockingIOError:
+            return False
+        self.said = (self.said + data)[:SAID_SIZE_MAX]
+        if not data:
+            self._close()
+        return not data
+
+    def stop(self) -> None:
+        """Let it kill the hook that runs, and end. It is not waited for."""
+        self._close()
+
+    def kill(self) -> None:
+        """Kill it: it is stuck, as in a write to a file system that does not answer. It is not waited for."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._close()
+
+    def _close(self) -> None:
+        self._stdin.close()
+        self._stdout.close()
+        self._process.poll()  # subprocess reaps it later if it has not ended yet
+
+
+@dataclass(slots=True)
+class Deployments:
+    """Mutable, and owned by the executor. Times are monotonic seconds."""
+
+    home: Path
+    hooks: tuple[Hook, ...]
+    log: EventLog
+    chance: Callable[[], float]
+    monotonic: Callable[[], float]
+    process: DeployProcess | None = None
+    _process_until: float = 0.0
+    _running: list[str] = field(default_factory=list)
+    _fingerprint: str = ""
+    """Of the certificate that is being deployed."""
+    _retry_at: dict[str, float] = field(default_factory=dict)
+    """By the names of hooks that are due."""
+
+    def use(self, hooks: tuple[Hook, ...]) -> None:
+        """Take other hooks; those that have not deployed the current certificate do."""
+        if hooks != self.hooks:
+            self.hooks, self._fingerprint, self._retry_at = hooks, "", {}
+
+    def poll(self, current: Identity | None) -> float:
+        """Start what is due, take what has ended, and return the seconds until the next call may do anything."""
+        if not self.hooks or current is None:
+            return 60.0
+        if self.process is not None:
+            self._take_end()
+        if current.certificate.fingerprint != self._fingerprint:
+            self._fingerprint = current.certificate.fingerprint
+            self._plan(read_marks(self.home))
+        now = self.monotonic()
+        if self.process is None and (names := [name for name, at in self._retry_at.items() if now >= at]):
+            self._start(names, now)
+        if self.process is not None:
+            return max(0.0, self._process_until - now)
+        return max(0.0, min(self._retry_at.values(), default=now + 60.0) - now)
+
+    def stop(self) -> None:
+        """Stop the child, if any: the next agent runs the hook again."""
+        if self.process is not None:
+            self.process.stop()
+            self.process = None
+
+    def _start(self, names: list[str], now: float) -> None:
+        self._running = [hook.name for hook in self.hooks if hook.name in names]
+        self.log.event("hook-started", hooks=",".join(self._running))
+        self.process = DeployProcess(self.home, self._running)
+        self._process_until = now + START_SECONDS_MAX + sum(hook.timeout_seconds + 5 for hook in self.hooks)
+
+    def _take_end(self) -> None:
+        assert self.process  # noqa: S101
+        if not self.process.ended():
+            if self.monotonic() < self._process_until:
+                return
+            self.process.kill()
+        said, self.process = self.process.said.decode("utf-8", "replace").strip(), None
+        marks = read_marks(self.home)
+        self._plan(marks)
+        for hook in self.hooks:
+            mark = marks.get(hook.name)
+            if hook.name not in self._running:
+                continue
+            if mark is not None and mark.ok and mark.digest == hook.digest:
+                self.log.event("hook-done", hook=hook.name)
+                continue
+            at = self._retry_at.setdefault(hook.name, self.monotonic())
+            if mark is None or not mark.failures or said:
+                at = self._retry_at[hook.name] = max(at, self.monotonic() + BUSY_SECONDS)
+            reason = mark.message if mark is not None and mark.failures and not said else said or "it was not tried"
+            self.log.event("hook-failed", hook=hook.name, reason=reason, retry_seconds=round(at - self.monotonic(), 1))
+
+    def _plan(self, marks: Marks) -> None:
+        now = self.monotonic()
+        self._retry_at = {
+            hook.name: now + retry_delay_seconds(hook, failures_of(hook, marks, self._fingerprint), self.chance())
+            for hook in self.hooks
+            if is_due(hook, marks, self._fingerprint)
+        }

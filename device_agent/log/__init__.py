@@ -1,0 +1,1 @@
+"""The log: events on standard error, or in the journal."""

@@ -1,1 +1,0 @@
-"""The agent as a service of its machine: log, systemd, deployment of a certificate, diagnosis, reset."""

@@ -1,0 +1,10 @@
+"""Names of the lock files in a home, each held with `held_lock` of atomic_files.py by one process at a time."""
+
+AGENT_LOCK = "agent.lock"
+"""While an agent runs, or a command does its work instead."""
+ENROLL_LOCK = "enroll.lock"
+"""While the command `enroll` works."""
+SLOTS_LOCK = "slots.lock"
+"""While a slot is written, or another becomes current."""
+HOOKS_LOCK = "hooks.lock"
+"""While deploy hooks run."""
