@@ -23,7 +23,7 @@ from device_agent.store.identity_store import IdentityStore
 from fleet.est_client.errors import BadConfig
 from tests.device_agent.fleet_parts import Authority
 from tests.device_agent.forking import forked
-from tests.device_agent.service.homes import make_home
+from tests.device_agent.homes import make_home
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("forked_programs")

@@ -15,7 +15,7 @@ from device_agent.errors import AgentError
 from device_agent.systemd.installation import Installation, run_command
 from device_agent.systemd.unit import Unit
 from tests.device_agent.fleet_parts import Authority
-from tests.device_agent.service.homes import make_home
+from tests.device_agent.homes import make_home
 
 ANALYZE = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze: not installed")
 EXPOSURE_MAX = 1.3  # of 10; systemd's own services have 2 to 9

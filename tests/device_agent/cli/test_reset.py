@@ -13,7 +13,7 @@ from device_agent.cli.wiping import LOCKS, erase, exclusive, wipe
 from device_agent.config.agent_config import read_config
 from device_agent.store.identity_store import IdentityStore
 from tests.device_agent.fleet_parts import Agent, Authority
-from tests.device_agent.service.homes import DEVICE, make_home
+from tests.device_agent.homes import DEVICE, make_home
 
 pytestmark = pytest.mark.usefixtures("forked_programs")
 

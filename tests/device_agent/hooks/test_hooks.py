@@ -36,7 +36,7 @@ from fleet.est_client.errors import BadConfig
 from fleet.wire.spki import spki_of
 from tests.device_agent.fleet_parts import Authority, Device
 from tests.device_agent.forking import forked
-from tests.device_agent.service.homes import give_certificate, make_home
+from tests.device_agent.homes import give_certificate, make_home
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("forked_programs")
