@@ -56,7 +56,7 @@ def serve(home: Path, ready_file: Path | None, log_level: str, **chosen: object)
     Behind the gateway it starts mosquitto on a private socket if that is installed, and else an embedded broker (MQTT
     3.1.1 only). SIGTERM ends connections in order and exits within 5 seconds, or that long after `stop_drain_seconds`;
     SIGHUP takes up what it can of fleet.toml, certificates, CAs and secrets without ending a session; SIGUSR2 replaces
-    the workers one after the other, with several. README "Signals" says what each takes up.
+    the workers, of which several or a supervised one can be. README "Signals" says what each takes up.
 
     With --workers N, a supervisor starts N processes that share the listeners, the registry and the broker, and
     restarts one that exits. Send signals to the supervisor, whose pid is in the ready file. Limits in fleet.toml

@@ -208,6 +208,8 @@ class Settings(Struct, frozen=True):
     database: Annotated[Database, "registry", _parsed_by(parse_database), RESTART] = Database()
     workers: Annotated[int, "serve", _workers, RESTART] = 1
     """Processes that share the listeners; 0: one for each core."""
+    supervised: Annotated[bool, "serve", _yes_or_no, RESTART] = False
+    """Whether a single one has a supervisor, too, which can replace it."""
     restart_drain_seconds: Annotated[float, "serve", _number_between(0, 3600), SIGHUP] = 5.0
     stop_drain_seconds: Annotated[float, "serve", _number_between(0, 3600), SIGHUP] = 0.0
     log_format: Annotated[str, "serve", _one_of(LOG_FORMATS), SIGHUP] = LOG_FORMATS[0]

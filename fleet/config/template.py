@@ -64,6 +64,9 @@ database = {database}
 [serve]
 # Processes that share the listeners, one core each; 0 or "auto": one for each core. The limits below apply to each.
 workers = {workers}
+# true: a single worker has a supervisor, as several always have: SIGUSR2 then replaces it, and no connection is
+# refused. It takes some 50 MB more.
+supervised = {supervised}
 # The log on standard error: "text", one line an event, or "json", one object a line.
 log_format = {log_format}
 # Seconds over which a worker that is replaced (SIGUSR2) ends its MQTT sessions, one after the other.

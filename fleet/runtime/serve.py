@@ -1,7 +1,7 @@
 """Composition root of `fleet serve`, from start-up to shutdown, with one worker or several.
 
     host -> one worker in this process       --workers 1
-    host -> supervisor -> worker processes   --workers N
+    host -> supervisor -> worker processes   --workers N, and one that is to be supervised
 
 The ready file is written when every listener of every worker accepts connections.
 """
@@ -102,7 +102,7 @@ async def run_service(home: Home, settings: Settings, *, clock: Clock) -> AsyncI
     count = worker_count(settings)
     settings = fitted(settings, raise_limit(), count)
     async with run_host(home, settings, clock=clock) as host:
-        if count == 1:
+        if count == 1 and not settings.supervised:
             alone = Alone(lambda: host.live.current, partial(broker_not_saved, host.upstream))
             place = WorkerPlace(alone, deadline=host.deadline, local=host.local)
             async with run_worker(home, settings, host.registry, host.upstream, clock=clock, place=place) as worker:

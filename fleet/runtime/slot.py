@@ -5,8 +5,9 @@ that were not accepted wait in the kernel for it, where a closed socket would re
 """
 
 import asyncio
+import itertools
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from fleet.config.listeners import NAMES
 from fleet.config.settings import Settings
@@ -34,10 +35,9 @@ class Slot:
             raise RuntimeError(f"Worker {self.number} has not been started.")
         return self._process
 
-    @property
-    def next_number(self) -> int:
-        """For one that runs beside the current: of two with one number, presence would take the first for dead."""
-        return self.number if self.process.number != self.number else self.number + self._count
+    def next_number(self, taken: Container[int]) -> int:
+        """For one that runs beside others: of two with one number, presence would take the first for dead."""
+        return next(each for each in itertools.count(self.number, self._count) if each not in taken)
 
     def take(self, process: WorkerProcess, listening_since: float | None) -> None:
         """`process` is its current one; it listens since that time of the loop, or not yet."""

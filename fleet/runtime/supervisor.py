@@ -5,7 +5,7 @@ It owns what exists once (host.py): the lock, the ports, the broker. At a worker
 broker, and it purges the broker's sessions of revoked devices. A worker that dies is restarted: at once the first time,
 with growing delays when its successors die soon after their start. One that no longer answers is killed first
 (heartbeat.py): the kernel would go on giving it its share of the new connections. One that is replaced leaves when its
-successor accepts on the same sockets (slot.py), so that no connection is refused.
+successor accepts on the same sockets (slot.py), so that no connection is refused; so does one that gets SIGTERM itself.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ from fleet.servers.gateway.events.session_purge import OTHERS_SECONDS, SessionPu
 from fleet.servers.gateway.limits.kept_filters import KEPT_FILTERS, KeptFilters
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.outcome_log import OutcomeLog
+from fleet.servers.gateway.tasks import Tasks
 from fleet.services.event_follower import EventFollower
 
 log = logging.getLogger("fleet")
@@ -84,6 +85,7 @@ class Supervisor:
         self._drained_at: float | None = None
         """When the sessions of all workers are to have ended, once the server is about to stop."""
         self._restarters: list[asyncio.Task[None]] = []
+        self._leaving = Tasks()
         self._models_lock = asyncio.Lock()
         visits = BrokerVisits(host.upstream)
         self._outcomes = OutcomeLog()
@@ -126,6 +128,7 @@ class Supervisor:
     async def close(self) -> None:
         """Every worker drains and exits; one that has not in time for the broker's own stop is killed."""
         seconds_max = self._host.deadline.left(KILL_SECONDS_MIN)
+        await self._leaving.close()
         tasks = [*self._restarters, self._following, *((self._replacing,) if self._replacing is not None else ())]
         for task in tasks:
             task.cancel()
@@ -186,6 +189,22 @@ class Supervisor:
         ms = round((asyncio.get_running_loop().time() - began) * 1000)
         log_event(log, logging.ERROR if problem else logging.INFO, "workers.replaced", **outcome, ms=ms)
 
+    async def _replace_one(self, worker: WorkerProcess) -> None:
+        """`worker` has got SIGTERM, which tells it again to end without a successor."""
+        slot = next((each for each in self._slots if each.process is worker), None)
+        if slot is None or self._drained_at is not None:
+            return
+        async with slot.lock:
+            if slot.process is not worker:
+                return
+            try:
+                await self._succeed(slot)
+            except (FleetError, OSError) as error:
+                known = {"worker": worker.number, "outcome": "failed", "kept": "old", "reason": error}
+                log_event(log, logging.ERROR, "workers.replaced", **known)
+                return
+        await self._end(worker, slot.process.number)
+
     async def _end(self, worker: WorkerProcess, successor: int) -> None:
         code = await worker.drain_for_restart(self._settings.restart_drain_seconds)
         del self._workers[worker.number]
@@ -205,7 +224,7 @@ class Supervisor:
 
     async def _succeed(self, slot: Slot) -> None:
         """A second worker listens, and is that of the slot. Raises: Unavailable, OSError: it has the first still."""
-        successor = await self._launch(slot, slot.next_number)
+        successor = await self._launch(slot, slot.next_number(self._workers))
         try:
             await successor.ready()
         except BaseException:
@@ -301,7 +320,10 @@ class Supervisor:
         return {**counts, "last_silent": self._last_silent} if self._last_silent else counts
 
     def _forward(self, sender: int, message: Message) -> None:
-        """Send a question about the holder of a device's session to all others, and an answer to the asking one."""
+        """Pass on a question about the holder of a device's session, and its answers; replace a worker that leaves."""
+        if message["type"] == "leaves":
+            self._leaving.start(self._replace_one(self._workers[sender]))
+            return
         device = message["device"]
         match message["type"]:
             case "holds" if asker := self._workers.get(message["asker"]):

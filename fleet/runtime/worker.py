@@ -150,7 +150,7 @@ class Worker(Struct, frozen=True):
 
 
 def _not_replaced() -> None:
-    reason = "a single worker has no supervisor that could replace it; see --workers"
+    reason = "a single worker has a supervisor that could replace it with supervised = true alone"
     log_event(log, logging.WARNING, "workers.replaced", outcome="failed", kept="old", reason=reason)
 
 

@@ -1,8 +1,9 @@
 """Program of a worker process, started by the supervisor: `python -m fleet.runtime.worker_main DESCRIPTOR`.
 
-DESCRIPTOR is its end of the channel. It receives its configuration, listens, reports ready, and serves until SIGTERM or
-until the supervisor has died. It ignores SIGINT and SIGHUP, which a terminal sends to all of its processes, and
-SIGUSR2, which a service manager may: they are the supervisor's.
+DESCRIPTOR is its end of the channel. It receives its configuration, listens, reports ready, and serves until its
+supervisor has replaced it, stops it, or has died. At SIGTERM it asks to be replaced; a second one ends its drain. It
+ignores SIGINT and SIGHUP, which a terminal sends to all of its processes, and SIGUSR2, which a service manager may:
+they are the supervisor's.
 """
 
 import asyncio
@@ -58,6 +59,7 @@ class SupervisorLink:
         """Over how long the worker drains for its successor; None: it is not asked to."""
         self.hurries = asyncio.Event()
         """Set when that is over, since all stop."""
+        self._leaves = False
         self.drain_for_stop: Callable[[float], None] = lambda seconds: None
         """The worker's, once there is one."""
 
@@ -97,6 +99,15 @@ class SupervisorLink:
         finally:
             self.hurries.set()
             self._signals.stop.set()  # a worker that no longer receives messages must not continue
+
+    def leave(self) -> None:
+        """Drain once the supervisor has started a successor; at a second call at once, and without one."""
+        if self._leaves or self.restart_drain_seconds is not None:
+            self.hurries.set()
+            self._signals.stop.set()
+        else:
+            self._leaves = True
+            self._channel.send("leaves")
 
     def _take(self, settings: str) -> None:
         try:
@@ -169,6 +180,7 @@ async def _serve(
         async with run_worker(home, settings, registry, upstream, clock=utc_now, place=place) as worker:
             link.holds = worker.gateway.holds
             link.drain_for_stop = worker.drain_for_stop
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.leave)
             channel.send("ready")
             await worker.until(signals)
             if link.restart_drain_seconds is not None:

@@ -158,7 +158,7 @@ class WorkerProcess:
                     self._ready.set_result(None)
                 case "pong":
                     self.unanswered = 0
-                case "who-holds" | "holds" | "holds-not":
+                case "who-holds" | "holds" | "holds-not" | "leaves":
                     self._forward(self.number, message)
                 case "failed":
                     self._failed(Unavailable(message["code"], message["message"], message["advice"]))

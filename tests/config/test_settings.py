@@ -41,6 +41,7 @@ def test_what_init_writes_is_read_back_whole(tmp_path: Path) -> None:
         upstream=parse_broker("mqtt://b:1883"),
         log_format="json",
         durable=True,
+        supervised=True,
         presence_events=True,
         server_reference="b.example:8883 c.example",
         presence_topic="fleet/presence/{id}",

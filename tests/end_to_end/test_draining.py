@@ -258,6 +258,37 @@ async def test_workers_are_replaced_and_nobody_is_refused(devices: Devices, coun
     assert not set(before.values()) & {pid for pid in after.values() if Path(f"/proc/{pid}").exists()}
 
 
+async def test_a_single_worker_is_replaced_and_nobody_is_refused(home: Path, tmp_path: Path) -> None:
+    """At SIGUSR2 to its supervisor, and at SIGTERM to itself; a second SIGTERM ends the drain."""
+    words, rates = (*ANY_PORTS, "--workers", "1"), {"connections_per_address_per_second": 0}
+    serving = served(home, tmp_path, words, supervised=True, restart_drain_seconds=DRAIN_SECONDS, **rates)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(serving.stop)
+        devices = Devices(serving, tmp_path, stack)
+        traffic = await Traffic.of(devices, "one", 4)
+        outcomes = await connects_without_end(serving, stack)
+        serving.process.send_signal(signal.SIGUSR2)
+        await until(lambda: "event=worker.replaced worker=1 " in serving.log)
+        tell(serving, "2", signal.SIGTERM)
+        await until(lambda: "event=worker.replaced worker=2 " in serving.log)
+        await until(lambda: all(each.is_connected for each in traffic.publishers))
+        await traffic.end()
+        assert not await traffic.lost()
+        assert not traffic.refused
+        assert set(outcomes) == {"200"}
+        assert {end[:1] for each in traffic.publishers[1::2] for end in each.ends} == {b"\x8b"}
+        (home / "fleet.toml").write_text((home / "fleet.toml").read_text().replace(f"= {DRAIN_SECONDS}\n", "= 3600\n"))
+        serving.process.send_signal(signal.SIGHUP)
+        await until(lambda: "changed=serve.restart_drain_seconds" in serving.log)
+        client, worker = await devices.connect(devices.enroll("stays"), V5)
+        ready = serving.log.count("event=worker.ready")
+        tell(serving, worker, signal.SIGTERM)
+        await until(lambda: serving.log.count("event=worker.ready") > ready)
+        tell(serving, worker, signal.SIGTERM)
+        await until(lambda: f"event=worker.replaced worker={worker} " in serving.log)
+        assert await client.got(client.disconnected)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_what_connects_to_a_worker_that_has_ended_waits_for_the_next(

@@ -160,7 +160,7 @@ async def test_a_worker_that_ends_alone_leaves_waiting_wills_to_the_broker(share
     await vanish(devices, cam, await connect(devices, cam, 5))
     (worker,) = sessions_of(devices, cam)
     tell(devices.served, worker, signal.SIGTERM)
-    await asyncio.to_thread(devices.served.wait_for_line, f"event=worker.restarted worker={worker}")
+    await asyncio.to_thread(devices.served.wait_for_line, f"event=worker.replaced worker={worker} ")
     assert await observer.message() == (topic(cam), b"gone")
 
 

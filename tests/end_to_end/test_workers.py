@@ -118,7 +118,7 @@ def test_a_worker_that_dies_or_is_told_to_end_is_replaced(pair: Served) -> None:
     assert after["1"] != before["1"]
     assert healthz(pair)[0] == 200
     tell(pair, "2", signal.SIGTERM)
-    pair.wait_for_line("event=worker.restarted worker=2")
+    pair.wait_for_line(f"event=worker.replaced worker=2 pid={before['2']} successor=4 ")
     assert 'cause="exit code 0"' in pair.log
     assert pair.stop() == 0
 
