@@ -197,7 +197,7 @@ class LiveAuthorities:
 def _watched(home: Home, troubled: Iterable[str]) -> tuple[str, ...]:
     # As str: creating a Path takes longer than the stat call.
     parts = (home.tenants / name / part for name in troubled for part in ("", CERTIFICATE, KEY))
-    return tuple(map(str, (home.server_chain, home.ca, home.tenants, *parts)))
+    return tuple(map(str, (home.server_chain, home.ca, home.tenants, home.server_chain.parent, *parts)))
 
 
 def _changed(path: str) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def _changed(path: str) -> tuple[int, int]:
 
 
 def _own_keys(home: Home, authorities: Authorities) -> frozenset[bytes]:
-    """SubjectPublicKeyInfo of every CA of the home, and of its server."""
+    """SubjectPublicKeyInfo of every CA of the home, of its server, and of what signs audit, webhooks and OCSP."""
     certificates = [c for a in authorities.all for c in (*a.chain, *a.issuers)]
     for file in (home.server_chain, home.operators_certificate):
         with suppress(OSError, ValueError):  # away, or damaged: others report it
@@ -218,6 +218,9 @@ def _own_keys(home: Home, authorities: Authorities) -> frozenset[bytes]:
     for certificate in certificates:
         with suppress(ValueError, UnsupportedAlgorithm):  # an odd key of a corporate CA
             keys.add(spki_of(certificate.public_key()))
+    for file in (home.audit_key, home.webhook_key, home.ocsp_key):
+        with suppress(*_TROUBLE):
+            keys.add(spki_of(load_key(file).public_key()))
     return frozenset(keys)
 
 

@@ -7,9 +7,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from fleet.ca.keys import load_key
+from fleet.ca.keys import load_key, load_or_make_key
 from fleet.domain.credential import CredentialKind
 from fleet.domain.enrollment import permit_by_operator
 from fleet.domain.errors import Refused
@@ -69,18 +69,19 @@ def test_what_no_ca_of_ours_signed(home: Home) -> None:
 
 
 def test_no_certificate_for_a_key_of_the_fleets_own(home: Home) -> None:
-    """Of its CAs, former ones too, of the operators' CA and of its server."""
-    run_fleet(home.path, "tenant", "add", "acme")
-    run_fleet(home.path, "ca", "rollover")
+    """Of its CAs, former ones too, of the operators' CA, of its server, and of what signs audit, webhooks and OCSP."""
+    run_fleet(home.path, "tenant", "add", "acme", "--own-root")
     live = LiveAuthorities(home)
-    files = [home.root_certificate, home.operators_certificate, *home.path.glob("ca/**/issuing*.pem")]
-    own = [c for file in files for c in x509.load_pem_x509_certificates(file.read_bytes())]
-    own += x509.load_pem_x509_certificates(home.server_chain.read_bytes())[:1] if home.server_chain.exists() else []
-    assert len({spki_of(each.public_key()) for each in own}) >= 5
-    for certificate in own:
-        permit = permit_by_operator(
-            CredentialKind.STATION, "line-1", spki_of(certificate.public_key()), NOW + timedelta(days=1), NOW
-        )
+    for kind in ((), ("--root",), ("--tenant", "acme")):
+        run_fleet(home.path, "ca", "rollover", *kind)
+    run_fleet(home.path, "webhook", "key")
+    load_or_make_key(home.ocsp_key)  # made when it is first needed, while the home is served
+    certificates = (home.root_certificate, home.operators_certificate, home.issuing_certificate)
+    public = [x509.load_pem_x509_certificate(file.read_bytes()).public_key() for file in certificates]
+    keys = [load_pem_private_key(file.read_bytes(), None).public_key() for file in home.path.rglob("*.key")]
+    assert len(keys) >= 10
+    for own in {spki_of(each) for each in (*public, *keys)}:  # type: ignore[arg-type]
+        permit = permit_by_operator(CredentialKind.STATION, "line-1", own, NOW + timedelta(days=1), NOW)
         with pytest.raises(Refused) as caught:
             live.issue(permit, NOW)
         assert caught.value.code == "key-in-use"
