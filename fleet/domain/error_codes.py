@@ -276,6 +276,7 @@ bad-chain | 400 | The chain of an issuing CA that was signed elsewhere cannot be
 bad-ca-certificate | 400 | It is not a certificate that this root can sign or revoke. | The message says why.
 bad-certificate-file | 400 | A certificate file of the home cannot be used. | The message names the file; put it back from a backup.
 bad-key | 400 | A key file cannot be used. | The message names the file and the reason.
+bad-server-key | 400 | server/server.key is not the key of the server's certificate. | Put the pair there.
 bad-server-chain | 400 | No client could verify the server's certificate chain. | Put the CAs above the certificate into server/server.pem.
 bad-password-file | 400 | The password file cannot be read, or other users can read it. | chmod 600 it.
 bad-secret-file | 400 | The file with the secret of the reverse proxy cannot be used. | The message says why.

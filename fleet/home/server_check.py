@@ -13,10 +13,19 @@ from fleet.home.layout import Home
 from fleet.home.pki import canonical_host, is_our_own, server_identity
 from fleet.tls.contexts import ServerIdentity
 from fleet.tls.verification import why_unverified
+from fleet.wire.spki import spki_of
 
 
 def must_verify(home: Home, identity: ServerIdentity, authority: Authority) -> None:
-    """Raises: Invalid (`bad-server-chain`): no client could verify the chain of `identity`, whatever its dates."""
+    """Raises: Invalid (`bad-server-chain`): no client could verify the chain of `identity`, whatever its dates;
+    `bad-server-key`: its key is another certificate's.
+    """
+    if spki_of(identity.certificate_chain[0].public_key()) != spki_of(identity.private_key.public_key()):
+        raise Invalid(
+            "bad-server-key",
+            f"{home.server_key} is not the key of the first certificate in {home.server_chain}.",
+            "Put the pair there; a backup has the one before.",
+        )
     if why := _fault(identity.certificate_chain, authority, None):
         raise Invalid(
             "bad-server-chain",

@@ -80,7 +80,7 @@ def test_no_certificate_for_a_key_of_the_fleets_own(home: Home) -> None:
     public = [x509.load_pem_x509_certificate(file.read_bytes()).public_key() for file in certificates]
     keys = [load_pem_private_key(file.read_bytes(), None).public_key() for file in home.path.rglob("*.key")]
     assert len(keys) >= 10
-    for own in {spki_of(each) for each in (*public, *keys)}:  # type: ignore[arg-type]
+    for own in {spki_of(each) for each in (*public, *keys)}:
         permit = permit_by_operator(CredentialKind.STATION, "line-1", own, NOW + timedelta(days=1), NOW)
         with pytest.raises(Refused) as caught:
             live.issue(permit, NOW)

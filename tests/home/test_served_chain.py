@@ -10,7 +10,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fleet.ca.authority import create_issuing, create_root, issue_server_certificate
 from fleet.ca.key_identifiers import identifier_of
-from fleet.ca.keys import load_key
+from fleet.ca.keys import generate_key, load_key, write_key
 from fleet.config.settings import Settings
 from fleet.domain.errors import Invalid
 from fleet.home.authorities import authority_of
@@ -79,6 +79,23 @@ async def test_a_chain_that_no_client_verifies_is_not_served(home: Home, caplog:
     contexts.reload(home)
     assert contexts.est.current is before
     assert "outcome=failed" in caplog.text
+
+
+async def test_a_key_of_another_certificate_is_named_with_its_file(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    contexts, before = Contexts.of(home, lambda: NOW), home.server_key.read_bytes()
+    home.server_key.unlink()
+    write_key(home.server_key, generate_key())
+    with pytest.raises(
+        Invalid, match=r"server\.key is not the key of the first certificate in .*server\.pem"
+    ) as refused:
+        Contexts.of(home, lambda: NOW)
+    assert refused.value.code == "bad-server-key"
+    contexts.reload(home)
+    assert "outcome=failed" in caplog.text
+    home.server_key.write_bytes(before)
+    Contexts.of(home, lambda: NOW)
 
 
 @pytest.mark.parametrize(
