@@ -34,8 +34,14 @@ class Setback(enum.StrEnum):
     """The server's certificate did not verify: retry, and report it."""
     REFUSED = "refused"
     """The server refused this identity. Keep it and retry slowly: a suspension can be lifted."""
+    ENDED = "ended"
+    """The server refused it for good: revoked, retired or unknown. Keep it and retry ever more slowly."""
     PROTOCOL = "protocol"
     """The server does not support this version of MQTT: try the other at once."""
+
+    @property
+    def is_refusal(self) -> bool:
+        return self in (Setback.REFUSED, Setback.ENDED)
 
 
 class Phase(enum.StrEnum):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
-from device_agent.renewal import Backoff, renewal_backoff
+from device_agent.renewal import ENDED_SECONDS_MAX, Backoff, renewal_backoff
 from device_agent.store.identity_store import Identity
 from fleet.est_client.validity import Lifetime
 
@@ -98,8 +98,8 @@ class Rotation:
         self.candidate_refused = False
         self.prove_at = 0.0
 
-    def fetch_failed(self, outcome: Outcome, lifetime: Lifetime, now: datetime) -> float:
-        """Schedule the next attempt, and return the seconds until then.
+    def fetch_failed(self, outcome: Outcome, lifetime: Lifetime, now: datetime, *, final: bool = False) -> float:
+        """Schedule the next attempt, and return the seconds until then; `final`: every credential is refused for good.
 
         A Retry-After counts up to a fraction of what is left of the lifetime, or up to the backoff's own maximum.
         """
@@ -107,7 +107,9 @@ class Rotation:
         left = min(lifetime.length, lifetime.not_after - now).total_seconds()  # the clock may not be set
         asked = min(outcome.retry_after_seconds, max(left * RETRY_AFTER_FRACTION_MAX, backoff.cap_seconds))
         if outcome.refused:
-            backoff = Backoff(backoff.base_seconds, backoff.cap_seconds, self.refused_floor_seconds)
+            # Refused by the last rung: nothing is lost by waiting, until somebody acts.
+            cap = max(backoff.cap_seconds, ENDED_SECONDS_MAX) if final else backoff.cap_seconds
+            backoff = Backoff(backoff.base_seconds, cap, self.refused_floor_seconds)
         wait = max(backoff.delay_seconds(self._failures, self.chance()), asked)
         self._failures += 1
         self.ended = outcome.ended

@@ -11,11 +11,11 @@ from device_agent.config.agent_config import AgentConfig
 from device_agent.config.endpoints import Endpoint
 from device_agent.core import Link, Role, Setback
 from device_agent.link.attempts import Attempts
+from device_agent.link.delays import Delays
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, Lost, MqttLink, Target
 from device_agent.link.network_watch import NetworkChange
 from device_agent.link.pace import Pace
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
-from device_agent.renewal import Backoff
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import Identity
 from fleet.est_client.errors import ClientError
@@ -24,7 +24,6 @@ from fleet.est_client.tls import client_context
 
 CONNECTING_SECONDS_MAX = 30.0  # from the first packet to CONNACK
 STABLE_SECONDS = 30.0  # a connection that was up this long resets the backoff
-NETWORK_SECONDS_MIN = 2.0  # between a failure and an attempt because the network has changed: a link may flap
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class Connection:
         """Take these settings for the next attempt: now, if those of the delays have changed."""
         if config.mqtt_servers != self._config.mqtt_servers:
             self._server = self._tried = 0
-        if _delays(config) != _delays(self._config):
+        if Delays(config).settings != self._delays.settings:
             self.connect_at = 0.0
         self._take(config)
 
@@ -127,8 +126,7 @@ class Connection:
             )
             for server in config.mqtt_servers
         )
-        self._retry = Backoff(config.retry_base_seconds, config.retry_cap_seconds)
-        self._slow_retry = Backoff(config.retry_base_seconds, config.retry_cap_seconds, config.refused_retry_seconds)
+        self._delays = Delays(config)
 
     def follow(self, current: Identity | None, candidate: Identity | None) -> None:
         """Take note of what the store holds, which other processes change at any time.
@@ -145,13 +143,15 @@ class Connection:
             self._known = present
             self.connect_at, self.last_tried = 0.0, None
             self._not_refused()
+            self._attempts.go_on()
 
     def _begin(self, present: set[Identity]) -> None:
         # A device that restarts again and again waits as one that has been failing all the time.
         self._began, self._known = True, present
         failures = self._attempts.begin([identity.certificate.fingerprint for identity in present])
         if failures:
-            delay = self._retry.delay_seconds(failures - 1, self._chance())
+            backoff = self._delays.ended if self._attempts.ended else self._delays.usual
+            delay = backoff.delay_seconds(failures - 1, self._chance())
             self.connect_at = self._monotonic() + delay
             self.held_back = f"it waits {delay:.0f} s to connect: {failures} short connections or starts in a row"
 
@@ -165,9 +165,15 @@ class Connection:
         return None
 
     def retry_now(self) -> None:
-        """What has kept a server from being trusted is over."""
+        """What has kept a server from being trusted, or accepting this device, may be over."""
+        self._attempts.go_on()
         if self.state is Link.DOWN:
             self.connect_at = self._monotonic()
+
+    def retry_if_ended(self) -> None:
+        """Somebody has asked to go on with what was refused for good."""
+        if self._attempts.ended:
+            self.retry_now()
 
     def connect(self, identity: Identity, role: Role, check_time: bool, at: datetime | None = None) -> None:
         """Start the connection in use. Its outcome is an Up or Down event. `at`: judges dates if `check_time` does not.
@@ -346,16 +352,15 @@ class Connection:
             delay = 0.0
             self.last_tried = None  # the same identity again, with the other version
         else:
-            if lost.setback is Setback.REFUSED:
+            if lost.setback.is_refusal:
                 self._refused.add(self.uses)
                 if len(self._refused) == len(Role) and self.both_refused_since is None:
                     self.both_refused_since = self._monotonic()
-            # After a refused candidate the current identity is tried without the long delay: only both make a refusal.
-            slow = lost.setback is Setback.REFUSED and self.uses is Role.CURRENT
-            delay = (self._slow_retry if slow else self._retry).delay_seconds(self._attempts.failures, self._chance())
-            self._attempts.failed()
-            if lost.setback is not Setback.REFUSED:  # an untrusted server may be a captive portal
-                self._retry_sooner_at = self._monotonic() + NETWORK_SECONDS_MIN
+            backoff = self._delays.after(lost.setback, self.uses)
+            delay = backoff.delay_seconds(self._attempts.failures, self._chance())
+            self._attempts.failed(ended=backoff is self._delays.ended)
+            least = self._delays.least_if_network_changes(lost.setback)
+            self._retry_sooner_at = None if least is None else self._monotonic() + least
         self.connect_at = self._monotonic() + delay
         self.uses, self.identity = None, None
         return Down(lost.setback, lost.reason, was_up, delay)
@@ -370,7 +375,7 @@ class Connection:
             return False
         self._server = (self._server + 1) % len(self._targets)
         self._tried += 1
-        if lost.setback is Setback.REFUSED or self._tried >= len(self._targets):
+        if lost.setback.is_refusal or self._tried >= len(self._targets):
             self._tried = 0
             return False
         return True
@@ -392,7 +397,3 @@ class Connection:
         if self._config.pins or at is not None:
             also_check(context, pins=self._config.pins, at=at)
         return MqttLink(self._targets[self._server], context, self.protocol, self._wake)
-
-
-def _delays(config: AgentConfig) -> tuple[float, ...]:
-    return config.retry_base_seconds, config.retry_cap_seconds, config.refused_retry_seconds

@@ -13,11 +13,14 @@ REASON_SIZE_MAX = 300  # characters of the server's sentence that are repeated
 
 # MQTT 5.0, 3.2.2.2: reason codes that stay the same until an operator changes something.
 _ASK = "ask the fleet's operator to check it with `fleet device show`"
+_NOT_AUTHORIZED = 0x87
 _BANNED = 0x8A
+_WITH_CAUSE = (_NOT_AUTHORIZED, _BANNED)
 _REFUSALS = {
     0x85: f"the certificate belongs to another device id: {_ASK}",
     0x86: f"the gateway did not accept this identity: {_ASK}",
-    0x87: f"the gateway did not authorize this certificate: {_ASK}; if it has expired, enroll again with a new token",
+    _NOT_AUTHORIZED: f"the gateway did not authorize this certificate: {_ASK}; if it has expired, enroll again with a "
+    "new token",
     _BANNED: f"this device is suspended, revoked or retired, or its certificate is revoked: {_ASK}; a suspended device "
     "reconnects automatically once resumed; one with a revoked certificate must enroll again with a new token: "
     "device-agent enroll --again; a revoked or retired device needs a new id",
@@ -25,16 +28,19 @@ _REFUSALS = {
 }
 """Meaning of each refusal, and the next step."""
 _ENDED = "no token brings it back; register the hardware under a new id, then: device-agent reset --all, init, enroll"
+_AGAIN = "with a new token, device-agent enroll --again"
 _CAUSES = (
-    ("certificate presented is revoked", "the certificate is revoked: with a new token, device-agent enroll --again"),
+    ("certificate presented is revoked", Setback.ENDED, f"the certificate is revoked: {_AGAIN}"),
     (
         "is suspended",
+        Setback.REFUSED,
         "this device is suspended: it reconnects by itself once it is resumed (fleet device resume)",
     ),
-    ("is revoked", f"this device is revoked: {_ENDED}"),
-    ("is retired", f"this device is retired: {_ENDED}"),
+    ("is revoked", Setback.ENDED, f"this device is revoked: {_ENDED}"),
+    ("is retired", Setback.ENDED, f"this device is retired: {_ENDED}"),
+    ("is not known here", Setback.ENDED, f"the fleet does not know this certificate: {_AGAIN}"),
 )
-"""Of _BANNED: words of the fleet's own sentence (over MQTT 5), and the meaning of that."""
+"""Words of the fleet's own sentence (over MQTT 5), whether it can be lifted, and its meaning."""
 _TAKEN_OVER = 0x8E  # another client uses our identity: immediate retries would disconnect each other in turn
 _BAD_VERSION = 0x84
 
@@ -66,9 +72,11 @@ def explained_connack(code: ReasonCode, properties: Any) -> tuple[Setback, str]:
         return Setback.PROTOCOL, f"CONNACK: {code}"
     if code.value not in _REFUSALS:
         return Setback.NETWORK, f"CONNACK: {code}"
-    said = str(getattr(properties, "ReasonString", "")) if code.value == _BANNED else ""
-    meaning = next((each for words, each in _CAUSES if words in said), _REFUSALS[code.value])
-    return Setback.REFUSED, f"{meaning} (CONNACK: {with_reason(code, properties)})"
+    said = str(getattr(properties, "ReasonString", "")) if code.value in _WITH_CAUSE else ""
+    setback, meaning = next(
+        ((setback, each) for words, setback, each in _CAUSES if words in said), (Setback.REFUSED, _REFUSALS[code.value])
+    )
+    return setback, f"{meaning} (CONNACK: {with_reason(code, properties)})"
 
 
 def explained_disconnect(code: ReasonCode) -> tuple[Setback, str]:

@@ -308,7 +308,7 @@ class Executor:
                 self.inbound.subscribed(event)
             case ProofFailed(setback=setback, reason=reason):
                 self.phase = Phase.SERVING
-                refused = setback is Setback.REFUSED and self.connection.state is Link.UP
+                refused = setback.is_refusal and self.connection.state is Link.UP
                 if self.current is not None:
                     self.rotation.proof_failed(
                         f"The new certificate did not work: {reason}.", refused=refused, lifetime=self.current.lifetime
@@ -333,7 +333,7 @@ class Executor:
         if event.handed_over:
             return
         self.last_error = event.reason
-        if event.setback is Setback.REFUSED and self.connection.last_tried is Role.CURRENT:
+        if event.setback.is_refusal and self.connection.last_tried is Role.CURRENT:
             self.schedule.refused()
             last_refusal.record(self.home, self.clock.now(), event.reason)
             self.handlers.refused(event.reason)
@@ -359,10 +359,10 @@ class Executor:
             outcome = Outcome(ok=False, message="The new certificate is not in its slot.")
         now = self.clock.now()
         lifetime = self.current.lifetime if self.current else Lifetime(now, now + _LIFETIME_UNKNOWN)
-        wait = self.rotation.fetch_failed(outcome, lifetime, now)
+        final = outcome.refused and (self.rotation.recovers or (outcome.ended and not self.identities.has_bootstrap))
+        wait = self.rotation.fetch_failed(outcome, lifetime, now, final=final)
         self.last_error = outcome.message
         if outcome.refused:
-            final = self.rotation.recovers or (outcome.ended and not self.identities.has_bootstrap)
             last_refusal.record(self.home, now, outcome.message, outcome.advice, final=final)
         self._log.event("renewal-failed", reason=outcome.message, refused=outcome.refused, retry_seconds=round(wait, 1))
 
@@ -393,6 +393,7 @@ class Executor:
     def force_renewal(self, on_renewed: OnRenewed | None) -> None:
         """Renew now, and report the outcome. A candidate that has not been tried yet is proven instead."""
         self.rotation.force(on_renewed)
+        self.connection.retry_if_ended()
         if self.candidate is not None and not self.rotation.candidate_refused:
             self.rotation.forced = False
             if self.connection.state is Link.DOWN:

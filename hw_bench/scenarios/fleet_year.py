@@ -227,7 +227,8 @@ class Year:
         """Of the batch, none is missed after a week; until then each goes on trying."""
         for number in self._batch:
             device = self.devices[number]
-            device.revoked = True
+            device.revoked, name = True, device.board.name
+            self.authority.refused[name] = self.authority.asked[name] = 0
             self.authority.account(device.board.name).revoked = True
             device.mishaps = [Mishap(self.world.now + REVOKED_FOR, self._remove)]
 
@@ -263,6 +264,9 @@ class Year:
         yield Figure("devices that did not come back", len(self.bricks), "", at_most=0)
         connected = [one for one in self.devices if one.revoked and one.agent and one.agent.is_connected]
         yield Figure("revoked devices that are connected", len(connected), "", at_most=0)
+        for what, found in (("CONNECTs", self.authority.refused), ("EST requests", self.authority.asked)):
+            of_batch = sum(found[one.board.name] for one in self.devices if one.revoked)
+            yield Figure(f"{what} of a revoked device in its first week", of_batch / max(1, len(self._batch)), "")
         share = 100 * sum(one.connected_seconds for one in kept) / possible
         yield Figure("connected, of the time in which the gateway and the device were on", share, "%", at_least=99)
         yield Figure("renewed certificates a device", used, "", at_least=least * 0.9, at_most=least * 1.5)

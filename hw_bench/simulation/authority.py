@@ -6,7 +6,7 @@ one certificate, however often it is asked for; who comes too many at once is as
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -72,6 +72,10 @@ class Authority:
 
     def __init__(self, rules: Rules, start: datetime) -> None:
         self.rules = rules
+        self.refused: Counter[str] = Counter()
+        """CONNECTs that were refused, by device."""
+        self.asked: Counter[str] = Counter()
+        """Requests for renewal information, by device."""
         self._start = start
         self._accounts: defaultdict[str, Account] = defaultdict(Account)
         self._minute = (-1, 0)
@@ -135,7 +139,9 @@ class Authority:
             return Setback.NETWORK
         account = self._accounts[device]
         present = account.known(fingerprint)
-        if account.revoked or present is None or fingerprint in account.superseded:
+        if account.revoked or present is None:
+            return Setback.ENDED
+        if fingerprint in account.superseded:
             return Setback.REFUSED
         return Setback.REFUSED if self.time(at) >= present.not_after else None
 

@@ -96,7 +96,8 @@ class ModelLink(MqttLink):
             setback = Setback.UNTRUSTED
         if setback is not None:
             self._ended = True
-            self._found.append(Lost(setback, setback.value, answered=setback is Setback.REFUSED, reached=self._up))
+            authority.refused[self._board.name] += setback.is_refusal
+            self._found.append(Lost(setback, setback.value, answered=setback.is_refusal, reached=self._up))
         elif not self._up:
             self._up, self.answer_at = True, math.inf
             authority.begins(self._board.name, self._fingerprint)
@@ -188,6 +189,7 @@ class ModelProcess(EnrollmentProcess):
         if problem := self._reachable():
             return Outcome(ok=False, message=problem)
         if self._job.operation == "window":
+            self._board.world.authority.asked[self._board.name] += 1
             return Outcome(ok=True, slot=self._job.replaces, retry_after_seconds=RENEWAL_INFO_SECONDS)
         current = store.current()
         if current is None:

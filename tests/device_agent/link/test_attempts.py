@@ -47,6 +47,21 @@ def test_a_file_that_cannot_be_read_counts_nothing(tmp_path: Path, text: bytes) 
     assert Attempts(tmp_path).failures == 0
 
 
+def test_what_was_refused_for_good_is_known_after_a_restart(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    attempts.begin([FIRST])
+    attempts.failed(ended=True)
+    for _ in range(2):
+        again = Attempts(tmp_path)
+        again.begin([FIRST])
+        assert again.ended
+    again.failed()
+    assert not Attempts(tmp_path).ended
+    again.failed(ended=True)
+    Attempts(tmp_path).begin([SECOND])
+    assert not Attempts(tmp_path).ended
+
+
 def test_a_file_that_is_cut_anywhere_is_no_error(tmp_path: Path) -> None:
     Attempts(tmp_path).begin([FIRST])
     whole = (tmp_path / FILE_NAME).read_bytes()

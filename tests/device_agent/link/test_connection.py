@@ -13,9 +13,11 @@ from device_agent.config.agent_config import AgentConfig
 from device_agent.config.endpoints import Endpoint
 from device_agent.core import Link, Role, Setback
 from device_agent.link import connection as module
-from device_agent.link.connection import NETWORK_SECONDS_MIN, STABLE_SECONDS, Connection, Down, ProofFailed, Proven, Up
+from device_agent.link.connection import STABLE_SECONDS, Connection, Down, ProofFailed, Proven, Up
+from device_agent.link.delays import NETWORK_SECONDS_MIN
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, LinkEvent, Lost, Target
 from device_agent.link.network_watch import NetworkChange
+from device_agent.renewal import ENDED_SECONDS_MAX
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import CertificateInfo, Identity
 from fleet.est_client.errors import BadCredentials
@@ -458,6 +460,33 @@ def test_the_network_has_no_part_in_a_refusal(world: World) -> None:
     before = world.connection.connect_at
     world.connection.network_changed(NetworkChange(improved=True))
     assert world.connection.connect_at == before
+
+
+def test_what_is_refused_for_good_is_tried_ever_more_rarely_over_restarts(world: World, tmp_path: Path) -> None:
+    config = replace(CONFIG, home=tmp_path)
+    world.connection = Connection(config, lambda: None, lambda: world.now, lambda: 0.5)
+    current = replace(CURRENT, certificate=replace(INFO, fingerprint="a" * 64))
+    world.connection.follow(current, None)
+    waits = [world.fail(Setback.ENDED).retry_seconds - REFUSED for _ in range(20)]
+    assert waits[:5] == [0.5, 1, 2, 4, 8]
+    assert waits[-1] == ENDED_SECONDS_MAX / 2
+    world.connection = Connection(config, lambda: None, lambda: world.now, lambda: 0.5)
+    world.connection.follow(current, None)
+    assert world.connection.connect_at == world.now + REFUSED + ENDED_SECONDS_MAX / 2
+    world.fail(Setback.ENDED)
+    world.connection.network_changed(NetworkChange(improved=True))
+    assert world.connection.connect_at == world.now + REFUSED + 0.5  # another network, once a while
+    world.connection.retry_if_ended()
+    assert world.connection.connect_at == world.now
+    assert world.fail(Setback.ENDED).retry_seconds == REFUSED + 0.5
+    world.fail(Setback.ENDED)
+    world.connection.follow(replace(CURRENT, generation=7), None)
+    assert world.connection.connect_at == 0.0
+    assert world.fail(Setback.ENDED).retry_seconds == REFUSED + 0.5
+
+
+def test_a_refused_candidate_is_no_end(world: World) -> None:
+    assert world.fail(Setback.ENDED, Role.CANDIDATE).retry_seconds < BASE
 
 
 def test_an_address_that_is_gone_takes_its_connection_along(world: World) -> None:
