@@ -88,7 +88,7 @@ def identifier(topic_filter: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A SUBACK."""
+    """A SUBACK or an UNSUBACK."""
 
     packet_id: int
     refusals: tuple[str, ...]

@@ -13,6 +13,7 @@ from device_agent.config.topics import TOPIC_SIZE_MAX
 from device_agent.packets import Received, Subscribed
 from device_agent.spool.inbox import Inbox, Incoming
 from device_agent.spool.outbox import PAYLOAD_SIZE_MAX
+from device_agent.spool.saved_filters import SavedFilters
 
 UNACKNOWLEDGED_MAX = 16  # at the server; mosquitto sends 20 before it waits for the first acknowledgement
 UNACKNOWLEDGED_SECONDS_MAX = 10.0  # then one program that hangs keeps messages from no other
@@ -81,12 +82,18 @@ class _Receiver:
 class Inbound:
     """`monotonic` is read when something arrives or ends."""
 
-    def __init__(self, server: Server, monotonic: Callable[[], float], inbox: Inbox | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        monotonic: Callable[[], float],
+        inbox: Inbox | None = None,
+        saved: SavedFilters | None = None,
+    ) -> None:
         self._server = server
         self._monotonic = monotonic
         self.inbox = Inbox() if inbox is None else inbox
         self.inbox.on_stored = self._acknowledge
-        self.subscriptions = Subscriptions(server)
+        self.subscriptions = Subscriptions(server, saved)
         self._receivers: dict[Program, _Receiver] = {}
         self._internal: dict[str, Callable[[Received], None]] = {}
         self._unacknowledged: dict[int, Incoming] = {}
@@ -113,7 +120,7 @@ class Inbound:
                 receiver.keep_seconds.pop(topic_filter, None)
             on_answer(reason)
 
-        self.subscriptions.hold(topic_filter, qos, receiver, answered)
+        self.subscriptions.hold(topic_filter, qos, receiver, answered, keep_seconds)
         self._receivers[program] = receiver
         receiver.keep_seconds[topic_filter] = keep_seconds
         for incoming in self.inbox.matching(topic_filter):
@@ -177,7 +184,7 @@ class Inbound:
             self._earlier = {}
         self._unacknowledged = {}
         self._acknowledged.clear()
-        self.subscriptions.came_up(session_present)
+        self.subscriptions.came_up(session_present, self._monotonic())
 
     def subscribed(self, suback: Subscribed) -> None:
         """The server has answered a SUBSCRIBE."""

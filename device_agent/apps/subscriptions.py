@@ -7,9 +7,11 @@ from typing import Protocol
 from device_agent.apps.shares import has_share
 from device_agent.errors import SubscriptionRefused
 from device_agent.packets import Received, Subscribed
+from device_agent.spool.saved_filters import Keep, SavedFilters
 from fleet.wire.topic_filters import matches
 
 FILTERS_MAX = 256  # of all programs together
+RETURN_SECONDS_MIN = 60.0  # in which programs come back after the agent has restarted
 ENDED = "it has ended before the server answered"
 OnAnswer = Callable[[str], None]
 """Called once: with "" when granted, or with the reason of the refusal."""
@@ -21,7 +23,7 @@ class Server(Protocol):
     @property
     def is_up(self) -> bool: ...
     def subscribe(self, topic_filter: str, qos: int) -> int: ...
-    def unsubscribe(self, topic_filter: str) -> None: ...
+    def unsubscribe(self, topic_filter: str) -> int: ...
     def acknowledge(self, packet_id: int) -> None: ...
 
 
@@ -47,19 +49,30 @@ class _Wanted:
     packet_id: int = 0
     """Of the SUBSCRIBE on its way."""
     granted: bool = False
+    keep: Keep = field(default_factory=dict)
     kept: dict[int, float] = field(default_factory=dict)
     """By user: until when it is kept though nobody holds it."""
+    is_sent: bool = False
+    """The session at the server may have it."""
 
     def is_of(self, uid: int) -> bool:
         return uid in self.kept or any(each.uid == uid for each in self.holders)
 
 
 class Subscriptions:
-    """One for each filter at the server, however many programs hold it."""
+    """One for each filter at the server, however many programs hold it.
 
-    def __init__(self, server: Server) -> None:
+    The session outlives this process: `saved` has what earlier ones have left in it.
+    """
+
+    def __init__(self, server: Server, saved: SavedFilters | None = None) -> None:
         self._server = server
+        self._saved = saved
+        self._left = saved.filters if saved is not None else {}
+        """Of an earlier run, until the first connection."""
         self._wanted: dict[str, _Wanted] = {}
+        self._ending: dict[str, int] = {}
+        """What the session is not to have any more, by the packet id of the UNSUBSCRIBE on its way; 0: none is."""
 
     def __len__(self) -> int:
         return len(self._wanted)
@@ -80,8 +93,9 @@ class Subscriptions:
         """Whether a filter that is held or kept matches: the server sends a copy for it."""
         return any(matches(each, topic) for each in self._wanted)
 
-    def hold(self, topic_filter: str, qos: int, holder: Holder, on_answer: OnAnswer) -> None:
-        """Subscribe for `holder`. The server is asked each time: it then sends retained messages again.
+    def hold(self, topic_filter: str, qos: int, holder: Holder, on_answer: OnAnswer, keep_seconds: float = 0.0) -> None:
+        """Subscribe for `holder`. The server is asked each time: it then sends retained messages again. `keep_seconds`:
+        how long a next run of the agent waits for it.
 
         Raises: SubscriptionRefused if there are too many, or too many of the holder's user.
         """
@@ -95,6 +109,7 @@ class Subscriptions:
         if holder not in wanted.holders:
             wanted.holders.append(holder)
         wanted.waiting.append((holder, on_answer))
+        wanted.keep[holder.uid] = max(keep_seconds, wanted.keep.get(holder.uid, 0.0))
         self._ask(topic_filter, wanted)
 
     def release(self, topic_filter: str, holder: Holder, keep_until: float = 0.0) -> None:
@@ -113,18 +128,32 @@ class Subscriptions:
         for on_answer in ended:
             on_answer(ENDED)
 
-    def came_up(self, session_present: bool) -> None:
-        """There is a connection. What its session has not, is subscribed again."""
+    def came_up(self, session_present: bool, now: float) -> None:
+        """There is a connection. What its session has not, is subscribed again; what it has of an earlier run, and no
+        program comes back for, is ended."""
+        left, self._left = self._left, {}
+        if session_present:
+            for topic_filter, keep in left.items():
+                wanted = self._wanted.setdefault(topic_filter, _Wanted(1, granted=True))
+                wanted.is_sent, wanted.keep = True, keep | wanted.keep
+                wanted.kept |= {uid: now + max(seconds, RETURN_SECONDS_MIN) for uid, seconds in keep.items()}
+            self._ending = {name: self._server.unsubscribe(name) for name in self._ending}
+        else:
+            self._ending = {}
         for topic_filter, wanted in tuple(self._wanted.items()):
             wanted.packet_id = 0  # of an earlier connection
             wanted.waiting, wanted.asking = wanted.asking + wanted.waiting, []
             if not session_present:
-                wanted.granted = False
+                wanted.granted = wanted.is_sent = False
             if not wanted.granted or wanted.waiting:
                 self._ask(topic_filter, wanted)
 
     def answered(self, suback: Subscribed) -> None:
-        """The server has granted or refused."""
+        """The server has granted or refused, or ended a subscription."""
+        ended = [name for name, packet_id in self._ending.items() if packet_id == suback.packet_id]
+        if ended:
+            del self._ending[ended[0]]
+            return
         asked = [name for name, each in self._wanted.items() if each.packet_id == suback.packet_id]
         if not asked:
             return  # of an earlier connection, or ended
@@ -156,10 +185,19 @@ class Subscriptions:
     def _ask(self, topic_filter: str, wanted: _Wanted) -> None:
         """One SUBSCRIBE of a filter at a time: on a slow link, its answer would come after the next one has gone."""
         if self._server.is_up and not wanted.packet_id:
+            self._ending.pop(topic_filter, None)
+            wanted.is_sent = True
+            self._save(topic_filter, wanted)
             wanted.asking, wanted.waiting = wanted.waiting, []
             wanted.packet_id = self._server.subscribe(topic_filter, wanted.qos)
 
     def _end(self, topic_filter: str) -> None:
-        del self._wanted[topic_filter]
-        if self._server.is_up:
-            self._server.unsubscribe(topic_filter)
+        """Without a connection, the next one unsubscribes; so it does if this one breaks before the UNSUBACK."""
+        if self._wanted.pop(topic_filter).is_sent:
+            self._ending[topic_filter] = self._server.unsubscribe(topic_filter) if self._server.is_up else 0
+
+    def _save(self, topic_filter: str, wanted: _Wanted) -> None:
+        # Before the server has it. What has ended leaves the file with the next write: flash is worn by each.
+        if self._saved is not None and not self._saved.cover(topic_filter, wanted.keep):
+            sent = {name: each.keep for name, each in self._wanted.items() if each.is_sent}
+            self._saved.store({name: {} for name in self._ending} | self._left | sent)

@@ -236,10 +236,9 @@ class Connection:
             raise RuntimeError("subscribe without a connection")
         return self._link.subscribe(topic_filter, qos)
 
-    def unsubscribe(self, topic_filter: str) -> None:
-        """End a subscription, on the connection in use."""
-        if self._link is not None and self.state is Link.UP:
-            self._link.unsubscribe(topic_filter)
+    def unsubscribe(self, topic_filter: str) -> int:
+        """End a subscription on the connection in use; as `subscribe`. 0 without a connection."""
+        return self._link.unsubscribe(topic_filter) if self._link is not None and self.state is Link.UP else 0
 
     def acknowledge(self, packet_id: int) -> None:
         """Acknowledge a message that the connection in use has brought."""

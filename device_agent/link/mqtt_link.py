@@ -183,9 +183,10 @@ class MqttLink:
             properties.SubscriptionIdentifier = identifier(topic_filter)
         return self._client.subscribe(topic_filter, qos, properties=properties)[1] or 0
 
-    def unsubscribe(self, topic_filter: str) -> None:
-        """End a subscription. Only between Connected and Lost."""
-        self._client.unsubscribe(topic_filter)
+    def unsubscribe(self, topic_filter: str) -> int:
+        """End a subscription, and return the packet id of the Subscribed that follows. Only between Connected and
+        Lost."""
+        return self._client.unsubscribe(topic_filter)[1] or 0
 
     def acknowledge(self, packet_id: int) -> None:
         """PUBACK for a Received message of QoS 1, on the connection that brought it."""
@@ -273,6 +274,7 @@ class MqttLink:
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
         client.on_log = self._on_log
         return client
 
@@ -309,6 +311,9 @@ class MqttLink:
 
     def _on_subscribe(self, _client: object, _data: object, packet_id: int, codes: list[ReasonCode], _: object) -> None:
         self._events.append(Subscribed(packet_id, tuple(refusal(code) for code in codes)))
+
+    def _on_unsubscribe(self, _client: object, _data: object, packet_id: int, *_: object) -> None:
+        self._events.append(Subscribed(packet_id, ()))
 
     def _on_log(self, _client: object, _data: object, level: int, text: str) -> None:
         # The only place where paho reports the cause of a broken connection. Debug lines have topics: not kept.

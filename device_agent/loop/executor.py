@@ -70,7 +70,7 @@ class Executor:
         """False: messages wait for `run`, where they are: this process ends before it could deliver them."""
         self.ca_file = config.ca_file
         self.monotonic = monotonic
-        self.inbound = Inbound(self.connection, monotonic, self.spool.inbox)
+        self.inbound = Inbound(self.connection, monotonic, self.spool.inbox, self.spool.filters)
         self.handlers = ControlHandlers(self, Access(config.apps, config.device_id))
 
     @property

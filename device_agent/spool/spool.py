@@ -7,6 +7,7 @@ from device_agent.log.event_log import EventLog
 from device_agent.spool.database import Database
 from device_agent.spool.outbox import Bounds, Outbox
 from device_agent.spool.rejected import RejectedMessages
+from device_agent.spool.saved_filters import SavedFilters
 from device_agent.spool.spool_clock import Reading, SpoolClock
 from device_agent.spool.stored_inbox import StoredInbox
 
@@ -24,6 +25,7 @@ class Spool:
         settings = config.spool
         self.database: Database | None = None
         self.inbox: StoredInbox | None = None
+        self.filters = SavedFilters(config.home)
         if settings.enabled:
             self.database = Database(config.home, log, now, monotonic)
             queues = self.database.queues

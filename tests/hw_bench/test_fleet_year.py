@@ -52,7 +52,7 @@ def test_expired_revoked_and_too_many_are_refused_each_in_its_way() -> None:
     assert isinstance(late, Refusal)
     assert late.ended
     authority.account("cam").revoked = True
-    assert authority.setback("cam", first.fingerprint, 1 * DAY) is Setback.REFUSED
+    assert authority.setback("cam", first.fingerprint, 1 * DAY) is Setback.ENDED
 
 
 def test_a_year_is_survived_by_every_device_and_drawn(tmp_path: Path) -> None:

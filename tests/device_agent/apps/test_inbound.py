@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +14,12 @@ from device_agent.apps.inbound import (
     UNACKNOWLEDGED_SECONDS_MAX,
     Inbound,
 )
-from device_agent.apps.subscriptions import ENDED, FILTERS_MAX
+from device_agent.apps.subscriptions import ENDED, FILTERS_MAX, RETURN_SECONDS_MIN
 from device_agent.errors import SubscriptionRefused
 from device_agent.packets import Extras, Received, Subscribed, identifier
 from device_agent.spool.inbox import Inbox, Incoming
 from device_agent.spool.outbox import PAYLOAD_SIZE_MAX
+from device_agent.spool.saved_filters import FILE_NAME, SavedFilters
 
 
 @dataclass
@@ -31,8 +33,9 @@ class FakeServer:
         self.subscribed.append((topic_filter, qos))
         return len(self.subscribed)
 
-    def unsubscribe(self, topic_filter: str) -> None:
+    def unsubscribe(self, topic_filter: str) -> int:
         self.unsubscribed.append(topic_filter)
+        return 10_000 + len(self.unsubscribed)
 
     def acknowledge(self, packet_id: int) -> None:
         self.acknowledged.append(packet_id)
@@ -60,11 +63,12 @@ class FakeProgram:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, saved: SavedFilters | None = None) -> None:
         self.now = 0.0
         self.server = FakeServer()
-        self.inbound = Inbound(self.server, lambda: self.now, Inbox(messages_max=100))
-        self.inbound.came_up(session_present=False)
+        self.inbound = Inbound(self.server, lambda: self.now, Inbox(messages_max=100), saved)
+        if saved is None or not saved.filters:
+            self.inbound.came_up(session_present=False)
 
     def program(self, topic_filter: str = "a/#", qos: int = 1, keep_seconds: float = 0.0) -> FakeProgram:
         """A program whose subscription is granted."""
@@ -413,3 +417,83 @@ def test_of_what_is_queued_the_biggest_user_gives_way_and_not_the_biggest_progra
         number += 1
         world.receive(b"x" * 50_000, number)
     assert big.said == []
+
+
+def restarted(world: World, home: Path, *, session_present: bool = True) -> World:
+    """Another run of the agent, at the same server, ten seconds later."""
+    again = World(SavedFilters(home))
+    again.now = world.now + 10
+    again.server.subscribed.clear()
+    again.inbound.came_up(session_present=session_present)
+    return again
+
+
+def unsubacked(world: World) -> None:
+    world.inbound.subscribed(Subscribed(10_000 + len(world.server.unsubscribed), ()))
+
+
+def test_what_no_program_comes_back_for_is_unsubscribed_after_a_restart(tmp_path: Path) -> None:
+    first = World(SavedFilters(tmp_path))
+    first.program("dead/#")
+    first.program("back/#")
+    first.program("long/#", keep_seconds=600)
+    second = restarted(first, tmp_path)
+    assert second.server.subscribed == []
+    assert second.inbound.subscriptions.match("dead/x")  # as long as its program may come back
+    back = second.program("back/#")
+    second.now += RETURN_SECONDS_MIN
+    second.inbound.tick()
+    assert second.server.unsubscribed == ["dead/#"]
+    assert not second.inbound.subscriptions.match("dead/x")
+    unsubacked(second)
+    second.now += 600
+    second.inbound.tick()
+    assert second.server.unsubscribed == ["dead/#", "long/#"]
+    assert back.said == [""]
+
+
+def test_in_a_new_session_there_is_nothing_to_unsubscribe(tmp_path: Path) -> None:
+    first = World(SavedFilters(tmp_path))
+    first.program("dead/#")
+    second = restarted(first, tmp_path, session_present=False)
+    second.now += 1000
+    second.inbound.tick()
+    assert (second.server.subscribed, second.server.unsubscribed) == ([], [])
+
+
+def test_a_subscription_that_ends_while_there_is_no_connection_is_unsubscribed_by_the_next(world: World) -> None:
+    program, other = world.program("a/#"), world.program("b/#")
+    world.server.is_up = False
+    world.inbound.gone(program)
+    world.inbound.subscribe(other, "never/#", 1, 0, other.said.append)
+    world.inbound.unsubscribe(other, "never/#")
+    assert world.server.unsubscribed == []
+    world.server.is_up = True
+    world.inbound.came_up(session_present=True)
+    assert world.server.unsubscribed == ["a/#"]  # and the server has never had the other
+    world.inbound.came_up(session_present=True)
+    assert world.server.unsubscribed == ["a/#", "a/#"]  # the first was lost with the connection
+    unsubacked(world)
+    world.inbound.came_up(session_present=True)
+    assert world.server.unsubscribed == ["a/#", "a/#"]
+    world.inbound.gone(other)
+    world.program("b/#")
+    world.inbound.came_up(session_present=True)
+    assert world.server.unsubscribed == ["a/#", "a/#", "b/#"]  # not again: it is held
+
+
+def test_the_file_of_filters_is_written_for_what_is_new_alone(tmp_path: Path) -> None:
+    file = tmp_path / FILE_NAME
+    world = World(SavedFilters(tmp_path))
+    world.program("a/#")
+    written = file.stat().st_ino, file.read_bytes()
+    for _ in range(3):
+        program = world.program("a/#")
+        world.inbound.unsubscribe(program, "a/#")
+    assert (file.stat().st_ino, file.read_bytes()) == written
+    for data in (b"", b"[]", b'{"a": 1}', b'{"a": {"x": 1}}', b"\xff", b"[" * 10_000, b'{"a": {"1": null}}'):
+        file.write_bytes(data)
+        assert SavedFilters(tmp_path).filters == {}
+    file.unlink()
+    file.mkdir()
+    World(SavedFilters(tmp_path)).program("a/#")

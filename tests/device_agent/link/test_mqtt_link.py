@@ -420,6 +420,20 @@ def test_a_half_open_connection_is_found_by_the_keep_alive(authority: Authority,
         assert "Keep alive timeout" in lost.reason
 
 
+@pytest.mark.parametrize("protocol", [MQTT_5, MQTT_3])
+def test_a_subscription_that_is_ended_is_acknowledged(
+    authority: Authority, broker: Broker, drive: Callable[..., Driver], protocol: int
+) -> None:
+    driver = drive(broker.port, client_context(authority.ca_file, authority.client("ends-1")), protocol, "ends-1")
+    assert isinstance(driver.next_event(), Connected)
+    driver.link.subscribe("ends/#", 1)
+    assert isinstance(driver.next_event(), Subscribed)
+    ended = driver.link.unsubscribe("ends/#")
+    assert driver.next_event() == Subscribed(ended, ())
+    driver.link.publish("ends/x", b"", 1)
+    assert isinstance(driver.next_event(), Acknowledged)
+
+
 @pytest.fixture(scope="module")
 def websocket_port(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     if not have_mosquitto():

@@ -68,7 +68,7 @@ class World:
         self.subscribed.append(topic_filter)
         return len(self.subscribed)
 
-    def unsubscribe(self, topic_filter: str) -> None:
+    def unsubscribe(self, topic_filter: str) -> int:
         raise AssertionError(topic_filter)
 
     def acknowledge(self, packet_id: int) -> None:

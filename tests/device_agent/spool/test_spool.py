@@ -317,8 +317,8 @@ class Acknowledging:
     def subscribe(self, topic_filter: str, qos: int) -> int:
         return 1
 
-    def unsubscribe(self, topic_filter: str) -> None:
-        pass
+    def unsubscribe(self, topic_filter: str) -> int:
+        return 0
 
     def acknowledge(self, packet_id: int) -> None:
         self.acknowledged.append(packet_id)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-FOR_A_DELAY = ("attempts.txt", ".attempts.txt.new")
-"""Written without a sync, by intent: any content of it, and none, is a number of failed attempts."""
+FOR_A_DELAY = ("attempts.txt", ".attempts.txt.new", "subscriptions.json", ".subscriptions.json.new")
+"""Written without a sync, by intent: any content of them, and none, is a number of failed attempts, or some filters."""
 PENDING_MAX = 10  # names between two syncs: the states are exponential in it
 
 Node = bytes | str | None
