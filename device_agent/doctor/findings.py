@@ -19,10 +19,13 @@ from device_agent.errors import NotRunning
 from device_agent.link.clock import Reading, device_clock
 from device_agent.store.identity_store import Identity, IdentityStore
 from device_agent.store.locks import AGENT_LOCK
+from fleet.est_client.arguments import MQTT_PORT_DEFAULT
 from fleet.est_client.errors import ClientError
 from fleet.est_client.url import parse_est_url
 
 TIMEOUT_SECONDS = 10.0  # for each exchange with a server
+PORTS = {"EST": 8443, "MQTT": MQTT_PORT_DEFAULT}
+"""Where a fleet serves what, unless its settings say otherwise."""
 
 
 class State(enum.StrEnum):
@@ -53,12 +56,21 @@ class Server:
 
     kind: str
     """"EST" or "MQTT"."""
+    setting: str
+    """Where agent.toml says it: a section and a key."""
     host: str
     port: int
     url: str = ""
     """Of EST."""
     endpoint: Endpoint | None = None
     """Of MQTT."""
+
+    @property
+    def port_advice(self) -> str:
+        """What to do where another port is meant, or may be."""
+        usual = f"; a fleet serves {self.kind} on port {PORTS[self.kind]} unless it is set otherwise"
+        is_plain = self.endpoint is None or not self.endpoint.path
+        return f"Check {self.setting} in agent.toml{usual if is_plain else ''}."
 
     def __str__(self) -> str:
         return f"{self.kind} server {f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
@@ -96,8 +108,13 @@ class Patient:
 
     @property
     def servers(self) -> list[Server]:
-        est = [Server("EST", *parse_est_url(url)[:2], url=url) for url in self.config.est_urls]
-        return [*est, *(Server("MQTT", each.host, each.port, endpoint=each) for each in self.config.mqtt_servers)]
+        config = self.config
+        servers = [Server("EST", "[est] url", *parse_est_url(config.est_url)[:2], url=config.est_url)]
+        servers += [Server("EST", "[est] servers", *parse_est_url(url)[:2], url=url) for url in config.est_others]
+        for each in config.mqtt_servers:
+            setting = "[mqtt] servers" if each in config.mqtt_others else "[mqtt] port"
+            servers.append(Server("MQTT", setting, each.host, each.port, endpoint=each))
+        return servers
 
     @property
     def reachable(self) -> list[Server]:

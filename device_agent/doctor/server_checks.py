@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 
 from device_agent.core import Setback
 from device_agent.doctor.findings import TIMEOUT_SECONDS, Finding, Patient, Server, State
+from device_agent.doctor.protocols import HTTP, MQTT, protocol_at
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Connected, Lost, MqttLink, Target
 from device_agent.signals import Waker
 from fleet.est_client.client import EstClient, Policy
@@ -50,7 +51,7 @@ def ports_answer(patient: Patient) -> Iterator[Finding]:
             connect(server.host, server.port, Deadline(TIMEOUT_SECONDS)).close()
         except OSError as error:
             why = "it does not answer" if isinstance(error, TimeoutError) else (error.strerror or error)
-            advice = "Check that it is served, the port in agent.toml, and firewalls on the way."
+            advice = f"{server.port_advice} Is it served, and do firewalls on the way let it through?"
             yield patient.fail(server, "tcp", f"The {server} cannot be reached: {why}.", advice)
             continue
         yield Finding("tcp", State.OK, f"The {server} accepts connections.")
@@ -76,7 +77,7 @@ def servers_are_trusted(patient: Patient) -> Iterator[Finding]:
             yield patient.fail(server, "tls", detail, advice)
         except OSError as error:
             why = (error.reason if isinstance(error, ssl.SSLError) else None) or error
-            advice = "Is it the right port? A proxy or a captive portal on the way looks like this, too."
+            advice = f"{server.port_advice} A proxy or a captive portal on the way looks like this, too."
             yield patient.fail(server, "tls", f"TLS with the {server} failed: {why}.", advice)
         else:
             yield Finding("tls", State.OK, f"The {server} is trusted, {version}.")
@@ -119,7 +120,10 @@ def est_answers(patient: Patient) -> Iterator[Finding]:
             found = f"The {server} offers {len(client.cacerts())} CA certificates"
             window = client.renewal_info(identity.certificate.fingerprint)[0] if identity else None
         except ClientError as error:
-            yield Finding("est", State.FAILED, error.message, error.advice or "Ask the fleet's operator.")
+            if _answers(patient, server, MQTT):
+                yield Finding("est", State.FAILED, f"At the {server}, MQTT answers.", server.port_advice)
+            else:
+                yield Finding("est", State.FAILED, error.message, error.advice or "Ask the fleet's operator.")
             continue
         if window and window[0] <= patient.now:
             detail = f"{found}, and suggests to renew since {window[0]:%Y-%m-%d %H:%M} UTC."
@@ -137,9 +141,11 @@ def gateway_admits(patient: Patient) -> Iterator[Finding]:
         if patient.agent.get("connected"):
             yield Finding("mqtt", State.OK, f"The agent is connected, MQTT {patient.agent.get('protocol')}.")
         else:
-            yield Finding(
-                "mqtt", State.FAILED, f"The agent is not connected: {error}.", "See the other findings, and its log."
-            )
+            detail = f"The agent is not connected: {error}."
+            yield Finding("mqtt", State.FAILED, detail, "See the other findings, and its log.")
+            for server in patient.reachable:
+                if server.endpoint is not None and not server.endpoint.path and _answers(patient, server, HTTP):
+                    yield _http_instead(server)
         return
     if patient.agent_is_silent:
         detail = "An agent works in this home, and does not answer on its socket."
@@ -154,7 +160,9 @@ def gateway_admits(patient: Patient) -> Iterator[Finding]:
             yield Finding("mqtt", State.SKIPPED, f"The {server} cannot be asked.")
             continue
         problem = _refusal(patient, server)
-        if problem:
+        if problem and not server.endpoint.path and _answers(patient, server, HTTP):
+            yield _http_instead(server)
+        elif problem:
             detail = f"The {server} does not admit this device: {problem}."
             advice = (
                 "Ask the fleet's operator; if the certificate has expired or is revoked, enroll again with a new token."
@@ -162,6 +170,18 @@ def gateway_admits(patient: Patient) -> Iterator[Finding]:
             yield Finding("mqtt", State.FAILED, detail, advice)
         else:
             yield Finding("mqtt", State.OK, f"The {server} admits this device; no agent runs.")
+
+
+def _http_instead(server: Server) -> Finding:
+    return Finding("mqtt", State.FAILED, f"At the {server}, HTTP answers, as on an EST port.", server.port_advice)
+
+
+def _answers(patient: Patient, server: Server, protocol: str) -> bool:
+    """Whether it is this protocol that answers there."""
+    try:
+        return protocol_at(server.host, server.port, _context(patient)) == protocol
+    except ClientError:
+        return False
 
 
 _ADVICE = {

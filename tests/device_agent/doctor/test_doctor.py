@@ -235,6 +235,14 @@ def test_a_port_that_nobody_serves(device: Device) -> None:
     found = fail_of(device)
     assert found.check == "tcp"
     assert "refused" in found.detail.lower()
+    assert found.advice.startswith("Check [mqtt] port in agent.toml; a fleet serves MQTT on port 8883")
+
+
+def test_an_est_port_that_nobody_serves(device: Device) -> None:
+    device.set("url", json.dumps(f"https://localhost:{free_port()}"))
+    found = failures(device.home)
+    assert set(found) == {"tcp"}
+    assert found["tcp"].advice.startswith("Check [est] url in agent.toml; a fleet serves EST on port 8443")
 
 
 def test_a_server_whose_certificate_names_another(device: Device) -> None:
@@ -248,7 +256,30 @@ def test_the_gateways_port_where_est_answers(device: Device) -> None:
     device.set("port", str(device.est.port))
     found = fail_of(device)
     assert found.check == "mqtt"
-    assert "Is it the EST port?" in found.detail
+    assert found.detail.endswith("HTTP answers, as on an EST port.")
+    assert (
+        found.advice == "Check [mqtt] port in agent.toml; a fleet serves MQTT on port 8883 unless it is set otherwise."
+    )
+
+
+def test_the_est_url_where_mqtt_answers(device: Device, broker: Broker) -> None:
+    device.set("url", json.dumps(f"https://localhost:{broker.port}"))
+    found = fail_of(device)
+    assert found.check == "est"
+    assert found.detail == f"At the EST server localhost:{broker.port}, MQTT answers."
+    assert found.advice == "Check [est] url in agent.toml; a fleet serves EST on port 8443 unless it is set otherwise."
+
+
+def test_a_running_agent_whose_port_is_est(device: Device) -> None:
+    device.set("port", str(device.est.port))
+    agent = device.run()
+    try:
+        agent.wait_for("connect-failed")
+        told = [each for each in examine_device(device.home, now()) if each.check == "mqtt"]
+    finally:
+        agent.kill()
+    assert told[0].detail.startswith("The agent is not connected")
+    assert told[1].advice.startswith("Check [mqtt] port")
 
 
 def test_a_hook_that_fails(device: Device) -> None:
