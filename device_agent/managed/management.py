@@ -1,13 +1,14 @@
 """Carries out the fleet's commands, one after the other, and answers each by a report, which a child process signs.
 
-A command is done once: its id is remembered while the agent runs, and a renewal that was asked for before the
-certificate in use began has been done.
+A command is done once: its id is remembered, over restarts too, and a renewal that was asked for before the certificate
+in use began has been done.
 """
 
 import json
 import math
 from collections import deque
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from device_agent.managed.commands import (
     CommandRefused,
     read_command,
 )
+from device_agent.managed.done_commands import DoneCommands
 from device_agent.packets import Received
 from device_agent.store.identity_store import Identity
 
@@ -33,7 +35,6 @@ OK = "ok"
 RENEW_SECONDS_MIN = 60.0  # between two renewals by command: each costs the CA a certificate, and the flash a slot
 DEADLINE_SECONDS = 60.0  # for one report
 ANSWERS_MAX = 8  # that wait for the one that is sent
-IDS_KEPT = 64
 
 
 class Agent(Protocol):
@@ -61,7 +62,7 @@ class Management:
         self._agent = agent
         self._log = log
         self._topic = filter_for(TOPIC, agent.device_id)
-        self._ids: deque[str] = deque(maxlen=IDS_KEPT)
+        self._done = DoneCommands(agent.home)
         self._answers: deque[tuple[Command, str]] = deque()
         self._renewed_at = -math.inf
         self.process: EnrollmentProcess | None = None
@@ -107,9 +108,9 @@ class Management:
         except CommandRefused as refused:
             self._log.event("command-refused", topic=message.topic, reason=refused)
             return
-        if command.id in self._ids or self._agent.stopping:
+        if command.id in self._done or self._agent.stopping:
             return
-        self._ids.append(command.id)
+        self._remember(command.id)
         self._log.event("command", command=command.name, id=command.id)
         if command.name == RENEW:
             self._renew(command)
@@ -118,15 +119,25 @@ class Management:
             self._log.least = LEVELS[command.level]
         self._answer(command, OK)
 
+    def _remember(self, command_id: str, renewed_at: datetime | None = None) -> None:
+        try:
+            self._done.add(command_id, renewed_at)
+        except OSError as error:  # on a disk that cannot be written, it is remembered until the next start
+            self._log.event("command-not-stored", id=command_id, reason=error.strerror)
+
     def _renew(self, command: Command) -> None:
-        current, now = self._agent.current, self._agent.monotonic()
+        current, now, wall = self._agent.current, self._agent.monotonic(), self._agent.clock.reading().now
         if current is not None and command.at < current.lifetime.not_before:
             self._answer(command, OK)
             return
-        if now - self._renewed_at < RENEW_SECONDS_MIN:
+        since, before = now - self._renewed_at, self._done.renewed_at
+        if math.isinf(since) and before is not None and before <= wall:  # of an earlier run
+            since = (wall - before).total_seconds()
+        if since < RENEW_SECONDS_MIN:
             self._answer(command, f"The last renewal by command was less than {RENEW_SECONDS_MIN:.0f} s ago.")
             return
         self._renewed_at = now
+        self._remember(command.id, wall)
         self._agent.force_renewal(lambda message, _: self._answer(command, message or OK))
 
     def _answer(self, command: Command, outcome: str) -> None:

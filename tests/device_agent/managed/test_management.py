@@ -15,6 +15,7 @@ from device_agent.enrollment.rotation import OnRenewed
 from device_agent.log.event_log import EventLog
 from device_agent.log.journal import Priority
 from device_agent.managed import management
+from device_agent.managed.done_commands import FILE_NAME
 from device_agent.managed.management import ANSWERS_MAX, DEADLINE_SECONDS, RENEW_SECONDS_MIN, Management
 from device_agent.packets import Received
 
@@ -51,7 +52,8 @@ class World:
         self.device_id, self.home, self.stopping, self.is_up = "cam-1", tmp_path, False, True
         self.monotonic = lambda: self.time
         self.inbound = Inbound(self, self.monotonic)
-        self.clock: Any = SimpleNamespace(reading=lambda: SimpleNamespace(now=NOW, is_set=self.is_set))
+        self.now = NOW
+        self.clock: Any = SimpleNamespace(reading=lambda: SimpleNamespace(now=self.now, is_set=self.is_set))
         monkeypatch.setattr(management, "EnrollmentProcess", self._child)
         self.managed = Management(self, self.log)
         self.managed.start()
@@ -141,6 +143,45 @@ def test_a_renewal_from_before_the_certificate_in_use_has_been_done(world: World
     world.give("renew", "renewal1", NOW - timedelta(seconds=1))
     assert not world.renewals
     assert world.answered() == [("renewal1", "ok")]
+
+
+def test_a_command_that_is_replayed_after_a_restart_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world.give("report", "report01")
+    world.give("renew", "renewal1")
+    again = World(monkeypatch, tmp_path)
+    again.time = 5.0  # another boot
+    again.give("report", "report01")
+    again.give("renew", "renewal1")
+    assert (again.children, again.renewals) == ([], [])
+    again.now += timedelta(seconds=RENEW_SECONDS_MIN - 1)
+    again.give("renew", "renewal2", again.now)
+    assert again.answered() == [("renewal2", "The last renewal by command was less than 60 s ago.")]
+    later = World(monkeypatch, tmp_path)
+    later.now += timedelta(seconds=RENEW_SECONDS_MIN)
+    later.give("renew", "renewal3", later.now)
+    assert len(later.renewals) == 1
+    back = World(monkeypatch, tmp_path)  # a clock behind what was stored limits nothing
+    back.now -= timedelta(hours=1)
+    back.give("renew", "renewal4", back.now)
+    assert len(back.renewals) == 1
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"ids": 1, "renewed_at": ""}', b'{"ids": [], "renewed_at": "x"}', b"\xff"]
+)
+def test_a_file_of_commands_that_cannot_be_read_or_written_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(data)
+    world = World(monkeypatch, tmp_path)
+    (tmp_path / FILE_NAME).unlink()
+    (tmp_path / FILE_NAME).mkdir()
+    world.give("report", "report01")
+    world.give("report", "report01")
+    assert world.answered() == [("report01", "ok")]
+    assert "command-not-stored" in world.text.getvalue()
 
 
 def test_the_log_level_is_set(world: World) -> None:
