@@ -22,6 +22,8 @@ class Spool:
         self, config: AgentConfig, log: EventLog, read: Callable[[], Reading], monotonic: Callable[[], float]
     ) -> None:
         self._now = now = SpoolClock(read, monotonic)
+        self._read = read
+        self._opened_at = ""
         settings = config.spool
         self.database: Database | None = None
         self.inbox: StoredInbox | None = None
@@ -39,6 +41,7 @@ class Spool:
     def open(self) -> None:
         """Open the file, while the home's lock is held. A failure is in `status`."""
         self._now.start()
+        self._opened_at = self._read().now.isoformat(timespec="seconds")
         if self.database is not None and self.inbox is not None:
             self.database.reader()
             self.inbox.load()
@@ -54,9 +57,10 @@ class Spool:
             self.database.close()
 
     def status(self) -> dict[str, object]:
-        """What is waiting, what was sent, what was not, and whether the spool works."""
+        """What is waiting; what was sent and what was not, since `counted_since`; whether the spool works."""
         outbox, database = self.outbox, self.database
         values: dict[str, object] = {
+            "counted_since": self._opened_at,
             "waiting": len(outbox),
             "in_flight": outbox.in_flight,
             "delivered": outbox.delivered,

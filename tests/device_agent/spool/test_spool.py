@@ -20,7 +20,7 @@ from device_agent.spool.outbox import ID_PROPERTY, PAYLOAD_SIZE_MAX, Bounds, Out
 from device_agent.spool.rejected import MESSAGES_MAX, shown
 from fleet.est_client.server_checks import ServerTime
 from tests.device_agent.apps.test_inbound import FakeProgram
-from tests.device_agent.spool_parts import MEBIBYTE, Kept, Time, deliver, files_of_at_most
+from tests.device_agent.spool_parts import BEGIN, MEBIBYTE, Kept, Time, deliver, files_of_at_most
 
 
 def numbers(first: int, last: int) -> list[str]:
@@ -296,6 +296,19 @@ def test_a_stopped_spool_hands_out_nothing_and_memory_goes_on(tmp_path: Path) ->
     assert kept.outbox.next_to_send(10) is None
     assert kept.outbox.unsaved == 0
     assert memory.next_to_send(10) is not None
+
+
+def test_the_counters_say_since_when_they_count(tmp_path: Path) -> None:
+    settings = SpoolConfig(enabled=True, bytes_max=MEBIBYTE)
+    for begin in (BEGIN, BEGIN + timedelta(hours=1)):
+        kept = Kept(tmp_path, Time(begin), settings)
+        assert kept.outbox.delivered == 0
+        kept.put("x")
+        deliver(kept.outbox)
+        kept.time.wall += timedelta(minutes=1)
+        status = kept.spool.status()
+        assert (status["delivered"], status["counted_since"]) == (1, begin.isoformat())
+        kept.spool.close()
 
 
 def test_off_makes_no_file(tmp_path: Path) -> None:
