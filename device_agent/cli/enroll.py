@@ -12,6 +12,7 @@ from device_agent.cli.deploy import deploy_unless_running
 from device_agent.cli.options import pass_home, usage_errors
 from device_agent.config.agent_config import read_config
 from device_agent.link.clock import device_clock
+from device_agent.times import shown
 from fleet.est_client.arguments import AGENT_KEY_TYPES, check_printable
 from fleet.wire.errors import Malformed
 from fleet.wire.text import without_mark
@@ -97,7 +98,7 @@ def enroll(
         click.echo("Interrupted. The same command goes on with the same key, and the same token.", err=True)
         raise
     deploy_unless_running(config)
-    click.echo(f"Enrolled as {config.device_id} until {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC.")
+    click.echo(f"Enrolled as {config.device_id} until {shown(identity.certificate.not_after)}.")
 
 
 @click.command()
@@ -110,7 +111,7 @@ def renew(home: Path) -> None:
     config = read_config(home)
     renewed = enrollment.renew(config).certificate
     deploy_unless_running(config)
-    click.echo(f"Renewed until {renewed.not_after:%Y-%m-%d %H:%M:%S} UTC, serial {renewed.serial}.")
+    click.echo(f"Renewed until {shown(renewed.not_after)}, serial {renewed.serial}.")
 
 
 def _text(data: bytes, where: str) -> str:

@@ -17,7 +17,7 @@ from device_agent.spool.outbox import act_on_rejected
 from device_agent.spool.spool import Spool
 from device_agent.store.atomic_files import held_lock
 from device_agent.store.locks import AGENT_LOCK
-from fleet.config.streams import printable
+from fleet.config.streams import text_of
 
 ASK_SECONDS_MAX = 10.0
 
@@ -48,7 +48,8 @@ def rejected(home: Path, output: str, retry: bool, drop: bool) -> None:
         click.echo(json.dumps(answer["rejected"]))
     else:
         for entry in answer["rejected"]:
-            click.echo(printable(f"{entry['time']}  {entry['topic']}  {entry['size']} bytes: {entry['reason']}"))
+            time_, topic, reason = (text_of(entry[key]) for key in ("time", "topic", "reason"))
+            click.echo(f"{time_}  {topic}  {entry['size']} bytes: {reason}")
 
 
 def _ask_the_file(config: AgentConfig, act: str | None) -> dict[str, Any]:

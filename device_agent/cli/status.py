@@ -14,7 +14,7 @@ from device_agent.config.agent_config import read_config
 from device_agent.doctor.health import Health, examine
 from device_agent.errors import NotRunning
 from device_agent.link.clock import device_clock
-from fleet.config.streams import printable
+from fleet.config.streams import printable, text_of
 
 POLL_SECONDS = 0.05  # between two attempts to reach an agent that is starting
 
@@ -61,9 +61,8 @@ def _print_health(health: dict[str, Any]) -> None:
     slots, hooks, refusal = (health.pop(name) for name in ("slots", "hooks", "last_refusal"))
     rows = health | {"slots": ", ".join(f"{slot}: {what}" for slot, what in slots.items())} | agent
     if refusal:
-        rows["refused_since"] = f"{refusal['since'][:19].replace('T', ' ')} UTC: {refusal['message']}"
+        rows["refused_since"] = f"{text_of(refusal['since'])}: {refusal['message']}"
     rows |= {f"hook {hook}": what for hook, what in hooks.items()}
     for name, value in rows.items():
         if value not in (None, ""):
-            shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-            click.echo(printable(f"{name.replace('_', ' '):15} {shown}"))
+            click.echo(f"{printable(name.replace('_', ' ')):15} {text_of(value)}")

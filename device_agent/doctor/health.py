@@ -6,6 +6,7 @@ from datetime import datetime
 
 from cryptography import x509
 
+from device_agent import times
 from device_agent.apps.control import ask
 from device_agent.config.agent_config import AgentConfig
 from device_agent.enrollment.pending_enrollment import pending_note
@@ -127,7 +128,7 @@ def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | 
     identity = current or candidate
     assert identity  # noqa: S101 - one of them is there
     if now >= identity.lifetime.not_after:
-        return EXPIRED, f"The certificate expired at {identity.certificate.not_after:%Y-%m-%d %H:%M:%S} UTC."
+        return EXPIRED, f"The certificate expired at {times.shown(identity.certificate.not_after)}."
     problem = problem_of(config, identity, now)
     if problem:
         return INVALID, problem

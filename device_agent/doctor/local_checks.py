@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from device_agent import times
 from device_agent.apps.control import SOCKET_NAME
 from device_agent.doctor.findings import Finding, Patient, State
 from device_agent.doctor.health import problem_of
@@ -84,12 +85,12 @@ def anchors_are_valid(patient: Patient) -> Iterator[Finding]:
         return
     last = max((lifetime_of(anchor).not_after for anchor in anchors), default=patient.now)
     if last <= patient.now and patient.clock_is_set:
-        yield Finding("anchors", State.FAILED, f"Every root in {file} expired by {last:%Y-%m-%d}.", advice)
+        yield Finding("anchors", State.FAILED, f"Every root in {file} expired by {times.shown(last)}.", advice)
     elif last - patient.now < timedelta(days=ANCHOR_DAYS_MIN) and patient.clock_is_set:
-        detail = f"The last root in {file} expires on {last:%Y-%m-%d}."
+        detail = f"The last root in {file} expires on {times.shown(last)}."
         yield Finding("anchors", State.WARNING, detail, "Roll the root over in the fleet; renewals bring the new one.")
     else:
-        yield Finding("anchors", State.OK, f"{len(anchors)} in {file.name}, valid until {last:%Y-%m-%d}.")
+        yield Finding("anchors", State.OK, f"{len(anchors)} in {file.name}, valid until {times.shown(last)}.")
 
 
 def key_matches(patient: Patient) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from device_agent.doctor.findings import TIMEOUT_SECONDS, Finding, Patient, Serv
 from device_agent.doctor.protocols import HTTP, MQTT, protocol_at
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Connected, Lost, MqttLink, Target
 from device_agent.signals import Waker
+from device_agent.times import shown
 from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import ClientError
 from fleet.est_client.server_checks import NOT_PINNED, also_check
@@ -87,17 +88,17 @@ def clock_is_right(patient: Patient) -> Iterator[Finding]:
     """The system's, compared with the Date of a server whose certificate verifies, its dates aside."""
     system = patient.system
     if not clock_is_credible(system, patient.current.lifetime if patient.current else None):
-        detail = f"The clock is not set: {system:%Y-%m-%d %H:%M:%S} UTC."
+        detail = f"The clock is not set: {shown(system)}."
         yield Finding(
             "clock", State.FAILED, detail, "Set it, as by NTP (timedatectl); the agent connects all the same."
         )
         return
     server_time = next(filter(None, (_time_of(patient, each) for each in patient.servers if each.kind == "EST")), None)
     if server_time is None:
-        yield Finding("clock", State.SKIPPED, f"{system:%Y-%m-%d %H:%M:%S} UTC; no EST server to compare it with.")
+        yield Finding("clock", State.SKIPPED, f"{shown(system)}; no EST server to compare it with.")
         return
     skew = (system - server_time).total_seconds()
-    detail = f"{system:%Y-%m-%d %H:%M:%S} UTC, {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the EST server."
+    detail = f"{shown(system)}, {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the EST server."
     if abs(skew) > SKEW_SECONDS_MAX:
         yield Finding("clock", State.FAILED, detail, "Set it, as by NTP (timedatectl), or check the server's.")
     else:
@@ -126,11 +127,11 @@ def est_answers(patient: Patient) -> Iterator[Finding]:
                 yield Finding("est", State.FAILED, error.message, error.advice or "Ask the fleet's operator.")
             continue
         if window and window[0] <= patient.now:
-            detail = f"{found}, and suggests to renew since {window[0]:%Y-%m-%d %H:%M} UTC."
+            detail = f"{found}, and suggests to renew since {shown(window[0])}."
             yield Finding("est", State.WARNING, detail, "Run: device-agent renew, and see why the agent has not.")
         else:
             yield Finding(
-                "est", State.OK, f"{found}{f', and suggests to renew from {window[0]:%Y-%m-%d}' if window else ''}."
+                "est", State.OK, f"{found}{f', and suggests to renew from {shown(window[0])}' if window else ''}."
             )
 
 

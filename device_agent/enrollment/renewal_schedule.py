@@ -52,9 +52,9 @@ class RenewalSchedule:
         own = renewal_due_at(identity.lifetime, self._share, self.fraction)
         return min(own, self._suggested.get(identity.certificate.fingerprint, own))
 
-    def planned(self, identity: Identity | None) -> dict[str, str]:
+    def planned(self, identity: Identity | None) -> dict[str, datetime]:
         """For the log: when the agent renews by itself, unless the server suggests an earlier time."""
-        return {} if identity is None else {"renews_by_itself_at": _text(self.due_at(identity))}
+        return {} if identity is None else {"renewal_due_at": self.due_at(identity)}
 
     def is_due(self, identity: Identity, now: datetime) -> bool:
         if renewal_is_due(identity.lifetime, now, self._share, self.fraction):
@@ -91,35 +91,31 @@ class RenewalSchedule:
         soon = max(self.monotonic(), self._asked_at + self.refused_seconds) + self.refused_seconds * self.chance()
         self._ask_at = min(soon, self._ask_at if self._ask_at is not None else math.inf)
 
-    def read(self) -> str:
-        """The newly suggested time, for the log; "" if there is none."""
+    def read(self) -> datetime | None:
+        """The newly suggested time, for the log; None if there is none."""
         outcome = self.process.read() if self.process else None
         if outcome is None and self.process and self.monotonic() >= self._process_until:
             outcome = self.process.kill()
-        return self._on_outcome(outcome) if outcome is not None else ""
+        return self._on_outcome(outcome) if outcome is not None else None
 
-    def _on_outcome(self, outcome: Outcome) -> str:
+    def _on_outcome(self, outcome: Outcome) -> datetime | None:
         self.process = None
         again = outcome.retry_after_seconds or ASK_SECONDS
         again = min(ASK_SECONDS_MAX, max(ASK_SECONDS_MIN, again))
         self._ask_at = self.monotonic() + again * (1 - JITTER + 2 * JITTER * self.chance())
         if not outcome.ok or not outcome.window:
-            return ""
+            return None
         self._renewable = (outcome.slot, self._asked_at)
         start, end = (datetime.fromisoformat(text) for text in outcome.window)
         due = start + (end - start) * self.chance()
         known = self._suggested.get(outcome.slot)
         if known is not None and start <= known <= end:
-            return ""  # drawn from the same window before: repeated draws would favor its beginning
+            return None  # drawn from the same window before: repeated draws would favor its beginning
         self._suggested = {outcome.slot: due}
-        return _text(due)
+        return due
 
     def stop(self) -> None:
         """Kill the child, if any."""
         if self.process is not None:
             self.process.kill()
             self.process = None
-
-
-def _text(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S} UTC"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from device_agent.config.hooks import RETRY_SECONDS_MAX, Hook
 from device_agent.store.atomic_files import read_capped, write_atomically
+from device_agent.times import logged
 
 FILE_NAME = "hooks.json"
 FILE_SIZE_MAX = 64 * 1024  # bytes
@@ -74,7 +75,7 @@ def retry_delay_seconds(hook: Hook, failures: int, chance: float) -> float:
 def begun(hook: Hook, marks: Marks, fingerprint: str, now: datetime) -> Mark:
     """The mark of a run that begins."""
     failures = failures_of(hook, marks, fingerprint) + 1
-    return Mark(fingerprint, hook.digest, failures=failures, at=f"{now:%Y-%m-%dT%H:%M:%SZ}")
+    return Mark(fingerprint, hook.digest, failures=failures, at=logged(now))
 
 
 def ended(mark: Mark, problem: str) -> Mark:

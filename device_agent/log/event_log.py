@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from device_agent.log.journal import Journal, Priority
+from device_agent.times import logged
 
 Clock = Callable[[], datetime]
 Listener = Callable[[str, dict[str, object]], None]
@@ -57,7 +58,7 @@ class EventLog:
         words = [name, *(f"{key}={_quoted(text)}" for key, text in texts.items())]
         if self._journal is not None and self._journal.send(priority, " ".join(words), {"event": name} | texts):
             return
-        self._write(" ".join([f"{self._clock():%Y-%m-%dT%H:%M:%SZ}", *words]))
+        self._write(" ".join([logged(self._clock()), *words]))
 
     def line(self, text: str) -> None:
         """Write `text`, which ends the program. When the stream can no longer be written, the log ends and the device
@@ -75,6 +76,8 @@ class EventLog:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return logged(value)
     nothing = type(value).__name__ if isinstance(value, BaseException) else ""  # as of most timeouts
     text = str(value) or nothing
     if len(text) <= VALUE_CHARACTERS_MAX:

@@ -232,7 +232,7 @@ class Executor:
         by_system, at = self.clock.judges_dates()
         by_system &= check_time
         if not by_system and at is None:
-            self._log.event("clock-not-set", now=self.clock.now().isoformat(), note="dates are not checked")
+            self._log.event("clock-not-set", now=self.clock.now(), note="dates are not checked")
         self._saves_time = by_system or at is not None
         try:
             self.connection.connect(identity, role, by_system, at)
@@ -282,7 +282,7 @@ class Executor:
             return
         if self.current is not None:
             info = self.current.certificate
-            self._log.event("renewed", slot=self.current.slot, serial=info.serial, not_after=info.not_after.isoformat())
+            self._log.event("renewed", slot=self.current.slot, serial=info.serial, not_after=info.not_after)
             self.handlers.renewed()
 
     # Events of the connection and of the child process

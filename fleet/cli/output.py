@@ -9,16 +9,15 @@ memory; an object for one value. Keys are stable. A table shows its columns by k
 where its columns cannot, each row is a block of "key: text" lines.
 """
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from fleet.config.streams import json_text, printable
+from fleet.config.streams import json_text, printable, text_of
 from fleet.config.timestamps import rfc3339
 
 OUTPUTS = ("table", "json")
@@ -30,7 +29,6 @@ CHUNK_ROWS_MAX = 10_000
 CHUNK_SIZE_MAX = 16 * 1024 * 1024  # characters of them
 GAP = "  "
 
-_RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 _COLORS = {
     **dict.fromkeys(("revoked", "denied", "quarantined", "failed", "expired"), "red"),
     **dict.fromkeys(("suspended", "pending", "superseded"), "yellow"),
@@ -87,7 +85,7 @@ def print_rows(columns: Sequence[str | Column], rows: Iterable[Row], output: str
     heading = [each.key.upper().replace("_", " ") for each in shown]
     widths = [len(each) for each in heading]
     is_first = True
-    for chunk in _chunks([_text(each.format(row.get(each.key))) for each in shown] for row in rows):
+    for chunk in _chunks([text_of(each.format(row.get(each.key))) for each in shown] for row in rows):
         widths = [max(map(len, cells)) for cells in zip([" " * width for width in widths], *chunk, strict=True)]
         width = _width()
         fitted = _fitted(widths, width, [heading, *chunk])
@@ -152,12 +150,12 @@ def print_value(value: Row, output: str, table: Row | None = None) -> None:
     shown = {printable(key).replace("_", " "): item for key, item in value.items() if item is not None}
     texts = {key: list(item) if isinstance(item, list | tuple) else [item] for key, item in shown.items()}
     records = {key: items for key, items in texts.items() if items and all(isinstance(each, Mapping) for each in items)}
-    plain = [(key, [_text(each) for each in items] or ["-"]) for key, items in texts.items() if key not in records]
+    plain = [(key, [text_of(each) for each in items] or ["-"]) for key, items in texts.items() if key not in records]
     _print_lines(plain)
     for key, items in records.items():
         for number, record in enumerate(items, 1):
             click.echo(f"\n{key} {number} of {len(items)}:")
-            lines = [(f"  {printable(name).replace('_', ' ')}", [_text(each)]) for name, each in record.items()]
+            lines = [(f"  {printable(name).replace('_', ' ')}", [text_of(each)]) for name, each in record.items()]
             _print_lines(lines)
 
 
@@ -271,25 +269,3 @@ def _plain(value: object) -> object:
             return [_plain(item) for item in value]
         case _:
             return str(value).encode("utf-8", "backslashreplace").decode("utf-8")  # a lone surrogate is not text
-
-
-def _text(value: object) -> str:
-    """`value` on one line of a terminal, - for none: control characters shown as escapes, never obeyed."""
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return "yes" if value else "no"
-        case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        case bytes():
-            return value.hex()
-        case Mapping():
-            text = ", ".join(f"{key}={_text(item)}" for key, item in value.items())
-        case list() | tuple() | set() | frozenset():
-            text = ", ".join(_text(item) for item in value)
-        case str() if _RFC3339_UTC.fullmatch(value):
-            return f"{value[:10]} {value[11:19]}Z"
-        case _:
-            text = str(value)
-    return printable(text) or "-"

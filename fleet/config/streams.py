@@ -25,9 +25,11 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import click
@@ -38,6 +40,7 @@ EXIT_USAGE = 2
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE, what a shell reports for a program that it has ended
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+_RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
 STDOUT_NAME = "standard output"
 WITHOUT_DIRECTORY = "the working directory has been deleted"
 
@@ -154,6 +157,28 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def text_of(value: object) -> str:
+    """`value` on one line of a terminal, - for none; a time as 2026-01-31 23:59:59Z. Control characters are escaped."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        case bytes():
+            return value.hex()
+        case Mapping():
+            text = ", ".join(f"{key}={text_of(item)}" for key, item in value.items())
+        case list() | tuple() | set() | frozenset():
+            text = ", ".join(text_of(item) for item in value)
+        case str() if _RFC3339_UTC.fullmatch(value):
+            return f"{value[:10]} {value[11:19]}Z"
+        case _:
+            text = str(value)
+    return printable(text) or "-"
 
 
 def json_text(value: object, *, ascii_only: bool = False) -> str:

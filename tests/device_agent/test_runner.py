@@ -120,7 +120,7 @@ def test_an_older_server_is_spoken_to_in_its_version(authority: Authority, tmp_p
         store.promote(put(store, authority))
         log = run_until(tmp_path / "a home", lambda text: " connected " in text)
     assert "protocol=3.1.1" in log
-    assert re.search(r'started .* renews_by_itself_at="\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"', log)
+    assert re.search(r"started .* renewal_due_at=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", log)
 
 
 def test_the_new_identity_is_tried_first_and_stays_when_it_works(authority: Authority, tmp_path: Path) -> None:

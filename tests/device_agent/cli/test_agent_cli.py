@@ -129,7 +129,7 @@ def test_what_is_printed_is_the_new_certificates_expiry(lone: Device) -> None:
 
 
 def _printed_expiry(text: str) -> datetime:
-    return datetime.strptime(text.strip()[-24:], "%Y-%m-%d %H:%M:%S UTC.").replace(tzinfo=UTC)
+    return datetime.strptime(text.strip()[-21:], "%Y-%m-%d %H:%M:%SZ.").replace(tzinfo=UTC)
 
 
 @pytest.mark.parametrize("give", ["", "\n", "two words\x01", "ключ"])
