@@ -47,6 +47,7 @@ EXIT_REFUSED = 1
 EXIT_NO_BOARD = 3
 EXIT_NO_AUTHORITY = 4
 EXIT_STOPPED = 130  # as a shell reports SIGINT
+CERTIFICATES_SIZE_MAX = 65_536  # of a station, with its chain
 _TIMING = Timing()
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -193,7 +194,8 @@ def _provision(
 
 def _station_name(file: Path) -> str:
     try:
-        return station_name(x509.load_pem_x509_certificates(file.read_bytes()))
+        with file.open("rb") as opened:
+            return station_name(x509.load_pem_x509_certificates(opened.read(CERTIFICATES_SIZE_MAX)))
     except (OSError, ValueError) as error:
         raise BadConfig(f"{file} cannot be read as a PEM certificate.") from error
 

@@ -8,6 +8,7 @@ import click
 from device_agent.cli.options import pass_home, usage_errors
 from device_agent.config.agent_config import NewHome, must_be_free, write_config
 from device_agent.config.endpoints import parse_endpoint
+from device_agent.store.atomic_files import read_file
 from fleet.est_client.arguments import check_device_id, check_printable
 from fleet.est_client.tls import client_context
 from fleet.est_client.url import parse_est_url
@@ -38,7 +39,7 @@ def init(home: Path, device_id: str, est_url: str, mqtt: str, ca_file: Path, har
         parse_est_url(est_url)
         server = parse_endpoint(mqtt)
         client_context(ca_file)
-        anchors = ca_pem(ca_file.read_bytes()).encode()
+        anchors = ca_pem(read_file(ca_file)).encode()
     must_be_free(home)
     path = write_config(
         home, NewHome(device_id, est_url, server.host, server.port, anchors, hardware_serial, spool, server.path)

@@ -13,6 +13,7 @@ from fleet.cli.options import FILE, home_option
 from fleet.cli.output import output_option, print_value
 from fleet.cli.parameters import TENANT_IF_ANY
 from fleet.config.durable_files import write_file
+from fleet.config.small_files import read_argument
 from fleet.config.streams import printable
 from fleet.domain.errors import Invalid
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SIGNS = "CA keys stay in the home"
 """Why a command takes no --url."""
+IMPORTED_SIZE_MAX = 16_777_216  # a CRL of 100,000 entries has 5.3 MB as PEM
 OUT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 tenant_option = click.option(
@@ -131,7 +133,7 @@ def import_(home: Path, tenant: str, force: bool, file: Path, output: str) -> No
             return before, after
 
     with attempting(f"importing the issuing CA of '{tenant or home}'"):
-        data = file.read_bytes()
+        data = read_argument(file, IMPORTED_SIZE_MAX)
         done = asyncio.run(work())
     if not isinstance(done, tuple):
         for crl in done:
@@ -213,7 +215,7 @@ def sign(home: Path, days: int, force: bool, request: Path, out: Path) -> None:
             return made, pem + (crl.public_bytes(Encoding.PEM) if crl is not None else b"")
 
     with attempting(f"signing '{request}'"):
-        data = request.read_bytes()
+        data = read_argument(request)
         made, answer = asyncio.run(work())
         write_out(out, answer, force=force)
     click.echo(f"SHA-256 of its key: {spki_sha256(made.public_key()).hex()}", err=True)
@@ -247,7 +249,7 @@ def cross_sign_(home: Path, force: bool, root: Path, out: Path) -> None:
             return made.public_bytes(Encoding.PEM)
 
     with attempting(f"cross-signing '{root}'"):
-        data = root.read_bytes()
+        data = read_argument(root)
         write_out(out, asyncio.run(work()), force=force)
 
 
@@ -282,7 +284,7 @@ def crl(home: Path, days: int, revoked: tuple[Path, ...], force: bool, out: Path
             return made.public_bytes(Encoding.PEM)
 
     with attempting(f"signing the CRL of the root of '{home}'"):
-        files = [file.read_bytes() for file in revoked]
+        files = [read_argument(file) for file in revoked]
         write_out(out, asyncio.run(work()), force=force)
 
 

@@ -16,6 +16,7 @@ from fleet.cli.parameters import CERTIFICATE_LIFETIME, CLAIM, MODEL
 from fleet.cli.passwords import PasswordSource, password_options
 from fleet.cli.records import Records, revocation_options
 from fleet.client.client import Client, path_of
+from fleet.config.small_files import read_argument
 from fleet.domain.errors import FleetError
 from fleet.domain.model_rules import AdmissionPath
 from fleet.services.claims import QUOTA_MAX
@@ -127,7 +128,7 @@ def _warn_unless_admitted(client: Client, model: str) -> None:
 
 def _request_in(csr_file: Path) -> bytes:
     """The certificate request in `csr_file`, DER. Raises: WireError."""
-    data = csr_file.read_bytes()
+    data = read_argument(csr_file)
     if data.lstrip().startswith(b"-----BEGIN"):
         try:
             data = x509.load_pem_x509_csr(data).public_bytes(Encoding.DER)

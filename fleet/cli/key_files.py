@@ -18,6 +18,7 @@ from fleet.cli.errors import CliError
 from fleet.cli.output import Row
 from fleet.client.client import Client, bad_answer
 from fleet.config.durable_files import write_file
+from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.ca_role import CaRole
 from fleet.domain.errors import Conflict
 from fleet.wire.csr import build_csr
@@ -150,6 +151,6 @@ def _check_free(files: KeyFiles, root: bytes) -> None:
         if os.path.lexists(file) or (file == files.ca and file not in alone):
             message = f"{file} exists, or is reserved; nothing was changed."
             raise Conflict("file-exists", message, "Use another name or folder.")
-    if os.path.lexists(files.ca) and files.ca.read_bytes() != root:
+    if os.path.lexists(files.ca) and read_small(files.ca, CERTIFICATES_SIZE_MAX) != root:
         message = f"{files.ca} is the root CA of another fleet; nothing was changed."
         raise Conflict("file-exists", message, "Use another folder.")

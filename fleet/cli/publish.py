@@ -16,6 +16,7 @@ from fleet.cli.options import client_option
 from fleet.cli.output import output_option, print_value
 from fleet.client.client import Client, bad_answer, path_of
 from fleet.config.durable_files import write_file
+from fleet.config.small_files import LargeFile, read_small
 from fleet.domain.ca_role import CaRole
 from fleet.domain.distribution import CA_NAME_PATTERN, CRL_KIND_PATTERN, PLAIN, ca_name, ca_path, crl_path
 from fleet.wire.armor import unwrap
@@ -167,8 +168,8 @@ def _der(pem: str) -> bytes:
 
 
 def _holds(file: Path, data: bytes) -> bool:
-    with suppress(FileNotFoundError):
-        return file.read_bytes() == data
+    with suppress(FileNotFoundError, LargeFile):
+        return read_small(file, len(data)) == data
     return False
 
 

@@ -26,12 +26,14 @@ from fleet.cli.output import Row, print_value
 from fleet.client.client import Client
 from fleet.client.tokens import delivered_token, revoke_if_valid
 from fleet.config.durable_files import MODE_SECRET, must_be_ours, write_file
+from fleet.config.small_files import LargeFile, read_small
 from fleet.config.streams import EXIT_FAILED
 from fleet.domain.device import device_id
 from fleet.domain.errors import FleetError, Invalid, Unauthenticated, Unavailable
 from fleet.wire.errors import Malformed
 from fleet.wire.text import without_mark
 
+ID_SIZE_MAX = 256
 FILE_SIZE_MAX = 256 * 1024 * 1024  # two million lines
 
 _LINE = re.compile(rb"([^,\n]{1,64}),([0-9a-f]{12})\.[\w-]+")
@@ -183,11 +185,13 @@ def _kept_id(file: Path) -> str | None:
     """The batch's id in `file`, None if there is none. Raises: Invalid (`bad-output`): anything else. OSError."""
     try:
         if stat.S_ISREG(file.lstat().st_mode):
-            text = file.read_text(encoding="ascii", errors="replace").strip()
+            text = read_small(file, ID_SIZE_MAX).decode("ascii", errors="replace").strip()
             if _BATCH_ID.fullmatch(text):
                 return text
     except FileNotFoundError:
         return None
+    except LargeFile:
+        pass
     raise Invalid("bad-output", f"{file} is not the state of a batch of tokens.", "Remove it.")
 
 

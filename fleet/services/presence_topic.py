@@ -3,7 +3,8 @@
     topic = PresenceTopic("fleet/presence/{id}", publisher)
     presence.topic = Announcer(topic.publish, failures)
 
-No message is retained: `GET /v1/sessions` has the present state.
+No message is retained: nobody would correct that of a process that was killed. `GET /v1/sessions` has the present
+state.
 """
 
 import asyncio
