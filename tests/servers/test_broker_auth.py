@@ -291,8 +291,8 @@ async def test_emqx_is_told_until_when_and_what(house: House) -> None:
     assert (await house.emqx("authn-acl", clientid="cam-1", cert_pem=encoded))["acl"] == [
         {"permission": "deny", "action": "publish", "topic": "devices/+/fleet/#"},
         {"permission": "deny", "action": "publish", "topic": "fleet/presence/#"},
-        {"permission": "allow", "action": "publish", "topic": "devices/cam-1/up/#", **qos, "retain": "false"},
-        {"permission": "allow", "action": "publish", "topic": "a/+", **qos, "retain": "false"},
+        {"permission": "allow", "action": "publish", "topic": "devices/cam-1/up/#", **qos, "retain": False},
+        {"permission": "allow", "action": "publish", "topic": "a/+", **qos, "retain": False},
         {"permission": "allow", "action": "subscribe", "topic": "eq devices/cam-1/down/#", **qos},
         {"permission": "allow", "action": "subscribe", "topic": "eq devices/cam-1/fleet/#", **qos},
         {"permission": "deny", "action": "all", "topic": "#"},

@@ -117,7 +117,7 @@ def acl(policy: TopicPolicy) -> Sequence[Mapping[str, object]]:
     qos: dict[str, object] = {
         "qos": [each for each in _QOS.values() if not policy.flags_refusal(qos=each, retain=False)]
     }
-    retain: dict[str, object] = {} if policy.retain else {"retain": "false"}
+    retain: dict[str, object] = {} if policy.retain else {"retain": False}
     publish, subscribe = (tuple(filter(_is_plain, each)) for each in (policy.publish, policy.subscribe))
     return [
         *({"permission": "deny", "action": "publish", "topic": each} for each in RESERVED),
