@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.ca.chain import EC_BITS_MIN, RSA_BITS_MIN, is_strong_key
 from fleet.domain.errors import Invalid
-from fleet.wire.certificate_fields import certificate_fields, why_unsupported
-from fleet.wire.encodings.pem import blocks
+from fleet.wire.certificate_fields import certificate_fields
+from fleet.wire.encodings.reading import read
 from fleet.wire.errors import WireError
 from fleet.wire.parsing import library_errors
 from fleet.wire.spki import spki_of
@@ -18,7 +18,7 @@ FILE_SIZE_MAX = 64 * 1024
 
 
 def read_trust_anchor(data: bytes, own: Sequence[x509.Certificate], now: datetime) -> x509.Certificate:
-    """The one CA certificate in `data`, PEM or DER. `own` are the fleet's CAs: none of them is a manufacturer's.
+    """The one CA certificate in `data`, in any form. `own` are the fleet's CAs: none of them is a manufacturer's.
 
     Raises: Invalid (`bad-anchor`), with the reason.
     """
@@ -64,24 +64,15 @@ def _only_certificate(data: bytes) -> x509.Certificate:
     if len(data) > FILE_SIZE_MAX:
         raise Invalid("bad-anchor", f"The file is larger than {FILE_SIZE_MAX} bytes.")
     try:
-        if b"-----BEGIN" not in data:
-            return x509.load_der_x509_certificate(data)
-        found = x509.load_pem_x509_certificates(data)
-    except ValueError:
-        why = why_unsupported(_first_der(data))
-        message = f"The certificate is not supported: {why}." if why else "The file holds no certificate in PEM or DER."
-        raise Invalid("bad-anchor", message) from None
+        found = read(data).certificates
+    except WireError as error:
+        raise Invalid("bad-anchor", str(error)) from None
+    if not found:
+        raise Invalid("bad-anchor", "The file holds no certificate.")
     if len(found) != 1:
         message = f"The file holds {len(found)} certificates; one CA is imported at a time."
         raise Invalid("bad-anchor", message, "Devices send the CAs between theirs and this one along.")
     return found[0]
-
-
-def _first_der(data: bytes) -> bytes:
-    try:
-        return next((block.content for block in blocks(data)), data) if b"-----BEGIN" in data else data
-    except WireError:
-        return b""
 
 
 def _bad(why: str) -> Invalid:

@@ -3,15 +3,16 @@
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from cryptography.utils import CryptographyDeprecationWarning
 
-from fleet.cli.cert_report import certificate_facts, key_facts, list_facts, request_facts
+from fleet.cli.cert_report import certificate_facts, key_facts, list_facts, request_facts, unsupported_facts
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource, password_options
@@ -77,12 +78,13 @@ def inspect(file: str, password: PasswordSource, output: str) -> None:
     Exit codes: 0 shown (expired or not), 1 it cannot be read, 2 wrong use.
     """
     data = _input(file)
-    bundle = _read(file, data, password, "the file")
+    bundle = _read(file, data, password, "the file", unsupported_too=True)
     now = datetime.now(UTC)
     facts = {
         "file": file,
         "content": str(recognize(data)),
-        "certificates": [certificate_facts(bundle, index, now) for index in range(len(bundle.certificates))],
+        "certificates": [certificate_facts(bundle, index, now) for index in range(len(bundle.certificates))]
+        + [unsupported_facts(*each) for each in bundle.unsupported],
         "private_key": key_facts(bundle),
         "locked_keys": bundle.locked_keys,
         "requests": [request_facts(request) for request in bundle.requests],
@@ -217,18 +219,19 @@ def _input(name: str) -> bytes:
         return bytes(file.read(INPUT_SIZE_MAX + 1))
 
 
-def _read(name: str, data: bytes, password: PasswordSource, purpose: str) -> Bundle:
+def _read(name: str, data: bytes, password: PasswordSource, purpose: str, *, unsupported_too: bool = False) -> Bundle:
     """What `data` holds. A password is asked for only if the file can't be opened without."""
+    reader = partial(read, unsupported_too=unsupported_too)
     try:
-        return _opened(name, data, password.given(purpose))
+        return _opened(name, data, password.given(purpose), reader)
     except PasswordNeeded:
-        return _opened(name, data, password.given_or_asked(purpose))
+        return _opened(name, data, password.given_or_asked(purpose), reader)
 
 
-def _opened(name: str, data: bytes, password: bytes | None) -> Bundle:
+def _opened(name: str, data: bytes, password: bytes | None, reader: Callable[[bytes, bytes | None], Bundle]) -> Bundle:
     attempted = f"reading '{name}'"
     try:
-        return read(data, password)
+        return reader(data, password)
     except PasswordNeeded:
         raise
     except WrongPassword as error:

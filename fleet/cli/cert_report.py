@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from fleet.wire import der
 from fleet.wire.certificate_fields import CertificateFields, certificate_fields
 from fleet.wire.csr import decode_csr
 from fleet.wire.encodings.bundle import Bundle, Request, belongs_to
 from fleet.wire.errors import WireError
 from fleet.wire.keys import key_type_of
-from fleet.wire.names import SUBJECT_ALT_NAME, AltNames, alt_name_values, subject_name
+from fleet.wire.names import SUBJECT_ALT_NAME, AltNames, alt_name_values, subject_name, subject_values
 from fleet.wire.parsing import library_errors
 from fleet.wire.spki import load_spki, spki_of
 
@@ -67,6 +68,34 @@ def certificate_facts(bundle: Bundle, index: int, now: datetime) -> Facts:
         "friendly_name": bundle.friendly_name(index),
         "problems": problems,
     }
+
+
+def unsupported_facts(data: bytes, why: str) -> Facts:
+    """A certificate that the library cannot load: what is read of its DER."""
+    problems = [f"The certificate is not supported: {why}."]
+    fields = certificate_fields(data)
+    none: AltNames = ()
+    alt_names = _read(problems, "alt names", lambda: alt_name_values(fields.extension(SUBJECT_ALT_NAME)), none)
+    unknown: dict[str, object] = {"key_type": "?", "key_sha256": None}
+    key = _read(problems, "public key", lambda: _key_facts(load_spki(fields.spki.whole)), unknown)
+    return {
+        "subject": _read(problems, "subject", lambda: _name(fields.subject), "?"),
+        "alt_names": alt_names,
+        "issuer": _read(problems, "issuer", lambda: _name(fields.issuer), "?"),
+        "serial": f"{fields.serial_number:x}",
+        **_NO_VALIDITY,
+        "key_type": key["key_type"],
+        **_usage_facts(fields, problems),
+        "sha256": hashlib.sha256(data).digest(),
+        "sha1": hashlib.sha1(data).digest(),  # noqa: S324 - as above
+        "key_sha256": key["key_sha256"],
+        "friendly_name": None,
+        "problems": problems,
+    }
+
+
+def _name(name: der.Element) -> str:
+    return subject_name(subject_values(name)).rfc4514_string()
 
 
 def key_facts(bundle: Bundle) -> Facts | None:

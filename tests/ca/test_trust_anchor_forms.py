@@ -61,3 +61,11 @@ def test_refused_with_the_cause(data: bytes, cause: str, is_pem: bool) -> None:
     with pytest.raises(Invalid, match=cause) as refused:
         read_trust_anchor(pem if is_pem else data, (), NOW)
     assert refused.value.code == "bad-anchor"
+
+
+def test_what_is_wrong_with_the_file_is_said() -> None:
+    good = certificate(KEY, extension(BASIC, CA), SIGNS)
+    for data, cause in ((good + b"\n", "has bytes after its end"), (good[:-1], "cut off"), (b"", "empty")):
+        with pytest.raises(Invalid, match=cause) as refused:
+            read_trust_anchor(data, (), NOW)
+        assert refused.value.code == "bad-anchor"

@@ -1,5 +1,6 @@
 """`fleet cert inspect`: what it shows, what it hides, and how it fails."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from fleet.cli.cert import cert
 from fleet.wire.encodings.bundle import Bundle, Form
 from fleet.wire.encodings.writing import write
+from tests.odd_certificates import ECDSA_WITH_NULL
 from tests.odd_certificates import certificate as odd_certificate
 from tests.wire.encodings.material import (
     ALT_NAMES,
@@ -195,6 +197,15 @@ def test_a_serial_number_that_is_not_positive_is_a_problem() -> None:
     assert certificate["serial"] == "-5"
     assert certificate["problems"] == ["The serial number is not positive, which RFC 5280 forbids."]
     assert "Parsed a serial" not in inspect("-", data=data).output
+
+
+def test_a_certificate_that_the_library_cannot_load_is_shown() -> None:
+    data = odd_certificate(ec.generate_private_key(ec.SECP256R1()), algorithm=ECDSA_WITH_NULL)
+    (certificate,) = facts("-", data=data)["certificates"]
+    assert (certificate["subject"], certificate["serial"], certificate["key_type"]) == ("CN=Maker", "7", "EC-P256")
+    assert certificate["sha256"] == hashlib.sha256(data).hexdigest()
+    (problem,) = certificate["problems"]
+    assert "ECDSA, has parameters" in problem
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x30\x82\x01\x00", CHAIN_PEM[:300]])

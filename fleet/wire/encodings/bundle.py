@@ -109,6 +109,8 @@ class Bundle:
     """Encrypted private keys left closed because no password was given."""
     others: tuple[str, ...] = ()
     """What else is there, in words: seen, but not kept."""
+    unsupported: tuple[tuple[bytes, str], ...] = ()
+    """DER of certificates that the library cannot load, each with the reason; only where they were asked for."""
 
     def friendly_name(self, index: int) -> str | None:
         return self.friendly_names[index] if index < len(self.friendly_names) else None

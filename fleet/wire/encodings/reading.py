@@ -52,9 +52,10 @@ _A_PSS_KEY = "a private key for RSASSA-PSS alone (id-RSASSA-PSS), which is not r
 _SILENT_LABELS = frozenset({"EC PARAMETERS"})  # `openssl ecparam -genkey` writes them before the key that repeats them
 
 
-def read(data: bytes, password: bytes | None = None) -> Bundle:
+def read(data: bytes, password: bytes | None = None, *, unsupported_too: bool = False) -> Bundle:
     """Everything in `data`, which may be any of recognize.Content.
 
+    With `unsupported_too`, a certificate that the library cannot load is among `Bundle.unsupported`, not refused.
     Without `password`, an encrypted key in PEM or PKCS#8 is counted and left closed; PKCS#12 that needs one is refused.
 
     Raises: TooLarge, Malformed (WrongPassword among them), Unsupported (PasswordNeeded among them).
@@ -67,7 +68,7 @@ def read(data: bytes, password: bytes | None = None) -> Bundle:
         content = recognize(data)
     if content is Content.PKCS12:
         return read_pkcs12(data, password)
-    found = _Found(password)
+    found = _Found(password, unsupported_too)
     if content is Content.PEM:
         for block in blocks(data):
             found.add_block(block)
@@ -81,12 +82,14 @@ class _Found:
     """What has been read so far. Local to one call of `read`."""
 
     password: bytes | None = field(repr=False)
+    unsupported_too: bool
     certificates: list[x509.Certificate] = field(default_factory=list)
     keys: list[PrivateKeyTypes] = field(default_factory=list, repr=False)
     requests: list[Request] = field(default_factory=list)
     lists: list[x509.CertificateRevocationList] = field(default_factory=list)
     locked_keys: int = 0
     others: list[str] = field(default_factory=list)
+    unsupported: list[tuple[bytes, str]] = field(default_factory=list)
 
     def add_block(self, block: Block) -> None:
         if block.old_encryption:
@@ -132,15 +135,17 @@ class _Found:
                 raise Unsupported(f"{content} inside another form is not read.")
 
     def _add_certificate(self, data: bytes) -> None:
-        if len(self.certificates) >= CERTIFICATES_MAX:
+        if len(self.certificates) + len(self.unsupported) >= CERTIFICATES_MAX:
             raise TooLarge(f"The file holds more than {CERTIFICATES_MAX} certificates.")
         try:
             with library_errors("certificate"):
                 self.certificates.append(x509.load_der_x509_certificate(data))
         except Malformed:
-            if why := why_unsupported(data):
+            if not (why := why_unsupported(data)):
+                raise
+            if not self.unsupported_too:
                 raise Unsupported(f"The certificate is not supported: {why}.") from None
-            raise
+            self.unsupported.append((data, why))
 
     def _add_request(self, data: bytes) -> None:
         if recognize(data) is not Content.REQUEST:
@@ -178,6 +183,7 @@ class _Found:
             revocation_lists=tuple(self.lists),
             locked_keys=self.locked_keys,
             others=tuple(self.others),
+            unsupported=tuple(self.unsupported),
         )
 
 
