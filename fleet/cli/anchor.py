@@ -1,6 +1,5 @@
 """`fleet anchor`: manufacturers' CAs, trusted for a first enrollment with an IDevID (IEEE 802.1AR)."""
 
-import ssl
 from pathlib import Path
 
 import click
@@ -63,5 +62,5 @@ def add(client: Client, name: str, file: Path, models: tuple[str, ...], output: 
 def _text(data: bytes) -> str:
     try:
         return ca_pem(data)
-    except WireError:  # the server says what is wrong with it
-        return data.decode("ascii", "replace") if b"-----BEGIN" in data else ssl.DER_cert_to_PEM_cert(data)
+    except WireError as error:
+        raise Invalid("bad-anchor", str(error)) from error

@@ -182,7 +182,7 @@ def convert(
     data = _input(source)
     bundle = _read(source, data, password, "the input file")
     if bundle.locked_keys and not drop and has_room_for_key(bundle, form):
-        bundle = _opened(source, data, password.given_or_asked("the input file"))
+        bundle = _opened(source, data, password.given_or_asked("the input file"), read)
     attempted = f"converting '{source}' to {form}"
     left_out = losses(bundle, form)
     if left_out and not drop:

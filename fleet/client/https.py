@@ -121,14 +121,17 @@ def tls_context(cert: Path, key: Path | None, ca: Path | None) -> ssl.SSLContext
     for file in filter(None, (cert, key, ca)):
         file.open("rb").close()  # names a missing file in the error; the library does not
     try:
-        context = ssl.create_default_context(
-            cadata=ca_pem(read_small(ca, CERTIFICATES_SIZE_MAX)) if ca is not None else None
-        )
+        anchors = ca_pem(read_small(ca, CERTIFICATES_SIZE_MAX)) if ca is not None else None
+    except WireError as error:
+        message = f"{ca} cannot be used as the root CA: {error}"
+        raise Invalid("bad-certificate", message, "PEM, DER and PKCS#7 are read.") from error
+    try:
+        context = ssl.create_default_context(cadata=anchors)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False  # RFC 9525, 2: names are in the SAN
         beside = cert.with_suffix(".key")
         context.load_cert_chain(cert, key or (beside if beside.is_file() else None), password=_no_password)
-    except (ssl.SSLError, ValueError, WireError) as error:
+    except (ssl.SSLError, ValueError) as error:
         message = f"{cert} with its key, or the root in {ca}, cannot be used."
         advice = "Use PEM files: --cert, --key without a password; --ca may be DER or PKCS#7 too."
         raise Invalid("bad-certificate", message, advice) from error

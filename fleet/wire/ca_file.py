@@ -8,11 +8,13 @@ from fleet.wire.text import UTF8_MARK, UTF16_MARKS
 def ca_pem(data: bytes) -> str:
     """The certificates in `data`, at least one, as PEM for `ssl.SSLContext.load_verify_locations(cadata=...)`.
 
-    PEM is passed on as it is: a bundle of all public roots may be large, and needs no parser but the library's.
+    PEM is passed on as it is: a bundle of all public roots may be large, and needs no parser but the library's. Two
+    blocks that were glued together without a newline are taken apart: the library refuses them.
 
     Raises: WireError: TooLarge, Malformed, Unsupported.
     """
-    if b"-----BEGIN CERTIFICATE-----" in data and not data.startswith((UTF8_MARK, *UTF16_MARKS)):
+    is_plain = not data.startswith((UTF8_MARK, *UTF16_MARKS)) and b"----------BEGIN" not in data
+    if b"-----BEGIN CERTIFICATE-----" in data and is_plain:
         return data.decode("ascii", "replace")
     from cryptography.hazmat.primitives.serialization import Encoding  # 10 MB that an agent seldom needs
 

@@ -344,3 +344,4 @@ def test_bad_files(tmp_path: Path, file: Path) -> None:
         with pytest.raises(Invalid) as caught:
             HttpsTransport("https://localhost:1", cert, None, ca).send("GET", "/", {}, None)
         assert caught.value.code == "bad-certificate"
+    assert f"{junk} cannot be used as the root CA" in caught.value.message

@@ -25,6 +25,7 @@ DER = ONE.public_bytes(Encoding.DER)
 PEM = pem(ONE, OTHER)
 FORMS: dict[str, tuple[bytes, tuple[x509.Certificate, ...]]] = {
     "PEM": (PEM, (ONE, OTHER)),
+    "PEM glued together": (PEM.replace(b"-----\n-----", b"----------"), (ONE, OTHER)),
     "PEM with words": (b"# the CAs\nOne\n" + PEM, (ONE, OTHER)),
     "PEM with a byte order mark": (b"\xef\xbb\xbf" + PEM, (ONE, OTHER)),
     "PEM in UTF-16": (PEM.decode().encode("utf-16"), (ONE, OTHER)),
