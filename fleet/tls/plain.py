@@ -41,7 +41,7 @@ class ConnectionOwner(Protocol):
 DECLINED_SECONDS = 1.0
 """For a client to read that there is no room."""
 DECLINED_MAX = 1000
-"""Connections that read it at the same time; others end at once."""
+"""Connections that are kept for that at the same time, since each takes a descriptor."""
 
 
 class PlainConnection(LayeredTransport, asyncio.Protocol):
@@ -130,11 +130,14 @@ class PlainConnection(LayeredTransport, asyncio.Protocol):
     def _decline(self, reason: Refusal) -> None:
         """Send that there is no room, and end once the client has closed."""
         declined, words = self._owner.declined, self._owner.no_room
-        if not words or len(declined) >= DECLINED_MAX or reason in (Refusal.NO_DESCRIPTOR, Refusal.GONE):
+        if not words or reason is Refusal.GONE:
             self._raw.abort()
             return
-        declined.add(self)
         self._raw.write(words)
+        if len(declined) >= DECLINED_MAX or reason is Refusal.NO_DESCRIPTOR:
+            self._raw.close()  # a client that has sent something by then may lose what it is told
+            return
+        declined.add(self)
         self._raw.write_eof()
         self._close_timer = self._owner.loop.call_later(DECLINED_SECONDS, self._raw.abort)
 
