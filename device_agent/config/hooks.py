@@ -14,7 +14,7 @@ Standard library only: the long-lived process reads them too.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,14 @@ class Hook:
         return hashlib.sha256(repr((self.copies, self.run, self.user)).encode()).hexdigest()[:16]
 
 
-def read_hooks(where: str, tables: object) -> tuple[Hook, ...]:
-    """The value of `hook` in agent.toml, in its order. Raises: BadConfig, which begins with `where`."""
+def read_hooks(where: str, tables: object, lines: Sequence[int] = ()) -> tuple[Hook, ...]:
+    """The value of `hook` in agent.toml, in its order; `lines`: where each begins.
+
+    Raises: BadConfig, which begins with `where`.
+    """
     hooks = tuple(
-        _hook(f"{where}: hook {number}", table) for number, table in _tables(f"{where}: hook", tables, HOOKS_MAX)
+        _hook(f"{where}{f', line {lines[number - 1]}' if number <= len(lines) else ''}: hook {number}", table)
+        for number, table in _tables(f"{where}: hook", tables, HOOKS_MAX)
     )
     names = [hook.name for hook in hooks]
     if twice := next((name for name in names if names.count(name) > 1), ""):

@@ -1,13 +1,16 @@
 """Settings of a running agent: agent.toml and ca.pem, read again on SIGHUP, whole or not at all."""
 
+from operator import attrgetter
+
 from device_agent.config.agent_config import AgentConfig, read_config
+from device_agent.config.settings import SETTINGS, Reload
 from device_agent.loop.executor import Executor
 from device_agent.store.atomic_files import read_file
 from fleet.est_client.errors import BadConfig
 from fleet.est_client.tls import client_context
 
-_FIXED = ("device_id", "outbox_messages_max", "spool", "apps", "managed")
-_OF_THE_CONNECTION = ("mqtt_servers", "pins", "keepalive_seconds", "session_expiry_seconds")
+_FIXED = [("apps", "apps"), *((each.name, each.field) for each in SETTINGS if each.reload is Reload.RESTART)]
+_OF_THE_CONNECTION = [each.field for each in SETTINGS if each.reload is Reload.RECONNECT]
 
 
 class Settings:
@@ -23,13 +26,13 @@ class Settings:
         Raises: BadConfig: they are not valid, or change what only a restart can change; `config` is as it was.
         """
         fresh = read_config(self.config.home)
-        fixed = [name for name in _FIXED if getattr(fresh, name) != getattr(self.config, name)]
+        fixed = [name for name, field in _FIXED if attrgetter(field)(fresh) != attrgetter(field)(self.config)]
         if fixed:
             raise BadConfig(f"A restart is needed to change {', '.join(fixed)}; nothing has been changed.")
         client_context(fresh.ca_file)
         anchors = _anchors_of(fresh)
         reconnects = anchors != self._anchors or any(
-            getattr(fresh, name) != getattr(self.config, name) for name in _OF_THE_CONNECTION
+            attrgetter(field)(fresh) != attrgetter(field)(self.config) for field in _OF_THE_CONNECTION
         )
         self.config, self._anchors = fresh, anchors
         return reconnects

@@ -1,11 +1,15 @@
 """agent.toml: written once, read strictly."""
 
 import os
+import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+from device_agent.config import settings
 from device_agent.config.agent_config import NewHome, read_config, write_config
+from device_agent.config.settings import SETTINGS, Setting
 from device_agent.config.spool import SpoolConfig
 from fleet.est_client.arguments import check_device_id, parse_host_port
 from fleet.est_client.errors import BadConfig
@@ -69,29 +73,33 @@ def test_a_home_that_is_none(tmp_path: Path) -> None:
         ("enabled = false", "enabled = 1", "spool.enabled"),
         ("enabled = false", 'on = "yes"', "spool.on"),
         ("bytes_max = 16777216", "bytes_max = 1", "spool.bytes_max"),
-        ("bytes_max = 16777216", "bytes_max = 2e7", "spool.bytes_max"),
+        ("bytes_max = 16777216", "bytes_max = 20000000.5", "spool.bytes_max"),
         ("age_max_seconds = 604800", "age_max_seconds = nan", "spool.age_max_seconds"),
         ('drop = "newest"', 'drop = "all"', "spool.drop"),
         ("[spool]  ", "[[spool]]  ", "spool must be a section"),
         ("[est]", "est = 1\n[other]", "est"),
-        ('device_id = "cam-7"', 'device_id = "a/b"', r"agent\.toml: device_id"),
-        ('hardware_serial = "SN 1"', 'hardware_serial = "SN\\u0000"', r"agent\.toml: hardware_serial"),
-        ('ca_file = "ca.pem"', 'ca_file = "ca\\u0000"', r"agent\.toml: ca_file"),
-        ("port = 8883", "port = 8883.9", r"agent\.toml: mqtt\.port"),
-        ("keepalive_seconds = 60", "keepalive_seconds = 60.9", r"agent\.toml: mqtt\.keepalive_seconds"),
+        ('device_id = "cam-7"', 'device_id = "a/b"', r"agent\.toml, line \d+: device_id"),
+        ('hardware_serial = "SN 1"', 'hardware_serial = "SN\\u0000"', r"agent\.toml, line \d+: hardware_serial"),
+        ('ca_file = "ca.pem"', 'ca_file = "ca\\u0000"', r"agent\.toml, line \d+: ca_file"),
+        ("port = 8883", "port = 8883.9", r"agent\.toml, line \d+: mqtt\.port"),
+        ("keepalive_seconds = 60", "keepalive_seconds = 60.9", r"agent\.toml, line \d+: mqtt\.keepalive_seconds"),
         (
             "session_expiry_seconds = 86400",
             "session_expiry_seconds = 0.5",
-            r"agent\.toml: mqtt\.session_expiry_seconds",
+            r"agent\.toml, line \d+: mqtt\.session_expiry_seconds",
         ),
-        ("messages_max = 1000", "messages_max = 1.5", r"agent\.toml: outbox\.messages_max"),
-        ('url = "https://h:8443"', 'url = "ftp://nonsense"', r"agent\.toml: est\.url"),
-        ('url = "https://h:8443"', 'url = "https://"', r"agent\.toml: est\.url"),
-        ('url = "https://h:8443"', 'url = "https://h:99999"', r"agent\.toml: est\.url"),
-        ('url = "https://h:8443"', 'url = "https://h"\nservers = ["https://[h"]', r"agent\.toml: est\.servers"),
-        ('host = "mqtt.example"', 'host = "mqtts://mqtt.example"', r"agent\.toml: mqtt\.host"),
-        ("port = 8883", 'port = 8883\nservers = ["h:x"]', r"agent\.toml: mqtt\.servers"),
-        ("[renewal]", '[trust]\npins = ["x"]\n[renewal]', r"agent\.toml: trust\.pins"),
+        ("messages_max = 1000", "messages_max = 1.5", r"agent\.toml, line \d+: outbox\.messages_max"),
+        ('url = "https://h:8443"', 'url = "ftp://nonsense"', r"agent\.toml, line \d+: est\.url"),
+        ('url = "https://h:8443"', 'url = "https://"', r"agent\.toml, line \d+: est\.url"),
+        ('url = "https://h:8443"', 'url = "https://h:99999"', r"agent\.toml, line \d+: est\.url"),
+        (
+            'url = "https://h:8443"',
+            'url = "https://h"\nservers = ["https://[h"]',
+            r"agent\.toml, line \d+: est\.servers",
+        ),
+        ('host = "mqtt.example"', 'host = "mqtts://mqtt.example"', r"agent\.toml, line \d+: mqtt\.host"),
+        ("port = 8883", 'port = 8883\nservers = ["h:x"]', r"agent\.toml, line \d+: mqtt\.servers"),
+        ("[renewal]", '[trust]\npins = ["x"]\n[renewal]', r"agent\.toml, line \d+: trust\.pins"),
     ],
 )
 def test_a_mistake_is_named(home: Path, old: str, new: str, named: str) -> None:
@@ -196,3 +204,41 @@ def test_no_hook_copies_into_the_home(tmp_path: Path) -> None:
         file.write_text(f'{text}[[hook]]\nname = "x"\n[[hook.copy]]\ncontent = "key"\nto = "{folder}/ca.pem"\n')
         with pytest.raises(BadConfig, match="within the device's home"):
             read_config(home)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.name)
+def test_each_setting_is_refused_where_it_stands(home: Path, setting: Setting) -> None:
+    """By its name and line: a date is a value of none."""
+    file = home / "agent.toml"
+    kept = [line for line in file.read_text().splitlines() if not re.match(rf"(# )?{setting.key} =", line)]
+    line = 3
+    if setting.section:
+        at = next(number for number, text in enumerate(kept) if re.match(rf"(# )?\[{setting.section}\]", text))
+        kept[at] = f"[{setting.section}]"
+        line = at + 2
+    kept.insert(line - 1, f"{setting.key} = 1979-05-27")
+    file.write_text("\n".join(kept))
+    with pytest.raises(BadConfig, match=rf"agent\.toml, line {line}: {setting.name} must be"):
+        read_config(home)
+
+
+def test_a_new_home_has_every_setting_at_its_default(home: Path) -> None:
+    config, text = read_config(home), (home / "agent.toml").read_text()
+    given = {"device_id", "hardware_serial", "est.url", "mqtt.host", "mqtt.port", "ca_file"}
+    for setting in SETTINGS:
+        assert re.search(rf"^(# )?{setting.key} = ", text, re.MULTILINE), setting.name
+        if setting.name not in given:
+            assert attrgetter(setting.field)(config) == setting.default, setting.name
+
+
+def test_the_page_has_the_table() -> None:
+    page = Path(settings.__file__).with_name("README.md").read_text()
+    assert settings.table() in page  # python -m device_agent.config.settings
+
+
+def test_a_misspelled_setting_has_a_hint(home: Path) -> None:
+    file = home / "agent.toml"
+    file.write_text(file.read_text().replace("keepalive_seconds =", "keepalive_secs ="))
+    with pytest.raises(BadConfig) as refused:
+        read_config(home)
+    assert refused.value.advice == "Did you mean mqtt.keepalive_seconds?"
