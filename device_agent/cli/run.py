@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from device_agent.child_process import module_command
 from device_agent.cli.options import pass_home, usage_errors
 from device_agent.config.topics import topic_for
-from device_agent.interpreter import module_command
 
 
 @click.command()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from device_agent.child_process import module_command
 from device_agent.cli.options import home_option, pass_home, pass_home_to_root
 from device_agent.config.agent_config import read_config
 from device_agent.errors import AgentError
-from device_agent.interpreter import module_command
 from device_agent.store.identity_store import IdentityStore
 from device_agent.systemd.installation import UNIT_NAME, Installation, check_capabilities, user_ids
 from device_agent.systemd.unit import Unit

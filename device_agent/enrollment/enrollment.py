@@ -4,15 +4,15 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from device_agent.interpreter import module_command
+from device_agent.child_process import ChildProcess
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 
 OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
+END_SECONDS_MAX = 5.0  # from a child's answer to its end
 TOOK_TOO_LONG = "The enrollment took too long and was stopped."
 DEADLINE_SECONDS = 120.0  # for one enrollment: 202 and 503 waits included
 
@@ -77,47 +77,27 @@ class EnrollmentProcess:
     """A running child. When `fileno()` is readable, call `read`, until it returns an Outcome."""
 
     def __init__(self, job: EnrollmentJob) -> None:
-        command = module_command("device_agent.enroll_child")
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._text = b""
-        assert self._process.stdin  # noqa: S101
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(job.to_json().encode())  # far below the pipe's 64 KB: does not block
-        os.set_blocking(self.fileno(), False)
+        self._child = ChildProcess("device_agent.enroll_child", job.to_json(), OUTCOME_SIZE_MAX)
 
     def fileno(self) -> int:
-        assert self._process.stdout  # noqa: S101
-        return self._process.stdout.fileno()
+        return self._child.fileno()
 
     def read(self) -> Outcome | None:
         """The Outcome, once the child has closed its output."""
-        try:
-            data = os.read(self.fileno(), OUTCOME_SIZE_MAX)
-        except BlockingIOError:
-            return None
-        self._text += data
-        if data and len(self._text) <= OUTCOME_SIZE_MAX:
-            return None
-        return self._finish()
+        return self._finished() if self._child.has_answered() else None
 
     def kill(self) -> Outcome:
         """Kill it."""
-        self._process.kill()
-        self._text = b""
-        return self._finish(TOOK_TOO_LONG)
+        self._child.kill()
+        self._child.answer = b""
+        return self._finished(TOOK_TOO_LONG)
 
-    def _finish(self, message: str = "") -> Outcome:
-        assert self._process.stdout  # noqa: S101
-        self._process.stdout.close()
+    def _finished(self, message: str = "") -> Outcome:
+        code = self._child.wait(END_SECONDS_MAX)
         try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        try:
-            return Outcome(**json.loads(self._text))
+            return Outcome(**json.loads(self._child.answer))
         except (ValueError, TypeError):
-            return Outcome(ok=False, message=message or _cause(self._process.returncode))
+            return Outcome(ok=False, message=message or _cause(code))
 
 
 def _cause(code: int) -> str:

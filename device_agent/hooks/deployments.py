@@ -3,15 +3,12 @@
 The hooks run in a child process. Whatever they do, the agent's loop only polls: no hook delays a rotation or the link.
 """
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from device_agent.child_process import ChildProcess
 from device_agent.config.hooks import Hook
 from device_agent.hooks.deployment_marks import (
     Marks,
@@ -20,59 +17,12 @@ from device_agent.hooks.deployment_marks import (
     read_marks,
     retry_delay_seconds,
 )
-from device_agent.interpreter import module_command
 from device_agent.log.event_log import EventLog
 from device_agent.store.identity_store import Identity
 
 START_SECONDS_MAX = 60.0  # for the process to start, and for copies to reach the disk
 BUSY_SECONDS = 10.0  # after another process was deploying
 SAID_SIZE_MAX = 1000  # bytes
-
-
-class DeployProcess:
-    """A running child. When `fileno()` is readable, call `ended`."""
-
-    def __init__(self, home: Path, names: list[str]) -> None:
-        command = module_command("device_agent.hooks.deploying")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0
-        )
-        assert self._process.stdin  # noqa: S101
-        assert self._process.stdout  # noqa: S101
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            self._stdin.write(json.dumps({"home": str(home), "hooks": names}).encode() + b"\n")
-        os.set_blocking(self._stdout.fileno(), False)
-        self.said = b""
-
-    def fileno(self) -> int:
-        return self._stdout.fileno()
-
-    def ended(self) -> bool:
-        """Whether it has closed its output; `said` is then why it could not try."""
-        try:
-            data = os.read(self.fileno(), SAID_SIZE_MAX)
-        except BlockingIOError:
-            return False
-        self.said = (self.said + data)[:SAID_SIZE_MAX]
-        if not data:
-            self._close()
-        return not data
-
-    def stop(self) -> None:
-        """Let it kill the hook that runs, and end. It is not waited for."""
-        self._close()
-
-    def kill(self) -> None:
-        """Kill it: it is stuck, as in a write to a file system that does not answer. It is not waited for."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._close()
-
-    def _close(self) -> None:
-        self._stdin.close()
-        self._stdout.close()
-        self._process.poll()  # subprocess reaps it later if it has not ended yet
 
 
 @dataclass(slots=True)
@@ -84,7 +34,7 @@ class Deployments:
     log: EventLog
     chance: Callable[[], float]
     monotonic: Callable[[], float]
-    process: DeployProcess | None = None
+    process: ChildProcess | None = None
     _process_until: float = 0.0
     _running: list[str] = field(default_factory=list)
     _fingerprint: str = ""
@@ -116,22 +66,25 @@ class Deployments:
     def stop(self) -> None:
         """Stop the child, if any: the next agent runs the hook again."""
         if self.process is not None:
-            self.process.stop()
+            self.process.close()
             self.process = None
 
     def _start(self, names: list[str], now: float) -> None:
         self._running = [hook.name for hook in self.hooks if hook.name in names]
         self.log.event("hook-started", hooks=",".join(self._running))
-        self.process = DeployProcess(self.home, self._running)
+        job = json.dumps({"home": str(self.home), "hooks": self._running})
+        self.process = ChildProcess("device_agent.hooks.deploying", job, SAID_SIZE_MAX, outlives_us=False)
         self._process_until = now + START_SECONDS_MAX + sum(hook.timeout_seconds + 5 for hook in self.hooks)
 
     def _take_end(self) -> None:
         assert self.process  # noqa: S101
-        if not self.process.ended():
-            if self.monotonic() < self._process_until:
-                return
+        if self.process.has_answered():
+            self.process.close()
+        elif self.monotonic() < self._process_until:
+            return
+        else:
             self.process.kill()
-        said, self.process = self.process.said.decode("utf-8", "replace").strip(), None
+        said, self.process = self.process.answer.decode("utf-8", "replace").strip(), None
         marks = read_marks(self.home)
         self._plan(marks)
         for hook in self.hooks:

@@ -414,7 +414,7 @@ def test_the_agent_that_goes_takes_its_hook_with_it(home: Path, tmp_path: Path) 
 
 def test_a_stuck_process_is_killed_and_tried_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(home, '[[hook]]\nname = "x"\nrun = ["true"]\n')
-    monkeypatch.setattr("device_agent.hooks.deployments.module_command", lambda _: ["sleep", "1000"])
+    monkeypatch.setattr("device_agent.child_process.module_command", lambda _: ["sleep", "1000"])
     now = [1000.0]
     deployments = Deployments(home, read_config(home).hooks, EventLog(), lambda: 0.0, lambda: now[0])
     current = IdentityStore(home).current()

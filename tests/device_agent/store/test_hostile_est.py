@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from device_agent import child_process
 from device_agent.config.agent_config import NewHome, write_config
 from device_agent.enroll_child import perform
-from device_agent.enrollment import enrollment
 from device_agent.enrollment.enrollment import EnrollmentJob, enroll_and_wait
 from device_agent.store.device_key import certificate_info
 from device_agent.store.identity_store import IdentityStore
@@ -248,7 +248,7 @@ def test_no_http(wild: Wild, home: Path, text: bytes) -> None:
 def test_the_childs_death_is_told_with_its_cause(
     home: Path, monkeypatch: pytest.MonkeyPatch, code: str, says: str
 ) -> None:
-    monkeypatch.setattr(enrollment, "module_command", lambda _: [sys.executable, "-I", "-S", "-c", code])
+    monkeypatch.setattr(child_process, "module_command", lambda _: [sys.executable, "-I", "-S", "-c", code])
     outcome = enroll_and_wait(EnrollmentJob(home, "reenroll"))
     assert not outcome.ok
     assert says in outcome.message
