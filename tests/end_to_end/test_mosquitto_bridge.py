@@ -43,10 +43,13 @@ class LocalBroker:
         self.log = folder / "mosquitto.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([str(mosquitto_program()), "-v", "-c", config], stdout=log, stderr=log)
-        wait_until(lambda: self.subscriptions() == 1, "that the bridge is connected")
+        self.await_connections(1)
+
+    def await_connections(self, times: int) -> None:
+        """Returns once the fleet has granted the bridge what it subscribes to so many times: once a connection."""
+        wait_until(lambda: self.subscriptions() == times, f"that the bridge is connected {times} times")
 
     def subscriptions(self) -> int:
-        """How often the fleet has granted the bridge what it subscribes to: once a connection."""
         return self.log.read_bytes().count(b"Received SUBACK from local.")
 
     def stop(self) -> None:
@@ -79,6 +82,7 @@ def test_no_message_is_lost_over_two_renewals(served: Served, device: LiveDevice
             local.subscribe(f"{DOWN}/#", 1)
             for renewal in range(3):
                 if renewal:
+                    broker.await_connections(renewal)
                     renew(device, folder / "cert.pem")
                 for number in range(renewal * MESSAGES, (renewal + 1) * MESSAGES):
                     local.publish(f"{UP}/n", b"%d" % number, 1).wait_for_publish(60)
