@@ -164,7 +164,6 @@ bad-token-ttl | 400 | The token's lifetime is out of range. | The message names 
 bad-token-uses | 400 | The token's number of uses is out of range. | The message names the range.
 bad-topic | 400 | The text is not a topic, or to subscribe not a topic filter, of MQTT. | Correct it.
 bad-topic-filter | 400 | The text is not an MQTT topic filter for a policy. | See MQTT 5.0, 4.7.
-connected-elsewhere | 409 | The device is connected at another node, which has a broker of its own. | Ask the API of that node.
 claim-exists | 409 | The claim exists already. | Choose another name.
 claim-gone | 409 | The claim does not exist, or is revoked. | See fleet claim list.
 claim-not-open | 409 | The claim is revoked or in quarantine. | See fleet claim show.
@@ -186,6 +185,7 @@ more-than-yours | 403 | The role has permissions that the operator's own lacks. 
 name-is-device | 400 | The NAME of a message is the id of a device: NAME was left out. | Give NAME behind the ids.
 name-not-in-request | 400 | The CSR's subject is not the name requested. | Set CN to the name.
 name-taken | 409 | The name is used by another kind of object. | Choose another name.
+node-silent | 409 503 | The node where the device is connected, which has a broker of its own, does not answer. | Try again when it does.
 no-broker | 409 | The API has no broker to publish at. | Ask the API of a fleet that is served.
 no-proof | 400 | The manifest row has neither a hardware serial nor a key hash. | Add one of them.
 agent-refused | 409 | The device's agent has not carried out the command; its answer says why. | Do what it says.

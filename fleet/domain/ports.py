@@ -20,6 +20,7 @@ from fleet.domain.idempotency import Answer
 from fleet.domain.idevid import Anchor, IdevidBinding
 from fleet.domain.lease import Lease
 from fleet.domain.manifest import ManifestFacts
+from fleet.domain.node_messages import NodeMessageStore
 from fleet.domain.presence import PresenceStore
 from fleet.domain.revoked_cache import RevokedCache
 
@@ -101,7 +102,7 @@ class AuditReader(Protocol):
         """
 
 
-class Registry(AuditReader, CrlStore, PresenceStore, ReportStore, Protocol):
+class Registry(AuditReader, CrlStore, PresenceStore, ReportStore, NodeMessageStore, Protocol):
     """The authoritative state of the fleet. Reads see every commit that has returned."""
 
     @property

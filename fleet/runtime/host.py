@@ -20,13 +20,14 @@ from typing import Any
 
 from fleet.config.addresses import Address
 from fleet.config.clock import Clock
+from fleet.config.database_url import DatabaseUrl
 from fleet.config.listeners import LISTENERS, LOCAL_NAMES
 from fleet.config.logs import log_event
 from fleet.config.settings import Settings
 from fleet.domain.errors import Conflict
 from fleet.domain.ports import Registry
 from fleet.home.home_cas import root_keys_here
-from fleet.home.layout import Home, open_registry, revocation_journal
+from fleet.home.layout import Home, open_registry, place_for, revocation_journal
 from fleet.home.node_name import node_name
 from fleet.runtime.background import background
 from fleet.runtime.jobs.audit_sealing import sealing_audit
@@ -43,10 +44,12 @@ from fleet.runtime.signals import StopDeadline
 from fleet.runtime.upstream_access import upstream_access
 from fleet.runtime.upstream_in_force import recorded
 from fleet.servers.gateway.broker.process import OwnBroker
+from fleet.servers.gateway.broker.publisher import BrokerPublisher
 from fleet.servers.gateway.broker.restart import restart_when_hung
 from fleet.servers.gateway.broker.start import start_upstream
 from fleet.servers.gateway.broker.upstream import Upstream
 from fleet.servers.websocket import MQTT_PATH
+from fleet.services.node_messages import publish_for_others
 
 log = logging.getLogger("fleet")
 
@@ -105,7 +108,9 @@ class Host:
     live: LiveSettings
     registry: Registry
     jobs: tuple[asyncio.Task[None], ...]
-    """Audit sealing, revocation journal, retention, CRLs, dynamic security, broker sessions: until shutdown."""
+    """Audit sealing, revocation journal, retention, CRLs, dynamic security, broker sessions, messages of other nodes:
+    until shutdown.
+    """
     upstream: Upstream
     workers_lock: int
     """A descriptor that worker processes inherit: while one of them lives, no other server of this home starts."""
@@ -151,6 +156,11 @@ async def run_host(home: Home, settings: Settings, *, clock: Clock) -> AsyncIter
         if isinstance(upstream, OwnBroker):
             restarting = restart_when_hung(upstream, upstream.process)
             await parts.enter_async_context(background(restarting, "the broker's restarts"))
+        if upstream.is_ours and isinstance(place_for(home, settings.database), DatabaseUrl):
+            publisher = BrokerPublisher(upstream)
+            parts.push_async_callback(publisher.close)
+            work = publish_for_others(registry, node_name(home.path), publisher, clock)
+            jobs = (*jobs, await parts.enter_async_context(background(work, "messages of other nodes")))
         parts.enter_context(recorded(home, upstream))
         log_event(log, logging.INFO, "broker", broker=upstream.describe())
         yield Host(home, live, registry, jobs, upstream, workers_lock, deadline, local)

@@ -9,9 +9,8 @@ The audit has it before the broker does, and a second time, with the code, when 
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from fleet.domain.access import Act
@@ -21,20 +20,13 @@ from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
 from fleet.domain.ports import Registry
 from fleet.domain.presence import SessionFilter, SessionState
 from fleet.domain.topic_policy import FLEET_TOPICS
+from fleet.services.node_messages import OtherNodes
+from fleet.services.publisher import Publisher
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}\Z"
 PAYLOAD_SIZE_MAX = 65_536
 NOT_SUBSCRIBED = "not-subscribed"
 """What is said of a device for whose message nobody had subscribed: the broker keeps none of it."""
-
-
-class Publisher(Protocol):
-    """The fleet's own client at the broker."""
-
-    async def publish(self, topic: str, payload: bytes) -> bool | None:
-        """Returns when the broker has taken the message: whether anybody had subscribed to it; None: it does not say.
-        Raises: Unavailable: `broker-unreachable`, `publish-refused`, `publisher-busy`.
-        """
 
 
 class Notifier(Struct, frozen=True):
@@ -43,6 +35,7 @@ class Notifier(Struct, frozen=True):
     publisher: Publisher
     node: str = ""
     """Whose devices alone its broker serves; "": it serves every node's."""
+    others: OtherNodes = field(default_factory=OtherNodes)
 
 
 class Message(Struct, frozen=True):
@@ -78,28 +71,45 @@ class Notice(Struct, frozen=True):
     async def change(self, registry: Registry, device: Device) -> Change:
         """What is committed before `deliver`.
 
-        Raises: Conflict: `device-STATE`, `connected-elsewhere`: `device` is not in service, or it is connected at
-        another node that has a broker of its own.
+        Raises: Conflict: `device-STATE`, `node-silent`: `device` is not in service, or it was connected at another node
+        that has a broker of its own and is not heard from.
         """
         try:
             must_be_active(device)
         except Refused as refused:
             raise Conflict(refused.code, refused.message, next_step(device)) from refused
-        if node := self.notifier.node:
-            found = await registry.sessions(SessionFilter(device.id, is_open=True))
-            nodes = {each.session.node for each in found if each.state(self.act.now) is not SessionState.DISCONNECTED}
-            if nodes and node not in nodes:
-                what = f"Device {device.id} is connected at {min(nodes)}, which has a broker of its own."
-                raise Conflict("connected-elsewhere", what, "Ask the API of that node.")
+        await self._nodes(registry, device)
         return Change(self._entry(device))
 
     async def deliver(self, registry: Registry, device: Device) -> bool | None:
-        """As `Publisher.publish`; when it fails, the audit says so."""
+        """As `Publisher.publish`, at each node where the device is connected; when it fails, the audit says so."""
         try:
-            return await self.notifier.publisher.publish(self.message.topic(device.id), self.message.payload)
+            said = [await self._publish(registry, node, device) for node in await self._nodes(registry, device)]
         except FleetError as error:
             await registry.commit(Change(replace(self._entry(device), outcome=error.code)))
             raise
+        return True if True in said else None if None in said else False
+
+    async def _nodes(self, registry: Registry, device: Device) -> list[str]:
+        """Those whose brokers are to have it: ours, where it is connected at none. Raises: Conflict (`node-silent`)."""
+        here = self.notifier.node
+        if not here:
+            return [here]
+        states: dict[SessionState, set[str]] = {each: set() for each in SessionState}
+        for found in await registry.sessions(SessionFilter(device.id, is_open=True)):
+            states[found.state(self.act.now)].add(found.session.node)
+        if connected := states[SessionState.CONNECTED]:
+            return sorted(connected)
+        if (silent := states[SessionState.UNKNOWN]) and here not in silent:
+            what = f"Device {device.id} was connected at {min(silent)}, which has a broker of its own and is silent."
+            raise Conflict("node-silent", what, "Try again when the node is back, or the device connected.")
+        return [here]
+
+    async def _publish(self, registry: Registry, node: str, device: Device) -> bool | None:
+        topic, payload, notifier = self.message.topic(device.id), self.message.payload, self.notifier
+        if node == notifier.node:
+            return await notifier.publisher.publish(topic, payload)
+        return await notifier.others.publish(registry, node, topic, payload, self.act.now)
 
     def _entry(self, device: Device) -> AuditEntry:
         known = {"name": self.message.name, "bytes": str(len(self.message.payload))}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from fleet.domain.errors import Unavailable
 from fleet.domain.presence import SessionNotice
-from fleet.services.notifying import Publisher
+from fleet.services.publisher import Publisher
 
 
 class PresenceTopic:

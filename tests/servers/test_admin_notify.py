@@ -1,5 +1,6 @@
 """Messages of the fleet over the API: to whom, by whom, what the audit says, and what the broker has not taken."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from fleet.domain.access import Role
 from fleet.domain.changes import AuditEntry
 from fleet.domain.presence import SILENT_AFTER, ClientSession, GatewayRun
+from fleet.services import node_messages
+from fleet.services.node_messages import publish_for_others
 from fleet.services.notifying import PAYLOAD_SIZE_MAX, Notifier
 from tests.fake_publisher import FakePublisher
 from tests.servers.admin_fixtures import AdminHarness, Client, open_admin
@@ -166,23 +169,43 @@ async def test_where_there_is_no_broker(api: AdminHarness) -> None:
         assert (status, answer["code"]) == (409, "no-broker")
 
 
-async def connect(api: AdminHarness, node: str, run: str, device: str = "cam-1") -> None:
+async def connect(api: AdminHarness, node: str, run: str, client_id: str = "cam-1") -> None:
     """A session of the device at a node, which lives now."""
     now = api.est.clock()
     await api.est.registry.begin_run(GatewayRun(run, node, 1, now))
-    session = ClientSession(device, device, now, now, None, "", "192.0.2.7", node, run, "5.0", "TLSv1.3", "X25519")
+    session = ClientSession("cam-1", client_id, now, now, None, "", "192.0.2.7", node, run, "5.0", "TLSv1.3", "X25519")
     await api.est.registry.note_sessions([session], GatewayRun(run, node, 1, now))
 
 
-async def test_a_device_at_another_node_with_a_broker_of_its_own(api: AdminHarness, publisher: FakePublisher) -> None:
+async def test_a_device_at_another_node_with_a_broker_of_its_own(
+    api: AdminHarness, publisher: FakePublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     admin = await operator_of(api)
     await connect(api, "there:/home", "aa" * 8)
+    there, registry = FakePublisher(), api.est.registry
+    serving = asyncio.create_task(publish_for_others(registry, "there:/home", there, api.est.clock))
+    for subscribed in (True, False, None):
+        there.subscribed = subscribed
+        status, answer = await admin.ask("POST", PATH, {"name": "renew", "payload": {"n": 1}})
+        assert (status, answer["subscribed"], there.published.pop()) == (200, subscribed, (TOPIC, b'{"n": 1}'))
+    await connect(api, "here:/home", "bb" * 8, client_id="cam-1/app")  # a session at each
+    assert (await admin.ask("POST", PATH, {"name": "renew"}))[0] == 200
+    assert there.published.pop() == publisher.published.pop() == (TOPIC, b"")
+    there.failures = ["broker-unreachable"]
     status, answer = await admin.ask("POST", PATH, {"name": "renew"})
-    assert (status, answer["code"]) == (409, "connected-elsewhere")
+    assert (status, answer["code"], (await notes(api))[-1].outcome) == (503, "broker-unreachable", "broker-unreachable")
+    publisher.published.clear()
+    serving.cancel()
+    monkeypatch.setattr(node_messages, "ANSWER_SECONDS_MAX", 0.1)
+    status, answer = await admin.ask("POST", PATH, {"name": "renew"})
+    assert (status, answer["code"]) == (503, "node-silent")
     assert "there:/home" in answer["detail"]
-    assert publisher.published == []
-    api.est.now = api.est.clock() + SILENT_AFTER + timedelta(seconds=1)  # that node is not heard from
-    assert (await admin.ask("POST", PATH, {"name": "renew"}))[1]["code"] == "connected-elsewhere"
+    assert await registry.messages_for("there:/home", api.est.clock(), 10) == []
+    publisher.published.clear()
+    api.est.now = api.est.clock() + SILENT_AFTER + timedelta(seconds=1)  # neither node is heard from
+    api.est.notifier = Notifier(publisher, "third:/home")
+    status, answer = await admin.ask("POST", PATH, {"name": "renew"})
+    assert (status, answer["code"], publisher.published) == (409, "node-silent", [])
     api.est.notifier = Notifier(publisher)  # one broker for all nodes
     assert (await admin.ask("POST", PATH, {"name": "renew"}))[0] == 200
     api.est.notifier = Notifier(publisher, "there:/home")

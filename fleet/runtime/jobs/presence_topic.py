@@ -8,9 +8,9 @@ from fleet.config.logs import FailureLog
 from fleet.config.settings import Settings
 from fleet.runtime.background import background
 from fleet.services.announcing import Announcer
-from fleet.services.notifying import Publisher
 from fleet.services.presence import Presence
 from fleet.services.presence_topic import PresenceTopic
+from fleet.services.publisher import Publisher
 
 log = logging.getLogger("fleet.gateway")
 

@@ -1,0 +1,82 @@
+"""Publishing at the broker of another node, by way of the registry.
+
+    subscribed = await OtherNodes().publish(registry, "b:/home", topic, payload, now)   # at the node that is asked
+    await publish_for_others(registry, "b:/home", publisher, clock)                     # at b, until cancelled
+
+A payload is in the registry until it is answered: for some 0.3 seconds; ANSWER_SECONDS_MAX where no answer comes.
+"""
+
+import asyncio
+import logging
+import secrets
+from datetime import datetime
+
+from fleet.config.clock import Clock
+from fleet.config.logs import FailureLog
+from fleet.domain.errors import FleetError, Unavailable
+from fleet.domain.node_messages import OUTCOMES, NodeMessage
+from fleet.domain.ports import Registry
+from fleet.domain.presence import SILENT_AFTER
+from fleet.services.publisher import Publisher
+
+log = logging.getLogger("fleet.broker")
+
+ANSWER_SECONDS_MAX = 8.0  # the broker's own answer may take five
+ASK_SECONDS = 0.05
+LOOK_SECONDS = 0.25
+RETRY_SECONDS = 5.0
+AT_ONCE_MAX = 16  # of one process, and published by a node: 1 MiB
+
+
+class OtherNodes:
+    """Those of one process."""
+
+    def __init__(self) -> None:
+        self._at_once = asyncio.Semaphore(AT_ONCE_MAX)
+
+    async def publish(self, registry: Registry, node: str, topic: str, payload: bytes, now: datetime) -> bool | None:
+        """As `Publisher.publish`, at the broker of `node`. Raises: Unavailable: `node-silent`, too."""
+        async with self._at_once:
+            message = NodeMessage(secrets.token_hex(16), node, topic, payload, now + SILENT_AFTER)
+            await registry.leave_message(message, now)
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                    answer = await _answer_to(registry, message.id)
+            except TimeoutError:
+                what = f"The node {node} does not answer."
+                raise Unavailable("node-silent", what, "Try again; it may have taken the message.") from None
+            finally:
+                await asyncio.shield(registry.drop_message(message.id))
+        if answer not in OUTCOMES:
+            raise Unavailable(answer, f"The node {node} could not publish the message.", "See its log.")
+        return OUTCOMES[answer]
+
+
+async def _answer_to(registry: Registry, message_id: str) -> str:
+    while True:
+        if answer := await registry.answer_to(message_id):
+            return answer
+        await asyncio.sleep(ASK_SECONDS)
+
+
+async def publish_for_others(registry: Registry, node: str, publisher: Publisher, clock: Clock) -> None:
+    """What other nodes leave for `node`, until cancelled."""
+    failures = FailureLog(log, "node-messages")
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            waiting = await registry.messages_for(node, clock(), AT_ONCE_MAX)
+            await asyncio.gather(*(_publish(registry, publisher, each) for each in waiting))
+            failures.succeeded()
+        except FleetError as error:
+            failures.failed(code=error.code)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _publish(registry: Registry, publisher: Publisher, message: NodeMessage) -> None:
+    try:
+        subscribed = await publisher.publish(message.topic, message.payload)
+        answer = next(name for name, said in OUTCOMES.items() if said is subscribed)
+    except Unavailable as error:
+        answer = error.code
+    await registry.answer_message(message.id, answer)
