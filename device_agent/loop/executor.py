@@ -3,31 +3,19 @@
 Single-threaded. Nothing here waits: the loop that polls is the runner's.
 """
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal
 
 from device_agent import core
-from device_agent.apps.access import Access
-from device_agent.apps.control_handlers import ControlHandlers
-from device_agent.apps.inbound import Inbound
-from device_agent.config.agent_config import AgentConfig
 from device_agent.core import Link, Phase, Role, Setback
 from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
-from device_agent.enrollment.renewal_schedule import RenewalSchedule
-from device_agent.enrollment.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX, OnRenewed, Rotation
-from device_agent.hooks.deployments import Deployments
-from device_agent.link.clock import device_clock
-from device_agent.link.connection import Connection, ConnectionEvent, Down, ProofFailed, Proven, Up
+from device_agent.enrollment.rotation import PROMOTE_RETRY_SECONDS, QUIESCING_SECONDS_MAX
+from device_agent.link.connection import ConnectionEvent, Down, ProofFailed, Proven, Up
 from device_agent.link.mqtt_link import Acknowledged
 from device_agent.link.network_watch import NetworkChange
-from device_agent.log.event_log import Clock, EventLog
+from device_agent.loop.agent_state import AgentState
 from device_agent.packets import Received, Subscribed
-from device_agent.spool.publisher import publish_waiting
-from device_agent.spool.spool import Spool
 from device_agent.store import last_refusal
-from device_agent.store.identities import Identities
-from device_agent.store.identity_store import Identity, IdentityStore
 from fleet.est_client.errors import ClientError
 from fleet.est_client.validity import Lifetime
 
@@ -35,62 +23,8 @@ _LIFETIME_UNKNOWN = timedelta(days=90)  # of the certificate that is lost: paces
 DECISIONS_MAX = 16  # in one turn of the loop: more would mean that two of them undo each other
 
 
-class Executor:
-    """The agent's state and its changes. `chance` draws a number in [0, 1); `wake` interrupts the runner's poll."""
-
-    def __init__(
-        self,
-        config: AgentConfig,
-        log: EventLog,
-        wake: Callable[[], None],
-        clock: Clock,
-        monotonic: Callable[[], float],
-        chance: Callable[[], float],
-    ) -> None:
-        self.device_id = config.device_id
-        self.home = config.home
-        self._log = log
-        self.clock = device_clock(config.home, clock)
-        self._saves_time = False
-        """The dates of the server that is connected were judged by this clock."""
-        self._monotonic = monotonic
-        self.identities = Identities(IdentityStore(config.home), monotonic)
-        self.spool = Spool(config, log, self.clock.reading, monotonic)
-        self.outbox = self.spool.outbox
-        self.connection = Connection(config, wake, monotonic, chance)
-        self.rotation = Rotation(config.refused_retry_seconds, chance, monotonic)
-        self.schedule = RenewalSchedule(
-            config.home, config.renew_at_fraction, chance, monotonic, refused_seconds=config.refused_retry_seconds
-        )
-        self.deployments = Deployments(config.home, config.hooks, log, chance, monotonic)
-        self.phase = Phase.SERVING
-        self.last_error = ""
-        self.stopping = False
-        self.carries_messages = True
-        """False: messages wait for `run`, where they are: this process ends before it could deliver them."""
-        self.ca_file = config.ca_file
-        self.monotonic = monotonic
-        self.inbound = Inbound(self.connection, monotonic, self.spool.inbox, self.spool.filters)
-        self.handlers = ControlHandlers(self, Access(config.apps, config.device_id))
-
-    @property
-    def can_start(self) -> bool:
-        """Whether there is anything to connect or to enroll with."""
-        return self.current is not None or self.candidate is not None or self.identities.has_bootstrap
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether every message is delivered, refused or, by an agent that stops, kept in the spool; and written."""
-        waiting = self.outbox.unsaved if self.stopping else len(self.outbox)
-        return waiting == 0 and not any(link.wants_write for link in self.connection.links)
-
-    def publish(self) -> None:
-        """Store what was accepted since the last turn, and send what is queued: nothing while a candidate is proven."""
-        self.spool.commit()
-        if self.phase is Phase.SERVING:
-            # The server moves the session from the old connection to the new, and an acknowledgement lost in that
-            # moment would cause a duplicate.
-            publish_waiting(self.outbox, self.connection, self._log)
+class Executor(AgentState):
+    """The changes of the agent's state."""
 
     def take_events(self) -> None:
         """What the child processes and the connections have to report."""
@@ -114,13 +48,6 @@ class Executor:
         if (down := self.connection.network_changed(change)) is not None:
             self._after(down)
 
-    def drain(self) -> None:
-        """Deliver what is queued, and begin nothing new. A candidate is kept for the next start."""
-        self.stopping = True
-        self.outbox.stop()
-        if self.phase is Phase.QUIESCING:
-            self.phase = Phase.SERVING  # queued messages go first
-
     def reconnect(self, reason: str) -> None:
         """End the connection, if any, and begin another at once."""
         if self.connection.state is not Link.DOWN:
@@ -128,15 +55,6 @@ class Executor:
             self.phase = Phase.SERVING
             self._after(self.connection.hang_up(reason))
         self.connection.connect_at = 0.0
-
-    def close(self) -> None:
-        """Kill the children, answer who waits for a renewal, disconnect."""
-        self.rotation.stop()
-        self.schedule.stop()
-        self.deployments.stop()
-        self.rotation.answer_waiting("The agent was stopped.", "")
-        self.connection.close()
-        self.spool.close()
 
     # Decisions
 
@@ -160,45 +78,8 @@ class Executor:
             self._do(decision)
         return 1.0
 
-    def _view(self) -> core.View:
-        connection, rotation = self.connection, self.rotation
-        return core.View(
-            current=self.current.lifetime if self.current else None,
-            candidate=self.candidate.lifetime if self.candidate and not self.stopping else None,
-            link=connection.state,
-            link_uses=connection.uses,
-            phase=self.phase,
-            in_flight=self.outbox.in_flight,
-            renewing=rotation.running,
-            renewal_due=self._renewal_is_due(),
-            renewal_forced=rotation.forced,
-            renewal_ended=rotation.ended,
-            has_bootstrap=self.identities.has_bootstrap and not self.stopping,
-            candidate_refused=rotation.candidate_refused or self._is_renewable_instead(),
-            last_tried=connection.last_tried,
-            connect_at=connection.connect_at,
-            connecting_until=connection.connecting_until,
-            renew_at=rotation.renew_at,
-            prove_at=rotation.prove_at,
-            quiescing_until=rotation.quiescing_until,
-            promote_at=rotation.promote_at,
-        )
-
-    def _is_renewable_instead(self) -> bool:
-        """Whether the server refuses both certificates, and has said since that the current one can be renewed."""
-        # Then the candidate has never been used: that would have superseded the current one. Both may be distrusted.
-        since = self.connection.both_refused_since
-        return since is not None and self.current is not None and self.schedule.was_renewable(self.current, since)
-
-    def _renewal_is_due(self) -> bool:
-        if self.current is None or self.stopping:
-            return False
-        if self.identities.has_bootstrap and self.connection.current_is_refused:
-            return True  # the EST server says whether the certificate has ended, which a gateway does not
-        return self.schedule.is_due(self.current, self.clock.now())
-
     def _do(self, decision: core.Decision) -> None:
-        self._log.event("decided", to=core.shown(decision))
+        self._log.event("decided", action=core.shown(decision))
         match decision:
             case core.Connect(role=role, check_time=check_time):
                 self._connect(role, check_time)
@@ -277,7 +158,7 @@ class Executor:
             self.identities.promote()
         except (ClientError, OSError) as error:
             self.last_error = f"the switch to the new certificate was not stored: {error}"
-            self._log.event("promote-failed", reason=error)
+            self._log.event("certificate-switch-failed", reason=error)
             self.rotation.promote_at = self._monotonic() + PROMOTE_RETRY_SECONDS
             return
         if self.current is not None:
@@ -314,7 +195,7 @@ class Executor:
                         f"The new certificate did not work: {reason}.", refused=refused, lifetime=self.current.lifetime
                     )
                 self.last_error = reason
-                self._log.event("proof-failed", setback=setback, reason=reason)
+                self._log.event("new-certificate-failed", cause=setback, reason=reason)
 
     def _came_up(self, session_present: bool) -> None:
         self.last_error = ""
@@ -340,7 +221,7 @@ class Executor:
         if event.setback is Setback.UNTRUSTED:
             self.schedule.refused()  # if its dates are the obstacle, EST knows the time
         name = "disconnected" if event.was_up else "connect-failed"
-        self._log.event(name, setback=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1))
+        self._log.event(name, cause=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1))
         if self.connection.last_tried is Role.CANDIDATE and self.candidate is not None:
             self.rotation.answer_waiting(
                 f"The new certificate is stored, but could not be proven yet: {event.reason}.",
@@ -365,36 +246,3 @@ class Executor:
         if outcome.refused:
             last_refusal.record(self.home, now, outcome.message, outcome.advice, final=final)
         self._log.event("renewal-failed", reason=outcome.message, refused=outcome.refused, retry_seconds=round(wait, 1))
-
-    # Interface of the control handlers
-
-    @property
-    def current(self) -> Identity | None:
-        """The identity in use."""
-        return self.identities.current
-
-    @property
-    def candidate(self) -> Identity | None:
-        """A certificate that is not proven yet."""
-        return self.identities.candidate
-
-    @property
-    def renewal_due_at(self) -> str | None:
-        return self.schedule.due_at(self.current).isoformat() if self.current is not None else None
-
-    def look_for_candidate(self) -> bool:
-        """Whether there is a certificate to prove; another process may have stored it, or a new current one."""
-        self.identities.refresh()
-        if self.candidate is None:
-            return False
-        self.rotation.fetched()
-        return True
-
-    def force_renewal(self, on_renewed: OnRenewed | None) -> None:
-        """Renew now, and report the outcome. A candidate that has not been tried yet is proven instead."""
-        self.rotation.force(on_renewed)
-        self.connection.retry_if_ended()
-        if self.candidate is not None and not self.rotation.candidate_refused:
-            self.rotation.forced = False
-            if self.connection.state is Link.DOWN:
-                self.connection.connect_at = 0.0

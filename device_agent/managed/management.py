@@ -99,7 +99,7 @@ class Management:
 
     def _on_subscribed(self, reason: str) -> None:
         if reason:
-            self._log.event("management-refused", topic=self._topic, reason=reason)
+            self._log.event("command-subscription-refused", topic=self._topic, reason=reason)
 
     def _take(self, message: Received) -> None:
         reading = self._agent.clock.reading()
@@ -111,7 +111,7 @@ class Management:
         if command.id in self._done or self._agent.stopping:
             return
         self._remember(command.id)
-        self._log.event("command", command=command.name, id=command.id)
+        self._log.event("command-accepted", command=command.name, id=command.id)
         if command.name == RENEW:
             self._renew(command)
             return

@@ -194,7 +194,7 @@ def test_refused_for_good_it_keeps_asking_and_keeps_its_identity(authority: Auth
         store = home_at(tmp_path, authority, port)
         store.promote(put(store, authority))
         before = store.current()
-        log = run_until(tmp_path / "a home", lambda text: text.count("connect-failed setback=refused") >= 4)
+        log = run_until(tmp_path / "a home", lambda text: text.count("connect-failed cause=refused") >= 4)
     assert "Not authorized" in log
     assert store.current() == before
 
@@ -263,7 +263,7 @@ def replacement(authority: Authority, tmp_path: Path) -> Iterator[Replacement]:
 
 
 def is_refused_once(text: str) -> bool:
-    return text.count("setback=refused") == 1
+    return text.count("cause=refused") == 1
 
 
 def test_a_certificate_stored_while_a_renewal_ends_is_used_at_once(
@@ -470,7 +470,7 @@ def test_another_server_takes_over(authority: Authority, tmp_path: Path) -> None
         store.promote(put(store, authority))
         log = run_until(tmp_path / "a home", lambda text: " connected " in text)
     failed = [line for line in log.splitlines() if "connect-failed" in line]
-    assert ["setback=network" in failed[0], "setback=untrusted" in failed[1], len(failed)] == [True, True, 2]
+    assert ["cause=network" in failed[0], "cause=untrusted" in failed[1], len(failed)] == [True, True, 2]
     assert all("retry_seconds=0.0" in line for line in failed)
 
 

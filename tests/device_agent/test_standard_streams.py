@@ -212,8 +212,8 @@ def test_a_log_that_cannot_be_written_ends_and_the_agent_goes_on() -> None:
 
 def test_an_error_without_a_text_is_logged_by_its_name() -> None:
     lines = io.StringIO()
-    EventLog(stream=lines).event("promote-failed", reason=TimeoutError(), slot="")
-    assert lines.getvalue().endswith(' promote-failed reason=TimeoutError slot=""\n')
+    EventLog(stream=lines).event("certificate-switch-failed", reason=TimeoutError(), slot="")
+    assert lines.getvalue().endswith(' certificate-switch-failed reason=TimeoutError slot=""\n')
 
 
 def test_a_closed_log_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_who_waits_for_a_delivery_is_told_at_once_that_the_device_is_refused(
 ) -> None:
     agent = device.agent or device.run()
     run_fleet(fleet.home, "device", "suspend", DEVICE, "--reason", "test")
-    agent.wait_for(lambda line: "setback=refused" in line, "that it is refused")
+    agent.wait_for(lambda line: "cause=refused" in line, "that it is refused")
     began = time.monotonic()
     for number in range(2):
         done = CliRunner().invoke(cli, ["--home", str(device.home), "send", f"{UP}/s", str(number), "--wait"])

@@ -53,14 +53,14 @@ def test_an_event_is_an_entry_with_fields(
         monkeypatch.setattr("device_agent.log.journal.ADDRESS", str(tmp_path / "journal"))
         monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
         log = EventLog(lambda: NOW)
-        log.event("connect-failed", setback="network", reason="two\nMESSAGE=forged lines")
+        log.event("connect-failed", cause="network", reason="two\nMESSAGE=forged lines")
         entry = entry_of(journald.recv(4096))
         assert entry == {
-            "MESSAGE": 'connect-failed setback=network reason="two\\nMESSAGE=forged lines"',
+            "MESSAGE": 'connect-failed cause=network reason="two\\nMESSAGE=forged lines"',
             "PRIORITY": "4",
             "SYSLOG_IDENTIFIER": "device-agent",
             "DEVICE_EVENT": "connect-failed",
-            "DEVICE_SETBACK": "network",
+            "DEVICE_CAUSE": "network",
             "DEVICE_REASON": "two\nMESSAGE=forged lines",
         }
         log.line("Error: no.")

@@ -73,7 +73,7 @@ def test_a_renewal_that_finds_what_enroll_has_promoted_has_not_failed(
     with in_process(server), mock.patch.object(rotation, "EnrollmentProcess", Child):
         agent = Agent(tmp_path / "home", server)
         agent.turn()
-        assert "setback=refused" in agent.log.getvalue()
+        assert "cause=refused" in agent.log.getvalue()
         agent.executor.force_renewal(None)
         agent.turn()
         child = agent.executor.rotation.process

@@ -201,7 +201,7 @@ def test_a_certificate_that_the_gateway_refuses_is_not_healthy(home: Path, serve
     enroll(home)
     run(home)
     end_it(home, server)
-    with pytest.raises(AssertionError, match="setback=refused"):
+    with pytest.raises(AssertionError, match="cause=refused"):
         run(home)
     state = examine(read_config(home), NOW)
     assert (state.state, state.healthy, state.last_refusal["final"]) == (health.REFUSED, False, False)
