@@ -299,9 +299,10 @@ async def test_what_connects_to_a_worker_that_has_ended_waits_for_the_next(
     outcomes = await connects_without_end(shared, devices._stack)
     live = [worker for worker, pid in worker_pids(shared).items() if Path(f"/proc/{pid}").exists()]
     began, connected = time.monotonic(), sum(len(each.connects) for each in traffic.publishers)
-    ready = shared.log.count("event=worker.ready")
+    over = f"event=worker.{'replaced' if number is signal.SIGTERM else 'restarted'} worker={live[0]} "
+    before = shared.log.count(over)
     tell(shared, live[0], number)
-    await until(lambda: shared.log.count("event=worker.ready") > ready)
+    await until(lambda: shared.log.count(over) > before)
     await until(lambda: all(each.is_connected for each in traffic.publishers))
     took = time.monotonic() - began
     await traffic.end()
