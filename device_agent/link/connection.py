@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from device_agent.config.agent_config import AgentConfig
-from device_agent.config.endpoints import Endpoint
 from device_agent.core import Link, Role, Setback
 from device_agent.link.attempts import Attempts
 from device_agent.link.delays import Delays
-from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, Lost, MqttLink, Target
+from device_agent.link.mqtt_link import MQTT_5, Acknowledged, Connected, Lost, MqttLink
 from device_agent.link.network_watch import NetworkChange
 from device_agent.link.pace import Pace
+from device_agent.link.server_choice import ServerChoice
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import Identity
@@ -69,11 +69,9 @@ class Connection:
         monotonic: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
-        self._take(config)
-        self._server = 0
-        """Index of the server in use, or to try next."""
-        self._tried = 0
-        """Servers that have failed in this round, each without a delay after it but the last."""
+        self._config = config
+        self._delays = Delays(config)
+        self._choice = ServerChoice(config)
         self._wake = wake
         self._monotonic = monotonic
         self._chance = chance
@@ -87,7 +85,6 @@ class Connection:
         self._up_since = 0.0
         self._retry_sooner_at: float | None = None
         """From when on a change of the network shortens the delay; None: it is not the network's."""
-        self._version_refused = False
         self._refused: set[Role | None] = set()
         self._known: set[Identity] = set()
         """What has been tried, or was in the store at the last attempt."""
@@ -100,33 +97,17 @@ class Connection:
         """Since when the server has refused the current certificate and the candidate, one after the other."""
         self.connect_at = 0.0
         self.connecting_until = 0.0
-        self.protocol = MQTT_5
         self.window = WINDOW_MAX
         self.packet_size_max: int | None = None
         self._pace = Pace(monotonic, chance)
 
     def use(self, config: AgentConfig) -> None:
         """Take these settings for the next attempt: now, if those of the delays have changed."""
-        if config.mqtt_servers != self._config.mqtt_servers:
-            self._server = self._tried = 0
         if Delays(config).settings != self._delays.settings:
             self.connect_at = 0.0
-        self._take(config)
-
-    def _take(self, config: AgentConfig) -> None:
         self._config = config
-        self._targets = tuple(
-            Target(
-                server.host,
-                server.port,
-                config.device_id,
-                config.keepalive_seconds,
-                config.session_expiry_seconds,
-                server.path,
-            )
-            for server in config.mqtt_servers
-        )
         self._delays = Delays(config)
+        self._choice.use(config)
 
     def follow(self, current: Identity | None, candidate: Identity | None) -> None:
         """Take note of what the store holds, which other processes change at any time.
@@ -256,8 +237,12 @@ class Connection:
     @property
     def server(self) -> str:
         """Address of the server in use, or to try next."""
-        target = self._targets[self._server]
-        return str(Endpoint(target.host, target.port, target.path))
+        return self._choice.server
+
+    @property
+    def protocol(self) -> int:
+        """Of the connection in use, or to try next."""
+        return self._choice.protocol
 
     @property
     def current_is_refused(self) -> bool:
@@ -321,7 +306,7 @@ class Connection:
         self._not_refused()
         self.state = Link.UP
         self.last_tried = None
-        self._tried = 0
+        self._choice.came_up()
         self._up_since = self._monotonic()
         self.window = max(1, min(WINDOW_MAX, event.receive_maximum))
         self.packet_size_max = event.packet_size_max
@@ -336,8 +321,7 @@ class Connection:
             self.uses, self.identity, self.last_tried = None, None, None
             self.connect_at = self._monotonic()
             return Down(lost.setback, lost.reason, was_up, 0.0, handed_over=True)
-        self._choose_protocol(lost, was_up)
-        another = self._choose_server(lost, was_up)
+        another = self._choice.lost(lost, was_up)
         self._retry_sooner_at = None
         if was_up:
             self.last_tried = None
@@ -367,32 +351,10 @@ class Connection:
     def _is_stable(self) -> bool:
         return self.state is Link.UP and self._monotonic() - self._up_since >= STABLE_SECONDS
 
-    def _choose_server(self, lost: Lost, was_up: bool) -> bool:
-        """Whether the next server is to be tried at once. After a whole round there is the backoff's delay."""
-        if was_up or lost.setback is Setback.PROTOCOL:
-            self._tried = 0
-            return False
-        self._server = (self._server + 1) % len(self._targets)
-        self._tried += 1
-        if lost.setback.is_refusal or self._tried >= len(self._targets):
-            self._tried = 0
-            return False
-        return True
-
-    def _choose_protocol(self, lost: Lost, was_up: bool) -> None:
-        if lost.setback is Setback.PROTOCOL:
-            self._version_refused = self.protocol == MQTT_5
-            self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
-        elif was_up and not self._version_refused:
-            self.protocol = MQTT_5
-        elif lost.reached and not lost.answered and lost.setback is Setback.NETWORK and not self._version_refused:
-            # Some MQTT 3.1.1 servers close on a CONNECT of version 5 without a CONNACK: alternate the versions.
-            self.protocol = MQTT_3 if self.protocol == MQTT_5 else MQTT_5
-
     def new_link(self, identity: Identity, check_time: bool, at: datetime | None) -> MqttLink:
         """A link that is not open yet. Raises: ClientError."""
         self._known.add(identity)
         context = client_context(self._config.ca_file, identity.files, check_time=check_time)
         if self._config.pins or at is not None:
             also_check(context, pins=self._config.pins, at=at)
-        return MqttLink(self._targets[self._server], context, self.protocol, self._wake)
+        return MqttLink(self._choice.target, context, self.protocol, self._wake)
