@@ -14,6 +14,7 @@ from device_agent.apps.control import undelivered
 from device_agent.apps.control_server import Client, Exchange, Handler
 from device_agent.apps.inbound import Inbound
 from device_agent.apps.requests import Requests
+from device_agent.apps.shares import is_within_share
 from device_agent.config.topics import filter_for, topic_for
 from device_agent.errors import Denied, SendRefused, SubscriptionRefused
 from device_agent.link.connection import Connection
@@ -260,8 +261,11 @@ class MessageHandlers:
         case; its owner all of it."""
         outbox, mine = self._agent.outbox, self._queued[exchange.client.peer.uid]
         size = outbox.size_of(message)
-        messages_left, size_left = outbox.left_for(mine.messages, mine.size)
-        if mine.messages and not self._rights(exchange).owner and (messages_left < 1 or size_left < size):
+        uid = exchange.client.peer.uid
+        keeps_to_share = is_within_share(uid, outbox.messages_max, len(outbox), mine.messages) and is_within_share(
+            uid, outbox.size_max, outbox.size, mine.size, size
+        )
+        if mine.messages and not keeps_to_share:
             raise SendRefused(f"This user's share of the outbox is full; its messages that wait: {mine.messages}.")
         tell = message.on_done
 

@@ -8,8 +8,12 @@ def is_owner(uid: int) -> bool:
     return uid in (0, os.geteuid())
 
 
+def is_within_share(uid: int, most: int, used: int, mine: int, more: int = 1) -> bool:
+    """Whether `uid`, which has `mine` of the `used` ones, keeps to its share of `most` with `more`. A user other than
+    the owner may have half of what the others leave."""
+    return is_owner(uid) or mine + more <= (most - (used - mine)) // 2
+
+
 def has_share(uid: int, most: int, used: int, mine: int, more: int = 1) -> bool:
-    """Whether `uid`, which has `mine` of the `used` ones, may have `more`, of `most` in all. A user other than the
-    owner may have half of what the others leave."""
-    share = most if is_owner(uid) else (most - (used - mine)) // 2
-    return used + more <= most and mine + more <= share
+    """The same, where `most` is a bound that nothing gives way at."""
+    return used + more <= most and is_within_share(uid, most, used, mine, more)

@@ -89,12 +89,9 @@ class Outbox:
         """Bytes of a message that count against the bound."""
         return self._queue.size_of(message)
 
-    def left_for(self, messages: int, size: int) -> tuple[int, int]:
-        """How many messages and bytes may still be put by one holder who has so many here: it may have half of what the
-        others leave."""
-        share = (self.messages_max - (len(self) - messages)) // 2
-        size_share = (self._bounds.size_max - (self._queue.size - size)) // 2
-        return share - messages, size_share - size
+    @property
+    def size_max(self) -> int:
+        return self._bounds.size_max
 
     def _has_room(self, size: int) -> bool:
         return len(self) < self.messages_max and self._queue.size + size <= self._bounds.size_max
