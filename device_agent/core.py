@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet.est_client.validity import Lifetime, clock_is_credible, has_expired
+from fleet.est_client.validity import Lifetime, has_expired
 
 TICK_SECONDS = 60.0  # between two readings of the wall clock, so that a jump of it is noticed
 
@@ -87,8 +87,6 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Connect:
     role: Role
-    check_time: bool
-    """False if our clock is not credible: the dates of the server's certificate cannot be checked then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +113,6 @@ class Quiesce:
 class Prove:
     """Connect with the candidate while the current connection is up."""
 
-    check_time: bool
-
 
 @dataclass(frozen=True, slots=True)
 class AbandonProof:
@@ -137,17 +133,16 @@ Decision = Connect | HangUp | Renew | Recover | Quiesce | Prove | AbandonProof |
 
 
 def shown(decision: Decision) -> str:
-    """For the log: "connect role=current check_time=True"."""
+    """For the log: "connect role=current"."""
     fields = (f"{name}={getattr(decision, name)}" for name in decision.__dataclass_fields__)
     return " ".join([type(decision).__name__.lower(), *fields])
 
 
 def decide(view: View, now: datetime, monotonic: float) -> Decision:
     """The next action."""
-    check_time = clock_is_credible(now, view.current or view.candidate)
     match view.phase:
         case Phase.QUIESCING:
-            return _while_quiescing(view, monotonic, check_time)
+            return _while_quiescing(view, monotonic)
         case Phase.PROVING:
             if monotonic >= view.connecting_until:
                 return AbandonProof()
@@ -155,7 +150,7 @@ def decide(view: View, now: datetime, monotonic: float) -> Decision:
     if view.link is Link.CONNECTING and monotonic >= view.connecting_until:
         return HangUp()
     if view.link is Link.DOWN and monotonic >= view.connect_at and (role := _identity_to_try(view, now)):
-        return Connect(role, check_time)
+        return Connect(role)
     if view.link is Link.UP and view.link_uses is Role.CANDIDATE and monotonic >= view.promote_at:
         return Promote()
     if _may_prove(view, now) and monotonic >= view.prove_at:
@@ -167,11 +162,11 @@ def decide(view: View, now: datetime, monotonic: float) -> Decision:
     return Wait(_seconds_to_next(view, now, monotonic))
 
 
-def _while_quiescing(view: View, monotonic: float, check_time: bool) -> Decision:
+def _while_quiescing(view: View, monotonic: float) -> Decision:
     if view.link is not Link.UP:
         return AbandonProof()  # the next connection tries the candidate first anyway
     if view.in_flight == 0:
-        return Prove(check_time)
+        return Prove()
     if monotonic >= view.quiescing_until:
         # Connecting now would take over the session while acknowledgements are pending: those messages would be
         # published twice.

@@ -81,8 +81,8 @@ class Executor(AgentState):
     def _do(self, decision: core.Decision) -> None:
         self._log.event("decided", action=core.shown(decision))
         match decision:
-            case core.Connect(role=role, check_time=check_time):
-                self._connect(role, check_time)
+            case core.Connect(role=role):
+                self._connect(role)
             case core.HangUp():
                 self._after(self.connection.hang_up("the server did not answer in time"))
             case core.Renew():
@@ -94,8 +94,8 @@ class Executor(AgentState):
             case core.Quiesce():
                 self.phase = Phase.QUIESCING
                 self.rotation.quiescing_until = self._monotonic() + QUIESCING_SECONDS_MAX
-            case core.Prove(check_time=check_time):
-                self._prove(check_time)
+            case core.Prove():
+                self._prove()
             case core.AbandonProof():
                 self._abandon_proof()
             case core.Promote():
@@ -106,12 +106,11 @@ class Executor(AgentState):
         renews = self.current.certificate.fingerprint if self.current else ""
         self.rotation.start(EnrollmentJob(self.home, operation, replaces=useless, renews=renews))
 
-    def _connect(self, role: Role, check_time: bool) -> None:
+    def _connect(self, role: Role) -> None:
         identity = self.candidate if role is Role.CANDIDATE else self.current
         if identity is None:
             return
         by_system, at = self.clock.judges_dates()
-        by_system &= check_time
         if not by_system and at is None:
             self._log.event("clock-not-set", now=self.clock.now(), note="dates are not checked")
         self._saves_time = by_system or at is not None
@@ -128,14 +127,14 @@ class Executor(AgentState):
             self._log.event("clock-corrected", system_ahead_seconds=round(self.clock.skew_seconds()))
             self.connection.retry_now()
 
-    def _prove(self, check_time: bool) -> None:
+    def _prove(self) -> None:
         self.phase = Phase.PROVING
         if self.candidate is None:
             self.phase = Phase.SERVING
             return
         try:
             by_system, at = self.clock.judges_dates()
-            self.connection.prove(self.candidate, by_system and check_time, at)
+            self.connection.prove(self.candidate, by_system, at)
         except ClientError as error:
             self._after(ProofFailed(Setback.NETWORK, error.message))
 

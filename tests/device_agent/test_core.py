@@ -48,8 +48,8 @@ def test_nothing_to_do_is_a_tick() -> None:
 
 
 def test_down_connects_with_what_there_is() -> None:
-    assert ask(DOWN) == core.Connect(Role.CURRENT, check_time=True)
-    assert ask(replace(DOWN, current=None, candidate=GOOD)) == core.Connect(Role.CANDIDATE, check_time=True)
+    assert ask(DOWN) == core.Connect(Role.CURRENT)
+    assert ask(replace(DOWN, current=None, candidate=GOOD)) == core.Connect(Role.CANDIDATE)
     assert isinstance(ask(replace(DOWN, current=None)), core.Wait)
 
 
@@ -59,24 +59,24 @@ def test_down_waits_for_its_time() -> None:
 
 def test_the_candidate_comes_first_and_then_they_take_turns() -> None:
     both = replace(DOWN, candidate=GOOD)
-    assert ask(both) == core.Connect(Role.CANDIDATE, check_time=True)
-    assert ask(replace(both, last_tried=Role.CANDIDATE)) == core.Connect(Role.CURRENT, check_time=True)
-    assert ask(replace(both, last_tried=Role.CURRENT)) == core.Connect(Role.CANDIDATE, check_time=True)
+    assert ask(both) == core.Connect(Role.CANDIDATE)
+    assert ask(replace(both, last_tried=Role.CANDIDATE)) == core.Connect(Role.CURRENT)
+    assert ask(replace(both, last_tried=Role.CURRENT)) == core.Connect(Role.CANDIDATE)
 
 
 def test_an_only_candidate_is_tried_again_and_again() -> None:
     view = replace(DOWN, current=None, candidate=GOOD, last_tried=Role.CANDIDATE)
-    assert ask(view) == core.Connect(Role.CANDIDATE, check_time=True)
+    assert ask(view) == core.Connect(Role.CANDIDATE)
 
 
 def test_an_expired_certificate_is_still_tried() -> None:
-    assert ask(replace(DOWN, current=OLD)) == core.Connect(Role.CURRENT, check_time=True)
-    assert ask(replace(DOWN, current=GOOD, candidate=OLD)) == core.Connect(Role.CURRENT, check_time=True)
+    assert ask(replace(DOWN, current=OLD)) == core.Connect(Role.CURRENT)
+    assert ask(replace(DOWN, current=GOOD, candidate=OLD)) == core.Connect(Role.CURRENT)
 
 
 @pytest.mark.parametrize("now", [datetime(1970, 1, 1, tzinfo=UTC), GOOD.not_before - timedelta(days=1)])
-def test_with_a_clock_that_is_not_set_dates_are_not_checked(now: datetime) -> None:
-    assert ask(DOWN, now) == core.Connect(Role.CURRENT, check_time=False)
+def test_a_clock_that_is_not_set_keeps_nobody_from_connecting(now: datetime) -> None:
+    assert ask(DOWN, now) == core.Connect(Role.CURRENT)
 
 
 def test_a_connection_that_takes_too_long_is_given_up() -> None:
@@ -132,7 +132,7 @@ def test_a_candidate_is_proven_beside_the_working_connection() -> None:
 def test_in_flight_messages_are_waited_for() -> None:
     view = replace(IDLE, candidate=GOOD, phase=Phase.QUIESCING, in_flight=2, quiescing_until=MONOTONIC + 4)
     assert ask(view) == core.Wait(4)
-    assert ask(replace(view, in_flight=0)) == core.Prove(check_time=True)
+    assert ask(replace(view, in_flight=0)) == core.Prove()
 
 
 def test_the_session_is_not_taken_over_with_acknowledgements_on_their_way() -> None:
@@ -163,7 +163,7 @@ def test_a_candidate_that_connected_is_promoted() -> None:
 @pytest.mark.parametrize(
     ("view", "decision"),
     [
-        (replace(DOWN, connect_at=MONOTONIC), core.Connect(Role.CURRENT, check_time=True)),
+        (replace(DOWN, connect_at=MONOTONIC), core.Connect(Role.CURRENT)),
         (replace(IDLE, renewal_due=True, renew_at=MONOTONIC), core.Renew()),
         (replace(IDLE, candidate=GOOD, prove_at=MONOTONIC), core.Quiesce()),
         (replace(IDLE, candidate=GOOD, link_uses=Role.CANDIDATE, promote_at=MONOTONIC), core.Promote()),
@@ -228,13 +228,13 @@ def test_a_wait_is_never_longer_than_a_tick() -> None:
 
 
 @pytest.mark.parametrize("now", [datetime(1970, 1, 1, tzinfo=UTC), NOW])
-def test_a_proof_checks_dates_as_a_connection_does(now: datetime) -> None:
+def test_a_proof_needs_no_clock(now: datetime) -> None:
     view = replace(IDLE, candidate=GOOD, phase=Phase.QUIESCING)
-    assert ask(view, now) == core.Prove(check_time=now == NOW)
+    assert ask(view, now) == core.Prove()
     alone = replace(DOWN, current=None, candidate=GOOD)
-    assert ask(alone, now) == core.Connect(Role.CANDIDATE, check_time=now == NOW)
+    assert ask(alone, now) == core.Connect(Role.CANDIDATE)
 
 
 def test_a_decision_is_shown_in_words() -> None:
-    assert core.shown(core.Connect(Role.CURRENT, check_time=True)) == "connect role=current check_time=True"
+    assert core.shown(core.Connect(Role.CURRENT)) == "connect role=current"
     assert core.shown(core.Promote()) == "promote"
