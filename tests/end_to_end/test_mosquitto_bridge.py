@@ -1,4 +1,6 @@
-"""A mosquitto on the device, bridged to a served fleet beside the agent, by the configuration that the agent makes."""
+"""A mosquitto on the device, bridged to a served fleet by the configuration that the agent makes: beside the agent, and
+beside a program of the device's.
+"""
 
 import getpass
 import json
@@ -15,7 +17,7 @@ from tests.end_to_end.apps_fixtures import Backend
 from tests.end_to_end.live_device import DEVICE, LiveDevice
 from tests.free_ports import free_port
 from tests.serving import Served, run_fleet
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 pytestmark = pytest.mark.skipif(mosquitto_program() is None, reason="mosquitto is not installed")
 UP, DOWN = f"devices/{DEVICE}/up", f"devices/{DEVICE}/down"
@@ -65,6 +67,20 @@ def renew(device: LiveDevice, copy: Path) -> None:
     run_fleet(device.served.home, "session", "kick", DEVICE, "--client-id", f"{DEVICE}/bridge")
 
 
+def connected(served: Served) -> set[str]:
+    """The device's client ids that are."""
+    shown = json.loads(run_fleet(served.home, "session", "show", DEVICE, "-o", "json"))["sessions"]
+    return {each["client_id"] for each in shown if each["state"] == "connected"}
+
+
+def publish_beside(device: LiveDevice, copies: Path) -> None:
+    """A message of a third client of the device, which comes and goes."""
+    host, port = device.served.address("mqtt")
+    tls = ("--cafile", device.served.ca_file, "--cert", copies / "cert.pem", "--key", copies / "key.pem")
+    to = ("-h", host, "-p", str(port), "-i", f"{DEVICE}/meter", "-q", "1", "-t", f"{UP}/meter", "-m", "7")
+    subprocess.run(["mosquitto_pub", *to, *tls], check=True, timeout=PATIENCE_SECONDS)
+
+
 @pytest.mark.long
 def test_no_message_is_lost_over_two_renewals(served: Served, device: LiveDevice, tmp_path: Path) -> None:
     folder = tmp_path / "bridge"
@@ -91,6 +107,9 @@ def test_no_message_is_lost_over_two_renewals(served: Served, device: LiveDevice
                 up.append(int(backend.next().payload))
             wait_until(lambda: len(set(down)) == 3 * MESSAGES, "that every command has arrived")
             assert broker.subscriptions() == 3
+            publish_beside(device, folder)
+            assert (message := backend.next()).topic == f"{UP}/meter", message.topic
+            wait_until(lambda: {DEVICE, f"{DEVICE}/bridge"} <= connected(served), "that both are connected")
             serial = json.loads(device.call("status", "-o", "json"))["serial"]
             assert f"serial={serial} client_id={DEVICE}/bridge" in served.log  # with the new certificate
             print(f"{3 * MESSAGES} each way over two renewals; copies up {len(up)}, down {len(down)}")
