@@ -132,7 +132,7 @@ def tls_context(cert: Path, key: Path | None, ca: Path | None) -> ssl.SSLContext
         beside = cert.with_suffix(".key")
         context.load_cert_chain(cert, key or (beside if beside.is_file() else None), password=_no_password)
     except (ssl.SSLError, ValueError) as error:
-        message = f"{cert} with its key, or the root in {ca}, cannot be used."
+        message = f"{cert} with its key{f', or the root in {ca},' if ca is not None else ''} cannot be used."
         advice = "Use PEM files: --cert, --key without a password; --ca may be DER or PKCS#7 too."
         raise Invalid("bad-certificate", message, advice) from error
     return context

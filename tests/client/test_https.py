@@ -340,8 +340,9 @@ def test_bad_files(tmp_path: Path, file: Path) -> None:
         HttpsTransport("https://localhost:1", tmp_path / "none.pem", None, None).send("GET", "/", {}, None)
     junk = tmp_path / "junk.pem"
     junk.write_text("junk")
-    for cert, ca in ((junk, file), (file, junk)):
+    for cert, ca in ((junk, file), (junk, None), (file, junk)):
         with pytest.raises(Invalid) as caught:
             HttpsTransport("https://localhost:1", cert, None, ca).send("GET", "/", {}, None)
         assert caught.value.code == "bad-certificate"
+        assert "None" not in caught.value.message
     assert f"{junk} cannot be used as the root CA" in caught.value.message
