@@ -36,20 +36,26 @@ class OtherNodes:
 
     async def publish(self, registry: Registry, node: str, topic: str, payload: bytes, now: datetime) -> bool | None:
         """As `Publisher.publish`, at the broker of `node`. Raises: Unavailable: `node-silent`, too."""
-        async with self._at_once:
-            message = NodeMessage(secrets.token_hex(16), node, topic, payload, now + SILENT_AFTER)
-            await registry.leave_message(message, now)
-            try:
-                async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                    answer = await _answer_to(registry, message.id)
-            except TimeoutError:
-                what = f"The node {node} does not answer."
-                raise Unavailable("node-silent", what, "Try again; it may have taken the message.") from None
-            finally:
-                await asyncio.shield(registry.drop_message(message.id))
+        message = NodeMessage(secrets.token_hex(16), node, topic, payload, now + SILENT_AFTER)
+        try:
+            # Those that wait for others' answers wait no longer: many at a node that is silent hold nobody up.
+            async with asyncio.timeout(ANSWER_SECONDS_MAX), self._at_once:
+                answer = await _answered(registry, message, now)
+        except TimeoutError:
+            what = f"The node {node} does not answer."
+            raise Unavailable("node-silent", what, "Try again; it may have taken the message.") from None
         if answer not in OUTCOMES:
             raise Unavailable(answer, f"The node {node} could not publish the message.", "See its log.")
         return OUTCOMES[answer]
+
+
+async def _answered(registry: Registry, message: NodeMessage, now: datetime) -> str:
+    """The answer to `message`, which is in the registry until then."""
+    await registry.leave_message(message, now)
+    try:
+        return await _answer_to(registry, message.id)
+    finally:
+        await asyncio.shield(registry.drop_message(message.id))
 
 
 async def _answer_to(registry: Registry, message_id: str) -> str:
