@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 
 
 def module_command(module: str) -> list[str]:
@@ -24,13 +25,22 @@ class ChildProcess:
     own, which is killed with all that it has started.
     """
 
-    def __init__(self, module: str, job: str, answer_size_max: int, *, outlives_us: bool = True) -> None:
+    def __init__(
+        self,
+        module: str,
+        job: str,
+        answer_size_max: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        outlives_us: bool = True,
+    ) -> None:
         self._process = subprocess.Popen(
             module_command(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=not outlives_us,
             bufsize=0,
+            env=environment,
         )
         assert self._process.stdin  # noqa: S101
         assert self._process.stdout  # noqa: S101

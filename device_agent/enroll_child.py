@@ -119,7 +119,8 @@ def perform(job: EnrollmentJob, now: datetime) -> Identity:
         if job.renews and current is not None and current.certificate.fingerprint != job.renews:
             return current  # another process has replaced it while we waited for the lock
         renewed = current if job.operation != "enroll" else None
-        slot, key = candidate_key(store, job.key_type if renewed is None else _key_type_like(renewed, job.key_type))
+        key_type = job.key_type if renewed is None else _key_type_like(renewed, job.key_type)
+        slot, key = candidate_key(store, key_type, config.key_store)
         # First the chain, then the certificate: a one-time token is not spent on an unusable answer.
         clock = device_clock(job.home, lambda: now)
         client_of = partial(_client, config, job, current, clock)

@@ -8,6 +8,7 @@ ClientError (fleet.est_client.errors)
      ├─ NotEnrolled     there is no usable identity in this home
      ├─ Busy            another process of this device holds the lock
      ├─ StoreDamaged    the home cannot be read or written
+     ├─ KeyStoreFailed  the TPM or token that has the keys cannot be used
      ├─ NotRunning      no agent answers on this home's socket
      ├─ SendRefused     a message was not accepted, or not acknowledged
      ├─ SubscriptionRefused   the server, or the agent, refuses a subscription
@@ -36,6 +37,20 @@ class Busy(AgentError):
 
 class StoreDamaged(AgentError):
     """The home cannot be read or written."""
+
+
+class KeyStoreFailed(AgentError):
+    """The TPM or PKCS#11 token that has the device's keys cannot be used."""
+
+
+class KeyStoreLost(Exception):
+    """OpenSSL cannot use the key store in this process any more: it loads a provider when a process starts, only."""
+
+    def __str__(self) -> str:
+        return (
+            f"The key store {self.args[0]} cannot be used. Run `device-agent doctor`, and start the agent again: "
+            "it finds the key store when it starts."
+        )
 
 
 class NotRunning(AgentError):

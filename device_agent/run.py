@@ -9,10 +9,12 @@ from pathlib import Path
 
 from device_agent.config.agent_config import AgentConfig, read_config
 from device_agent.config.topics import topic_for
+from device_agent.errors import KeyStoreLost
 from device_agent.log.event_log import EventLog
 from device_agent.log.journal import Priority
 from device_agent.spool.line_reader import LineReader
 from device_agent.spool.publisher import PublishInput
+from device_agent.store.key_store import use_here
 from fleet.est_client.errors import BadConfig, ClientError
 
 try:
@@ -37,8 +39,9 @@ def main() -> None:
     log = EventLog(least=Priority(options.least))
     try:
         config = read_config(options.home)
+        use_here(config.key_store)
         code = Runner(config, log, _input(options, config, stdin_is_open)).run()
-    except (ClientError, OSError) as error:
+    except (ClientError, KeyStoreLost, OSError) as error:
         advice = getattr(error, "advice", "")
         log.line(f"Error: {error}{' ' + advice if advice else ''}")
         raise SystemExit(1) from None

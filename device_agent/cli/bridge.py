@@ -11,6 +11,7 @@ from device_agent.cli.wiping import erase
 from device_agent.config.agent_config import read_config
 from device_agent.errors import AgentError
 from device_agent.hooks.deploying import deploy
+from device_agent.store.key_store import FILE
 from fleet.est_client.errors import BadConfig
 
 
@@ -57,7 +58,12 @@ def mosquitto(
     except ValueError as error:
         raise click.UsageError(f"--reload: {error}.") from error
     folder = (out or Path("bridge")).absolute()
-    made = Bridge(read_config(home), folder, name, user, publish or (PUBLISH,), subscribe or (SUBSCRIBE,), reload)
+    config = read_config(home)
+    if config.key_store.kind != FILE:
+        from device_agent.store.hardware_key import NOT_EXPORTED
+
+        raise AgentError(f"{NOT_EXPORTED} for mosquitto.", "Use a device with its key in a file.")
+    made = Bridge(config, folder, name, user, publish or (PUBLISH,), subscribe or (SUBSCRIBE,), reload)
     if remove:
         _remove(made)
         return

@@ -1,14 +1,18 @@
 """`device-agent doctor`: what is wrong, and what to do about it."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from device_agent.cli.options import output_option, pass_home
+from device_agent.config.agent_config import read_config
 from device_agent.doctor.diagnosis import examine_device, is_healthy
 from device_agent.log.event_log import system_clock
+from device_agent.store.key_store import use_here
 from fleet.config.streams import json_text, printable
+from fleet.est_client.errors import ClientError
 
 
 @click.command()
@@ -22,6 +26,8 @@ def doctor(home: Path, output: str) -> None:
 
     Exits 0 if nothing failed (warnings are printed), 1 if something did, 2 on wrong use.
     """
+    with suppress(ClientError):  # which is a finding
+        use_here(read_config(home).key_store)
     findings = examine_device(home, system_clock())
     healthy = is_healthy(findings)
     if output == "json":

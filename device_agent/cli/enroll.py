@@ -12,6 +12,7 @@ from device_agent.cli.deploy import deploy_unless_running
 from device_agent.cli.options import pass_home, usage_errors
 from device_agent.config.agent_config import read_config
 from device_agent.link.clock import device_clock
+from device_agent.store.key_store import use_here, use_in_children
 from device_agent.times import shown
 from fleet.est_client.arguments import AGENT_KEY_TYPES, check_printable
 from fleet.wire.errors import Malformed
@@ -81,6 +82,7 @@ def enroll(
     be interrupted and started again: it retries with the same key.
     """
     config = read_config(home)
+    use_in_children(config.key_store)
     given = (approval, certificate is not None, token_file is not None or token_env is not None)
     if sum(given) > 1 or (certificate is None) != (key is None) or (approval and keep):
         raise click.UsageError("Pass a token, --certificate with --key, or --approval; --keep goes with the first two.")
@@ -109,6 +111,7 @@ def renew(home: Path) -> None:
     A running agent renews without losing a message; without one, this command renews.
     """
     config = read_config(home)
+    use_here(config.key_store)
     renewed = enrollment.renew(config).certificate
     deploy_unless_running(config)
     click.echo(f"Renewed until {shown(renewed.not_after)}, serial {renewed.serial}.")

@@ -17,7 +17,7 @@ from device_agent.enrollment.enrollment import (
     enroll_and_wait,
 )
 from device_agent.enrollment.pending_enrollment import poll_until_decided
-from device_agent.errors import AgentError, NotEnrolled, NotRunning
+from device_agent.errors import AgentError, KeyStoreLost, NotEnrolled, NotRunning
 from device_agent.log.event_log import EventLog
 from device_agent.loop.runner import Runner
 from device_agent.store.atomic_files import held_lock, read_capped
@@ -130,7 +130,10 @@ def renew(config: AgentConfig) -> Identity:
         ask(config.home, {"do": "renew"}, RENEW_SECONDS_MAX)
     except NotRunning:
         # Without the spool: its messages wait for `run`.
-        Runner(replace(config, spool=NO_SPOOL), EventLog()).renew_once()
+        try:
+            Runner(replace(config, spool=NO_SPOOL), EventLog()).renew_once()
+        except KeyStoreLost as error:
+            raise AgentError(str(error)) from error
     except TimeoutError:
         raise AgentError("The agent did not finish the renewal in time.", "See its log.") from None
     renewed = IdentityStore(config.home).current()

@@ -15,6 +15,7 @@ from device_agent.config.hooks import Hook, read_hooks
 from device_agent.config.settings import BY_NAME, SETTINGS, rendered
 from device_agent.config.spool import NO_SPOOL, SpoolConfig
 from device_agent.store.atomic_files import must_be_ours, opened_file, others_may_write, write_atomically
+from device_agent.store.key_store import FILE, PKCS11, KeyStore
 from fleet.est_client.arguments import check_device_id
 from fleet.est_client.errors import BadConfig
 from fleet.wire.errors import Malformed
@@ -43,6 +44,7 @@ class AgentConfig:
     refused_retry_seconds: float
     """Minimum delay after a refusal by the server."""
     outbox_messages_max: int
+    key_store: KeyStore
     hooks: tuple[Hook, ...] = ()
     apps: AppsConfig = NO_APPS
     spool: SpoolConfig = NO_SPOOL
@@ -78,6 +80,9 @@ class NewHome:
     spool: bool = False
     mqtt_path: str = ""
     """Of a WebSocket; "" for MQTT without one."""
+    key_store: str = FILE
+    tcti: str = ""
+    key_uri: str = ""
 
 
 def must_be_free(home: Path) -> None:
@@ -109,7 +114,9 @@ def write_config(home: Path, new: NewHome) -> Path:
         "hardware_serial": new.hardware_serial,
         "est.url": new.est_url,
         "spool.enabled": new.spool,
+        "key.store": new.key_store,
     }
+    given |= {f"key.{name}": value for name, value in (("tcti", new.tcti), ("uri", new.key_uri)) if value}
     if new.mqtt_path:
         given["mqtt.servers"] = [str(Endpoint(new.mqtt_host, new.mqtt_port, new.mqtt_path))]
     else:
@@ -141,10 +148,13 @@ def read_config(home: Path, owners: Collection[int] | None = None) -> AgentConfi
     apps = read_apps(str(path), tree.pop("apps", {}))
     values = _values(path, text, tree)
     spool = SpoolConfig(**{name[6:]: values.pop(name) for name in tuple(values) if name.startswith("spool.")})
+    keys = {name[10:]: values.pop(name) for name in tuple(values) if name.startswith("key_store.")}
+    if keys["kind"] == PKCS11 and not keys["uri"]:
+        raise BadConfig(f"{path}: key.uri is missing.", 'Write it as "pkcs11:token=NAME".')
     values["ca_file"] = home / (values["ca_file"] or CA_NAME)
     if not values["mqtt_host"] and not values["mqtt_others"]:
         raise BadConfig(f"{path}: mqtt.host is missing.")
-    return AgentConfig(home=home, hooks=hooks, apps=apps, spool=spool, **values)
+    return AgentConfig(home=home, hooks=hooks, apps=apps, spool=spool, key_store=KeyStore(home, **keys), **values)
 
 
 def _values(path: Path, text: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from device_agent.config.endpoints import SERVERS_MAX, parse_endpoint
+from device_agent.store.key_store import FILE, KEY_STORES, openssl_value, token_uri
 from fleet.est_client.arguments import MQTT_PORT_DEFAULT, check_device_id, check_host, check_printable
 from fleet.est_client.errors import BadConfig
 from fleet.est_client.server_checks import parse_pin
@@ -146,6 +147,14 @@ SETTINGS = (
             Reload.RESTART, is_required=True),
     Setting("hardware_serial", "hardware_serial", Text(), "", "serialNumber of the certificate's subject, if any"),
     Setting("ca_file", "ca_file", Text(shown="path"), "ca.pem", "trust anchors: beside this file, or an absolute path"),
+    Setting("key.store", "key_store.kind", OneOf(KEY_STORES), FILE, "of private keys, for as long as it is enrolled",
+            Reload.RESTART),
+    Setting("key.tcti", "key_store.tcti", Text(openssl_value), "", "how the TPM is reached, as tpm2-tss names it",
+            Reload.RESTART, example='"device:/dev/tpmrm0"'),
+    Setting("key.uri", "key_store.uri", Text(token_uri, "PKCS#11 URI"), "", "the token (RFC 7512)", Reload.RESTART,
+            example='"pkcs11:token=device?pin-source=file:/etc/device.pin"'),
+    Setting("key.module", "key_store.module", Text(openssl_value, "path"), "", "the token's PKCS#11 module",
+            Reload.RESTART, example='"/usr/lib/softhsm/libsofthsm2.so"'),
     Setting("est.url", "est_url", Text(https_url, "https URL"), "", "the EST server", is_required=True),
     Setting("est.servers", "est_others", Texts(https_url, "list of https URLs"), (),
             "tried in this order when `url` cannot be reached", example='["https://est2.example:8443"]'),

@@ -12,6 +12,7 @@ from device_agent.doctor.local_checks import (
     disk_has_room,
     hooks_have_deployed,
     key_matches,
+    key_store_answers,
     permissions_are_tight,
 )
 from device_agent.doctor.server_checks import (
@@ -28,6 +29,7 @@ CHECKS: tuple[Check, ...] = (
     permissions_are_tight,
     disk_has_room,
     anchors_are_valid,
+    key_store_answers,
     key_matches,
     certificate_is_valid,
     names_resolve,

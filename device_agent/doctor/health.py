@@ -51,6 +51,8 @@ class Health:
     not_after: str | None
     days_left: float | None
     slots: dict[str, str]
+    key_store: str
+    """Where its private keys are kept: "file", "tpm2" or "pkcs11"."""
     running: bool
     connected: bool
     last_error: str
@@ -98,6 +100,7 @@ def examine(config: AgentConfig, now: datetime) -> Health:
         not_after=shown.certificate.not_after.isoformat() if shown else None,
         days_left=round((shown.certificate.not_after - now).total_seconds() / 86400, 3) if shown else None,
         slots=store.slots(),
+        key_store=config.key_store.kind,
         running=running,
         connected=connected,
         last_error=str(agent.pop("last_error", "")),
@@ -143,7 +146,7 @@ def problem_of(config: AgentConfig, identity: Identity, now: datetime) -> str:
         certificate, *chain = x509.load_pem_x509_certificates(read_file(identity.certificate_file))
         check_certificate(
             certificate,
-            spki_der=spki_der(load_key(identity.key_file)),
+            spki_der=spki_der(load_key(identity.key_file, config.key_store)),
             device_id=config.device_id,
             intermediates=chain,
             anchors=load_anchors(config.ca_file),

@@ -17,6 +17,8 @@ from device_agent.enrollment.pending_enrollment import pending_note
 from device_agent.hooks.deployment_marks import HookState, read_marks, state_of
 from device_agent.store.atomic_files import read_file
 from device_agent.store.device_key import load_key, spki_der
+from device_agent.store.hardware_key import check
+from device_agent.store.key_store import FILE, use_in_children
 from device_agent.store.root_rollover import load_anchors
 from fleet.est_client.certificate_checks import lifetime_of
 from fleet.est_client.errors import ClientError
@@ -93,6 +95,18 @@ def anchors_are_valid(patient: Patient) -> Iterator[Finding]:
         yield Finding("anchors", State.OK, f"{len(anchors)} in {file.name}, valid until {times.shown(last)}.")
 
 
+def key_store_answers(patient: Patient) -> Iterator[Finding]:
+    """The TPM or token that has the private keys can be used; nothing is said of keys in files."""
+    store = patient.config.key_store
+    try:
+        use_in_children(store)
+        if store.kind != FILE:
+            check(store)
+            yield Finding("key store", State.OK, f"Keys are kept in {store.kind}, which answers.")
+    except ClientError as error:
+        yield Finding("key store", State.FAILED, error.message, error.advice)
+
+
 def key_matches(patient: Patient) -> Iterator[Finding]:
     """The private key belongs to the certificate."""
     identity = patient.current or patient.candidate
@@ -107,7 +121,7 @@ def key_matches(patient: Patient) -> Iterator[Finding]:
     again = f"With a new token, run: device-agent --home {shown(patient.home)} enroll --again"
     try:
         certificate = x509.load_pem_x509_certificates(read_file(identity.certificate_file))[0]
-        matches = spki_of(certificate.public_key()) == spki_der(load_key(identity.key_file))
+        matches = spki_of(certificate.public_key()) == spki_der(load_key(identity.key_file, patient.config.key_store))
     except (ClientError, ValueError, OSError) as error:
         yield Finding("key", State.FAILED, f"{identity.slot} cannot be read: {error}", again)
         return

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 from device_agent.child_process import ChildProcess
+from device_agent.store.bootstrap import bootstrap_of
+from device_agent.store.key_store import without_provider
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 
 OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
@@ -77,7 +79,9 @@ class EnrollmentProcess:
     """A running child. When `fileno()` is readable, call `read`, until it returns an Outcome."""
 
     def __init__(self, job: EnrollmentJob) -> None:
-        self._child = ChildProcess("device_agent.enroll_child", job.to_json(), OUTCOME_SIZE_MAX)
+        # To present a key in a file, as of a manufacturer's certificate, OpenSSL must not have loaded the provider.
+        environment = without_provider(os.environ) if _has_files(job) else None
+        self._child = ChildProcess("device_agent.enroll_child", job.to_json(), OUTCOME_SIZE_MAX, environment)
 
     def fileno(self) -> int:
         return self._child.fileno()
@@ -98,6 +102,11 @@ class EnrollmentProcess:
             return Outcome(**json.loads(self._child.answer))
         except (ValueError, TypeError):
             return Outcome(ok=False, message=message or _cause(code))
+
+
+def _has_files(job: EnrollmentJob) -> bool:
+    bootstrap = bootstrap_of(job.home) if job.operation == "recover" else None
+    return job.files is not None or (bootstrap is not None and bootstrap.files is not None)
 
 
 def _cause(code: int) -> str:

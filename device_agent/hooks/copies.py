@@ -13,11 +13,14 @@ from pathlib import Path
 
 from cryptography import x509
 
+from device_agent.config.agent_config import AgentConfig
 from device_agent.config.hooks import ROOT_ADVICE, SECRET, Copy
-from device_agent.errors import AgentError
+from device_agent.errors import AgentError, KeyStoreFailed
 from device_agent.store.atomic_files import opened_file, read_file, sync_directory, write_durably
 from device_agent.store.device_key import load_key
+from device_agent.store.hardware_key import EXPORT_ADVICE, NOT_EXPORTED
 from device_agent.store.identity_store import Identity
+from device_agent.store.key_store import FILE
 from device_agent.store.root_rollover import load_anchors
 from fleet.wire.encodings.bundle import Bundle, Form
 from fleet.wire.encodings.writing import write
@@ -30,7 +33,7 @@ _DRAFT = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def content_of(copy: Copy, identity: Identity, ca_file: Path) -> bytes:
+def content_of(copy: Copy, identity: Identity, config: AgentConfig) -> bytes:
     """What `copy` holds, in its form. Raises: ClientError, WireError, ValueError, OSError."""
     certificates = tuple(x509.load_pem_x509_certificates(read_file(identity.certificate_file)))
     parts = {
@@ -39,10 +42,12 @@ def content_of(copy: Copy, identity: Identity, ca_file: Path) -> bytes:
         "chain": certificates,
         "pair": certificates,
         "key": (),
-        "anchors": tuple(load_anchors(ca_file)) if copy.content == "anchors" else (),
+        "anchors": tuple(load_anchors(config.ca_file)) if copy.content == "anchors" else (),
     }
     if copy.content == "issuers" and not parts["issuers"]:
         raise AgentError("the certificate has no issuers but the root")
+    if copy.content in SECRET and config.key_store.kind != FILE:
+        raise KeyStoreFailed(NOT_EXPORTED, EXPORT_ADVICE)
     key = load_key(identity.key_file) if copy.content in SECRET else None
     password = None
     if copy.password_file is not None:

@@ -69,7 +69,7 @@ def run_hook(config: AgentConfig, hook: Hook, identity: Identity, stop: int | No
     """Copy, then run. What went wrong; "" if nothing did."""
     for copy in hook.copies:
         try:
-            place(copy, content_of(copy, identity, config.ca_file))
+            place(copy, content_of(copy, identity, config))
         except OSError as error:
             return f"{copy.to} was not written: {error.filename or ''} {error.strerror or error}".replace("  ", " ")
         except (ClientError, WireError, ValueError) as error:

@@ -15,12 +15,11 @@ from device_agent.link.mqtt_link import MQTT_5, Acknowledged, Connected, Lost, M
 from device_agent.link.network_watch import NetworkChange
 from device_agent.link.pace import Pace
 from device_agent.link.server_choice import ServerChoice
+from device_agent.link.tls_context import tls_context
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import Identity
 from fleet.est_client.errors import ClientError
-from fleet.est_client.server_checks import also_check
-from fleet.est_client.tls import client_context
 
 CONNECTING_SECONDS_MAX = 30.0  # from the first packet to CONNACK
 STABLE_SECONDS = 30.0  # a connection that was up this long resets the backoff
@@ -352,9 +351,7 @@ class Connection:
         return self.state is Link.UP and self._monotonic() - self._up_since >= STABLE_SECONDS
 
     def new_link(self, identity: Identity, check_time: bool, at: datetime | None) -> MqttLink:
-        """A link that is not open yet. Raises: ClientError."""
+        """A link that is not open yet. Raises: ClientError, KeyStoreLost."""
         self._known.add(identity)
-        context = client_context(self._config.ca_file, identity.files, check_time=check_time)
-        if self._config.pins or at is not None:
-            also_check(context, pins=self._config.pins, at=at)
+        context = tls_context(self._config, identity, check_time, at)
         return MqttLink(self._choice.target, context, self.protocol, self._wake)

@@ -58,7 +58,7 @@ def send_report(job: EnrollmentJob) -> Outcome:
         command["outcome"] = _update_trust(store, config, clock, client_of, current) or command["outcome"]
     report = _cut(_report_of(config, clock) | {"command": command})
     try:
-        data = sign_report(report, load_key(current.key_file))
+        data = sign_report(report, load_key(current.key_file, config.key_store))
     except WireError as error:
         return Outcome(ok=False, message=str(error))
     first_to_answer(config, clock, client_of, lambda client: client.device_report(data))

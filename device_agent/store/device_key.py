@@ -18,8 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from device_agent.errors import StoreDamaged
+from device_agent.store import hardware_key
 from device_agent.store.atomic_files import read_file
+from device_agent.store.hardware_key import HardwareKey, KeyOfAnother
 from device_agent.store.identity_store import CertificateInfo, IdentityStore
+from device_agent.store.key_store import FILE, KeyStore
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.est_client.errors import BadConfig
 from fleet.wire import keys
@@ -30,28 +33,34 @@ PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPri
 RSA_BITS = 3072
 
 
-def candidate_key(store: IdentityStore, key_type: str) -> tuple[str, PrivateKey]:
+def candidate_key(store: IdentityStore, key_type: str, key_store: KeyStore | None = None) -> tuple[str, PrivateKey]:
     """A slot for the next identity and the key in it: that of an interrupted enrollment, or a new one.
 
-    Raises: BadConfig for a type that a device cannot generate; StoreDamaged, OSError.
+    Raises: BadConfig for a type that a device cannot generate; StoreDamaged, KeyStoreFailed, OSError.
     """
     slot = store.spare_slot()
     pem = store.unfinished_key(slot)
     if pem is not None:
-        key = parse_key(pem)
+        try:
+            key = parse_key(pem, key_store)
+        except KeyOfAnother:
+            key = None
         if key is not None and has_type(key, key_type):
             return slot, key
+    # Before the slot is cleared: while a TPM does not answer, nothing is given up.
+    key = generate_key(key_type, key_store)
     store.clear(slot)
-    key = generate_key(key_type)
     store.write_key(slot, key_pem(key))
     return slot, key
 
 
-def generate_key(key_type: str) -> PrivateKey:
-    """A new key of a type named as in the fleet's models.
+def generate_key(key_type: str, key_store: KeyStore | None = None) -> PrivateKey:
+    """A new key of a type named as in the fleet's models, in the key store; without one, in memory.
 
-    Raises: BadConfig for a type that a device cannot generate.
+    Raises: BadConfig for a type that a device cannot generate; KeyStoreFailed, OSError.
     """
+    if key_store is not None and key_store.kind != FILE:
+        return hardware_key.generate(key_store, key_type)
     if key_type not in AGENT_KEY_TYPES:
         raise BadConfig(f"Keys of type {key_type[:40]!r} cannot be generated here.")
     return cast(PrivateKey, keys.generate_key(key_type, rsa_bits=RSA_BITS))
@@ -71,25 +80,32 @@ def spki_der(key: PrivateKey) -> bytes:
 
 
 def key_pem(key: PrivateKey) -> bytes:
-    """PKCS#8 in PEM, unencrypted: the file's mode and the disk protect it."""
+    """PKCS#8 in PEM, unencrypted: the file's mode and the disk protect it. Of a key in hardware, its reference."""
+    if isinstance(key, HardwareKey):
+        return key.pem
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def parse_key(pem: bytes) -> PrivateKey | None:
-    """The key in `pem`; None if it is damaged, as by a power loss."""
+def parse_key(pem: bytes, key_store: KeyStore | None = None) -> PrivateKey | None:
+    """The key in `pem`; None if it is damaged, as by a power loss.
+
+    Raises: KeyOfAnother; KeyStoreFailed for a key in hardware that does not answer; OSError.
+    """
     try:
+        if key_store is not None and key_store.kind != FILE:
+            return HardwareKey(pem, key_store)
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError):
         return None
     return key if isinstance(key, PrivateKey) else None
 
 
-def load_key(path: Path) -> PrivateKey:
-    """The key in the file `path`.
+def load_key(path: Path, key_store: KeyStore | None = None) -> PrivateKey:
+    """The key that the file `path` holds, or refers to.
 
-    Raises: StoreDamaged, OSError.
+    Raises: StoreDamaged, KeyStoreFailed, OSError.
     """
-    key = parse_key(read_file(path))
+    key = parse_key(read_file(path), key_store)
     if key is None:
         raise StoreDamaged(f"{path} holds no key of a supported type.")
     return key

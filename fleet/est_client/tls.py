@@ -23,9 +23,12 @@ def client_context(
     dates of the server's chain and nothing else: for a device whose clock has not been set since boot.
 
     Raises: BadConfig if the CA file is unreadable or holds no certificate; BadCredentials if the certificate or key is
-    unreadable, or they do not match.
+    unreadable, or they do not match, or OpenSSL has lost the provider that has the key.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED and check_hostname are its defaults
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED and check_hostname are its defaults
+    except ssl.SSLError as error:  # a provider of OpenSSL that is gone
+        raise BadCredentials(f"TLS cannot be used: {_reason(error)}.") from error
     context.hostname_checks_common_name = False  # RFC 9525, 6.3: the subjectAltName alone names a server
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.maximum_version = newest

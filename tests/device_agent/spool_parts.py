@@ -14,6 +14,7 @@ from device_agent.log.event_log import EventLog
 from device_agent.spool.message_queue import Message
 from device_agent.spool.outbox import Outbox
 from device_agent.spool.spool import Spool
+from device_agent.store.key_store import KeyStore
 from fleet.est_client.validity import CLOCK_FLOOR
 
 ENABLED = SpoolConfig(enabled=True)
@@ -45,6 +46,7 @@ class Kept:
         self.log = io.StringIO()
         self.config = AgentConfig(
             home=home,
+            key_store=KeyStore(home),
             device_id="cam-7",
             hardware_serial="",
             est_url="https://localhost",

@@ -303,4 +303,4 @@ def test_a_check_that_cannot_read_the_home_is_a_finding(device: Device, monkeypa
 
 def test_each_check_is_one_rule() -> None:
     names: list[Callable[..., object]] = list(CHECKS)
-    assert len(set(names)) == len(names) == 12
+    assert len(set(names)) == len(names) == 13

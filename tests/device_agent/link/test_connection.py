@@ -13,6 +13,7 @@ from device_agent.config.agent_config import AgentConfig
 from device_agent.config.endpoints import Endpoint
 from device_agent.core import Link, Role, Setback
 from device_agent.link import connection as module
+from device_agent.link import tls_context
 from device_agent.link.connection import STABLE_SECONDS, Connection, Down, ProofFailed, Proven, Up
 from device_agent.link.delays import NETWORK_SECONDS_MIN
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Acknowledged, Connected, LinkEvent, Lost, Target
@@ -20,12 +21,14 @@ from device_agent.link.network_watch import NetworkChange
 from device_agent.renewal import ENDED_SECONDS_MAX
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import CertificateInfo, Identity
+from device_agent.store.key_store import KeyStore
 from fleet.est_client.errors import BadCredentials
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BASE, CAP, REFUSED = 1.0, 8.0, 100.0
 CONFIG = AgentConfig(
     home=Path("/nowhere"),
+    key_store=KeyStore(Path("/nowhere")),
     device_id="cam-7",
     hardware_serial="",
     est_url="https://h",
@@ -125,7 +128,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         return object()
 
     monkeypatch.setattr(module, "MqttLink", link)
-    monkeypatch.setattr(module, "client_context", context)
+    monkeypatch.setattr(tls_context, "client_context", context)
     return world
 
 
@@ -508,7 +511,7 @@ def test_a_thousand_agents_return_from_an_outage_without_a_peak(
 
     Their attempts in any one second are few beside what arriving in step would be: a thousand.
     """
-    monkeypatch.setattr(module, "client_context", lambda *_, **__: object())
+    monkeypatch.setattr(tls_context, "client_context", lambda *_, **__: object())
     links: list[FakeLink] = []
 
     def new_link(*given: object) -> FakeLink:

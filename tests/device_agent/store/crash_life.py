@@ -24,7 +24,7 @@ from device_agent.core import Link, Role, Setback
 from device_agent.doctor.health import problem_of
 from device_agent.enrollment import renewal_schedule, rotation
 from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
-from device_agent.link import connection
+from device_agent.link import connection, tls_context
 from device_agent.link.mqtt_link import Connected, LinkEvent, Lost
 from device_agent.log.event_log import EventLog
 from device_agent.loop.executor import Executor
@@ -213,7 +213,7 @@ def in_process(server: ModelServer) -> Iterator[None]:
             (rotation, "EnrollmentProcess", EndedProcess),
             (renewal_schedule, "EnrollmentProcess", EndedProcess),
             (enrollment, "enroll_and_wait", lambda job: enroll_child.outcome_of(job, NOW)),
-            (connection, "client_context", lambda _ca, files, **_: files),
+            (tls_context, "client_context", lambda _ca, files, **_: files),
             (connection, "MqttLink", lambda _target, files, *_: ModelLink(server, files)),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
