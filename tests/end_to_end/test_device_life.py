@@ -78,7 +78,7 @@ def test_a_suspended_device_is_cut_and_comes_back_when_resumed(served: Served, d
 def test_a_revoked_device_stays_out_and_cannot_be_added_again(served: Served, device: LiveDevice) -> None:
     agent = device.run()
     run_fleet(served.home, "device", "revoke", device.name, "--reason", "lost")
-    agent.wait_for(lambda line: "cause=refused" in line, "that it is refused")
+    agent.wait_for(lambda line: "cause=ended" in line, "that it is refused for good")
     run_fleet(served.home, "device", "add", device.name, "--model", "default", expect=1)
     run_fleet(served.home, "device", "resume", device.name, expect=1)
     device.call("renew", expect=1)
