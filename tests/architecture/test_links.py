@@ -39,3 +39,13 @@ def test_a_page_names_the_files_of_its_package(package: str) -> None:
     files = {file.name for file in folder.glob("*.py")} - {"__init__.py"}
     named = {name for name in files if f"`{name}`" in page or f"| `{name.removesuffix('.py')}` |" in page}
     assert named == files
+
+
+def test_the_agents_page_names_the_files_of_each_room() -> None:
+    """Or the room's own page does."""
+    root = ROOT / "device_agent"
+    page = (root / "README.md").read_text("utf-8")
+    for file in root.rglob("*.py"):
+        own = file.parent / "README.md"
+        text = page + own.read_text("utf-8") if own.exists() else page
+        assert file.name.startswith("__") or re.search(rf"\b{re.escape(file.name)}", text), file
