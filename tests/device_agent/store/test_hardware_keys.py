@@ -149,6 +149,7 @@ def test_a_device_with_its_key_in_a_tpm_enrolls_connects_and_renews(device: Devi
         assert b"BEGIN PRIVATE KEY" not in file.read_bytes()
 
 
+@pytest.mark.long
 def test_a_slow_tpm_breaks_no_time_limit(device: Device) -> None:
     device.tpm.held |= {SIGN: SLOW_SECONDS, CREATE: SLOW_SECONDS}
     device.enroll()
@@ -160,7 +161,9 @@ def test_a_slow_tpm_breaks_no_time_limit(device: Device) -> None:
         running.process.wait(PATIENCE_SECONDS)
 
 
-@pytest.mark.parametrize("code", [CREATE, SIGN], ids=["create", "sign"])
+@pytest.mark.parametrize(
+    "code", [pytest.param(CREATE, id="create", marks=pytest.mark.long), pytest.param(SIGN, id="sign")]
+)
 def test_a_renewal_that_is_killed_in_the_tpm_costs_no_key(device: Device, code: int) -> None:
     device.enroll()
     before = device.key
@@ -215,6 +218,7 @@ def test_an_agent_that_has_lost_the_tpm_says_so_and_ends_for_its_service_manager
     assert running.process.wait(PATIENCE_SECONDS) == 0
 
 
+@pytest.mark.long
 def test_the_key_of_another_tpm_is_named_and_a_new_token_helps(device: Device, tmp_path: Path) -> None:
     device.enroll()
     first, device.tpm = device.tpm, Tpm(tmp_path / "other")
