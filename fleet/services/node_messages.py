@@ -8,7 +8,6 @@ A payload is in the registry until it is answered: for some 0.3 seconds; ANSWER_
 
 import asyncio
 import logging
-import secrets
 from datetime import datetime
 
 from fleet.config.clock import Clock
@@ -36,6 +35,8 @@ class OtherNodes:
 
     async def publish(self, registry: Registry, node: str, topic: str, payload: bytes, now: datetime) -> bool | None:
         """As `Publisher.publish`, at the broker of `node`. Raises: Unavailable: `node-silent`, too."""
+        import secrets  # commands that publish nothing import this module
+
         message = NodeMessage(secrets.token_hex(16), node, topic, payload, now + SILENT_AFTER)
         try:
             # Those that wait for others' answers wait no longer: many at a node that is silent hold nobody up.
