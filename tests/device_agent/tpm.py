@@ -45,20 +45,20 @@ class Tpm:
         folder.mkdir(parents=True)
         (folder / "state").mkdir()
         chip, self._front = folder / "chip", folder / "front"
-        self._start(
+        process = self._start(
             *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder / 'state'}"),
             *("--ctrl", f"type=unixio,path={chip}.ctrl", "--server", f"type=unixio,path={chip}"),
             *("--flags", "not-need-init,startup-clear"),
         )
-        wait_until(chip.exists, "swtpm has no socket")
+        wait_until(lambda: _listens(chip), "swtpm does not listen", process)
         Path(f"{self._front}.ctrl").symlink_to(f"{chip}.ctrl")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._front))
         self._listener.listen()
         threading.Thread(target=self._serve, args=(chip,), daemon=True).start()
         bus = folder / "bus"
-        self._start("dbus-daemon", "--session", "--nofork", f"--address=unix:path={bus}")
-        wait_until(bus.exists, "dbus-daemon has no socket")
+        process = self._start("dbus-daemon", "--session", "--nofork", f"--address=unix:path={bus}")
+        wait_until(lambda: _listens(bus), "dbus-daemon does not listen", process)
         self.environment = {"DBUS_SESSION_BUS_ADDRESS": f"unix:path={bus}"}
         self._manager = self.start_manager()
 
@@ -66,7 +66,7 @@ class Tpm:
         words = ("--allow-root",) if os.getuid() == 0 else ()
         process = self._start("tpm2-abrmd", "--session", *words, f"--tcti=swtpm:path={self._front}")
         self._manager = process
-        wait_until(self._answers, "the resource manager does not answer")
+        wait_until(self._answers, "the resource manager does not answer", process)
         return process
 
     def stop_manager(self) -> None:
@@ -79,7 +79,6 @@ class Tpm:
         self._listener.close()
 
     def _answers(self) -> bool:
-        assert self._manager_lives()
         done = subprocess.run(
             ["openssl", "list", "-providers", "-provider", "tpm2"],
             env=os.environ | self.environment | {"TPM2OPENSSL_TCTI": TCTI, "TSS2_LOG": "all+NONE"},
@@ -88,9 +87,6 @@ class Tpm:
             check=False,
         )
         return done.returncode == 0
-
-    def _manager_lives(self) -> bool:
-        return self._processes[-1].poll() is None
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         log = self._folder / f"{words[0]}.log"
@@ -147,3 +143,9 @@ def _packet(stream: socket.socket) -> bytes:
             raise EOFError
         data += more
     return data
+
+
+def _listens(file: Path) -> bool:
+    """Whether the socket `file` does; it is there before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(file)) == 0

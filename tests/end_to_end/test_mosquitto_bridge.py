@@ -49,7 +49,7 @@ class LocalBroker:
 
     def await_connections(self, times: int) -> None:
         """Returns once the fleet has granted the bridge what it subscribes to so many times: once a connection."""
-        wait_until(lambda: self.subscriptions() == times, f"that the bridge is connected {times} times")
+        wait_until(lambda: self.subscriptions() == times, f"that the bridge is connected {times} times", self.process)
 
     def subscriptions(self) -> int:
         return self.log.read_bytes().count(b"Received SUBACK from local.")

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -28,7 +29,7 @@ class Broker:
 
     kind: str
     port: int
-    run: Callable[[], AbstractContextManager[object]]
+    run: Callable[[], AbstractContextManager["subprocess.Popen[bytes]"]]
     introduce: Callable[[str], None] = lambda name: None
     """Has it know the user of this name."""
     password: bytes | None = None
@@ -37,8 +38,8 @@ class Broker:
 
     def start(self) -> None:
         self._running = ExitStack()
-        self._running.enter_context(self.run())
-        wait_until(lambda: listening(self.port), f"{self.kind} does not listen")
+        process = self._running.enter_context(self.run())
+        wait_until(lambda: listening(self.port), f"{self.kind} does not listen", process)
 
     def stop(self) -> None:
         if self._running is not None:
@@ -93,10 +94,10 @@ def rabbit(folder: Path) -> Iterator[Broker]:
             assert response.status in (201, 204)
 
     @contextmanager
-    def run() -> Iterator[None]:
-        with rabbitmq(folder, distribution, names):
-            wait_until(lambda: listening(management), "RabbitMQ's API does not listen")
-            yield
+    def run() -> Iterator["subprocess.Popen[bytes]"]:
+        with rabbitmq(folder, distribution, names) as process:
+            wait_until(lambda: listening(management), "RabbitMQ's API does not listen", process)
+            yield process
 
     with names_service(folder, names):
         yield Broker("RabbitMQ", port, run, introduce, PASSWORD)

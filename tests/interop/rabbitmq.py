@@ -1,5 +1,6 @@
 """A RabbitMQ of a test's own: its folder, its ports, its name service."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,13 @@ def names_service(folder: Path, port: int) -> Iterator[None]:
     """Erlang's, without which the server would start one that stays."""
     own = folder / "names"
     own.mkdir()
-    with running(own, "epmd", "-port", str(port), "-address", "127.0.0.1"):
-        wait_until(lambda: listening(port), "epmd does not listen")
+    with running(own, "epmd", "-port", str(port), "-address", "127.0.0.1") as process:
+        wait_until(lambda: listening(port), "epmd does not listen", process)
         yield
 
 
 @contextmanager
-def rabbitmq(folder: Path, distribution: int, names: int) -> Iterator[None]:
+def rabbitmq(folder: Path, distribution: int, names: int) -> Iterator["subprocess.Popen[bytes]"]:
     """The server, as `folder`/rabbitmq.conf says."""
     [program] = Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server")
     (folder / "enabled_plugins").write_text(f"[{PLUGINS}].\n")
@@ -40,5 +41,5 @@ def rabbitmq(folder: Path, distribution: int, names: int) -> Iterator[None]:
         "RABBITMQ_LOG_BASE": str(folder / "log"),
         "RABBITMQ_LOGS": "-",
     }
-    with running(folder, program, **environment):
-        yield
+    with running(folder, program, **environment) as process:
+        yield process

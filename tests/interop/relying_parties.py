@@ -190,7 +190,7 @@ def nginx(folder: Path, published: Published) -> Iterator[ResumingParty]:
         def read_crls(self) -> None:
             generations = self._workers()
             assert done(*words, "-s", "reload").returncode == 0
-            wait_until(lambda: not generations & self._workers(), "nginx's workers were never replaced")
+            wait_until(lambda: not generations & self._workers(), "nginx's workers were never replaced", process)
 
         def _workers(self) -> set[str]:
             """Process ids of the workers that live."""
@@ -198,7 +198,7 @@ def nginx(folder: Path, published: Published) -> Iterator[ResumingParty]:
             return set(children.read_text().split())
 
     with running(folder, *words) as process:
-        wait_until(lambda: listening(port), (folder / "output").read_text())
+        wait_until(lambda: listening(port), "nginx does not listen", process)
         yield Nginx()
 
 
@@ -231,8 +231,8 @@ def haproxy(folder: Path, published: Published) -> Iterator[ResumingParty]:
                 control.sendall(text.encode())
                 return b"".join(iter(lambda: control.recv(65536), b"")).decode()
 
-    with running(folder, "haproxy", "-db", "-f", config):
-        wait_until(lambda: listening(port), "haproxy does not listen")
+    with running(folder, "haproxy", "-db", "-f", config) as process:
+        wait_until(lambda: listening(port), "haproxy does not listen", process)
         yield Haproxy()
 
 
@@ -286,8 +286,8 @@ def envoy(folder: Path, published: Published) -> Iterator[Party]:
             said = done("curl", "--silent", f"http://127.0.0.1:{admin}/stats?filter=ssl_context_update_by_sds")
             return int(said.stdout.rpartition(":")[2])
 
-    with running(folder, "envoy", "-c", config, "--use-dynamic-base-id", "--concurrency", "1"):
-        wait_until(lambda: listening(port), "envoy does not listen")
+    with running(folder, "envoy", "-c", config, "--use-dynamic-base-id", "--concurrency", "1") as process:
+        wait_until(lambda: listening(port), "envoy does not listen", process)
         party = Envoy()
         party.read = party.times_read()
         yield party
@@ -312,12 +312,14 @@ def mosquitto(folder: Path, published: Published) -> Iterator[ResumingParty]:
         def read_crls(self) -> None:
             process.send_signal(signal.SIGHUP)  # it acts on it before it accepts the next connection
             wait_until(
-                lambda: "Reloading config" in output.read_text(), "mosquitto did not read its configuration again"
+                lambda: "Reloading config" in output.read_text(),
+                "mosquitto did not read its configuration again",
+                process,
             )
 
     output = folder / "output"
     with running(folder, "mosquitto", "-v", "-c", config) as process:
-        wait_until(lambda: listening(port), "mosquitto does not listen")
+        wait_until(lambda: listening(port), "mosquitto does not listen", process)
         yield Mosquitto()
 
 
@@ -365,7 +367,9 @@ def freeradius(folder: Path, published: Published) -> Iterator[EapParty]:
             with (folder / "output").open("wb") as output:
                 self.process = subprocess.Popen(words, stdout=output, stderr=output)
             wait_until(
-                lambda: "Ready to process requests" in (folder / "output").read_text(), "freeradius is not ready"
+                lambda: "Ready to process requests" in (folder / "output").read_text(),
+                "freeradius is not ready",
+                self.process,
             )
 
         def stop(self) -> None:
@@ -461,8 +465,8 @@ class Charon:
 
     @contextmanager
     def up(self) -> Iterator[None]:
-        with running(self.folder, "charon-systemd", **self.environment):
-            wait_until(lambda: self.swanctl("--stats").returncode == 0, "charon does not answer")
+        with running(self.folder, "charon-systemd", **self.environment) as process:
+            wait_until(lambda: self.swanctl("--stats").returncode == 0, "charon does not answer", process)
             yield
 
 

@@ -10,9 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from msgspec.structs import replace
@@ -31,6 +31,7 @@ from tests.waiting import PATIENCE_SECONDS
 
 CLIENTS = Path(__file__).parent / "clients"
 INSTALL_SECONDS_MAX = 120
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,25 @@ def program(
     return programs[name]
 
 
+async def unless_it_fails(process: asyncio.subprocess.Process, step: Coroutine[Any, Any, T]) -> T:
+    """What `step` gives; a client that has failed brings about nothing more."""
+    going, ended = asyncio.ensure_future(step), asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.wait((going, ended), timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        assert going.done() or not process.returncode, f"the client has ended with {process.returncode}"
+        return await going
+    finally:
+        going.cancel()
+        ended.cancel()
+
+
+async def test_a_client_that_fails_is_noticed() -> None:
+    words = (sys.executable, "-c", "import sys; sys.exit(3)")
+    process = await asyncio.create_subprocess_exec(*words)
+    with pytest.raises(AssertionError, match="ended with 3"):
+        await unless_it_fails(process, asyncio.sleep(PATIENCE_SECONDS))
+
+
 @pytest.mark.parametrize(
     ("program", "version", "listener"),
     [
@@ -104,9 +124,10 @@ async def test_a_client_through_a_denial_and_a_renewal(
     await backend.subscribe("devices/+/up/#")  # by QoS 1: in the order of their arrival
     files = (str(served.ca_file), str(device.certificate), str(device.key))
     words = (str(version), *map(str, served.address(listener)), name, *files, listener)
-    process = await asyncio.create_subprocess_exec(
-        *program, *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
+    with (tmp_path / "errors").open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *program, *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors
+        )
     assert process.stdin is not None
     assert process.stdout is not None
 
@@ -115,13 +136,13 @@ async def test_a_client_through_a_denial_and_a_renewal(
 
     try:
         for payload in (b"0", b"1", b"2", b"after"):
-            assert await backend.message() == (f"devices/{name}/up/t", payload)
+            assert await unless_it_fails(process, backend.message()) == (f"devices/{name}/up/t", payload)
         await backend.publish(f"devices/{name}/down/t", b"go")
         denied = {"code": 0x87, "reason": TOPIC_REFUSED} if version == V5 else {"code": 0, "reason": ""}
         assert await said(process.stdout) == {"granted": [1], "denied": denied, "got": "go"}
         await asyncio.to_thread(device.renew)
         process.stdin.write(b"renewed\n")
-        assert await backend.message() == (f"devices/{name}/up/t", b"again")
+        assert await unless_it_fails(process, backend.message()) == (f"devices/{name}/up/t", b"again")
         assert await said(process.stdout) == {"present": True}
         assert await asyncio.wait_for(process.wait(), PATIENCE_SECONDS) == 0
     finally:

@@ -121,8 +121,8 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     shown = shown_on_page("mosquitto", published, port, PAGE).replace("listener 1883", f"listener {control}")
     config = folder / "mosquitto.conf"
     config.write_text(shown.replace("/var/lib/mosquitto/dynamic-security.json", str(plugin_file)) + "user root\n")
-    with running(folder, "mosquitto", "-v", "-c", config):
-        wait_until(lambda: listening(port), "mosquitto does not listen")
+    with running(folder, "mosquitto", "-v", "-c", config) as process:
+        wait_until(lambda: listening(port), "mosquitto does not listen", process)
         served = Served(home, folder / "ready.json").start()
         try:
             yield Broker(served, port, published.root, folder, control)

@@ -89,7 +89,7 @@ class Site:
             await process.wait()
 
         stack.push_async_callback(stop)
-        await until(lambda: listens(place))
+        await until(lambda: listens(place), process)
         local, backend = Paho("application", V311, transport="unix"), Paho("backend", V311, transport="unix")
         backend.client.username_pw_set(BACKEND)
         for client, at in ((local, place), (backend, device.served.home / "run" / "broker.sock")):

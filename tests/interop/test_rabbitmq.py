@@ -161,10 +161,10 @@ broker = "rabbitmq+http://127.0.0.1:{ports["management"]}"
     (folder / "rabbitmq.conf").write_text(configuration(folder, home, ports))
     with ExitStack() as parts:
         parts.enter_context(names_service(folder, ports["names"]))
-        parts.enter_context(rabbitmq(folder, ports["distribution"], ports["names"]))
+        process = parts.enter_context(rabbitmq(folder, ports["distribution"], ports["names"]))
         served = Served(home, folder / "ready.json").start()
         parts.callback(served.stop)
-        wait_until(lambda: listening(ports["mqtt"]), f"RabbitMQ does not listen: {folder}")
+        wait_until(lambda: listening(ports["mqtt"]), f"RabbitMQ does not listen: {folder}", process)
         yield Broker(served, ports["mqtt"], Home(home).root_certificate, folder)
 
 
