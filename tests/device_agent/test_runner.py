@@ -317,8 +317,8 @@ def test_a_candidate_that_another_process_promotes_while_it_connects_is_renewed_
         store.promote(candidates[0])
         ask(tmp_path / "a home", {"do": "prove"}, DEADLINE_SECONDS)
         stream.sendall(CONNACK_5)
-        while read_packet(stream):  # until the agent leaves: a second connection would ask one that stops
-            pass
+        while True:  # until the agent leaves: a second connection would ask one that stops
+            read_packet(stream)
 
     def renews(text: str) -> bool:
         if text.endswith("session=new\n"):
@@ -346,8 +346,8 @@ def test_a_renewal_without_an_agent_leaves_messages_where_they_are(authority: Au
             except NotRunning:
                 asked[request["do"]] = "no agent"
         stream.sendall(CONNACK_5 + sent)
-        while packet := read_packet(stream):
-            answers.append(packet[:1])
+        while True:
+            answers.append(read_packet(stream)[:1])
 
     with tls_server(authority, behave) as port:
         store = home_at(tmp_path, authority, port)

@@ -87,17 +87,22 @@ def http(status: str, body: bytes = b"", *headers: str) -> bytes:
 
 
 def read_packet(stream: ssl.SSLSocket) -> bytes:
-    """One whole MQTT packet with a remaining length below 16384."""
-    head = stream.recv(2)
-    if len(head) < 2:
-        return b""
+    """One whole MQTT packet with a remaining length below 16384.
+
+    Raises: ConnectionError: the client has left, which ends a `Behavior`.
+    """
+    head = _exactly(stream, 2)
     length = head[1] & 0x7F
     if head[1] & 0x80:
-        length |= stream.recv(1)[0] << 7
-    body = b""
-    while len(body) < length:
-        part = stream.recv(length - len(body))
+        length |= _exactly(stream, 1)[0] << 7
+    return head[:1] + _exactly(stream, length)
+
+
+def _exactly(stream: ssl.SSLSocket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = stream.recv(count - len(data))
         if not part:
-            return b""
-        body += part
-    return head[:1] + body
+            raise ConnectionError("the client has left")
+        data += part
+    return data
