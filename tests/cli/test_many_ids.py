@@ -2,13 +2,11 @@
 
 import json
 import os
-import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from fleet.cli import main, token_batch
 from tests.forks import write_script
+from tests.small_files import files_of_at_most
 
 RunFleet = Callable[..., Result]
 
@@ -47,17 +46,6 @@ def run_fleet(home: Path) -> RunFleet:
         return done
 
     return run
-
-
-@pytest.fixture
-def limited() -> Iterator[None]:
-    """Files of this process grow to 150 bytes."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def parsed(done: Result) -> Any:
@@ -220,12 +208,12 @@ class TestTokensForMany:
         assert parsed(run_fleet(*words, "--ttl", "2h", "-o", "json"))["made"] == 2
         assert {token["state"] for token in parsed(run_fleet("token", "list", "-o", "json"))} == {"open"}
 
-    def test_a_disk_that_takes_half_a_line(self, tmp_path: Path, limited: None) -> None:
+    def test_a_disk_that_takes_half_a_line(self, tmp_path: Path) -> None:
         """A limit on the file's size stands for a disk that is nearly full: write takes a part and reports no error."""
         out = tmp_path / "tokens"
         written = token_batch._open(out)[0]
         token_batch._append(written, b"x" * 60)
-        with pytest.raises(OSError, match="File too large"):
+        with files_of_at_most(150), pytest.raises(OSError, match="File too large"):
             token_batch._append(written, b"y" * 100)
         os.close(written)
         assert out.read_bytes() == b"x" * 60

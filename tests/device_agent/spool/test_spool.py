@@ -20,7 +20,8 @@ from device_agent.spool.outbox import ID_PROPERTY, PAYLOAD_SIZE_MAX, Bounds, Out
 from device_agent.spool.rejected import MESSAGES_MAX, shown
 from fleet.est_client.server_checks import ServerTime
 from tests.device_agent.apps.test_inbound import FakeProgram
-from tests.device_agent.spool_parts import BEGIN, MEBIBYTE, Kept, Time, deliver, files_of_at_most
+from tests.device_agent.spool_parts import BEGIN, MEBIBYTE, Kept, Time, deliver
+from tests.small_files import files_of_at_most
 
 
 def numbers(first: int, last: int) -> list[str]:

@@ -16,7 +16,8 @@ from device_agent.spool.line_reader import LineReader
 from device_agent.spool.message_queue import Message
 from device_agent.spool.outbox import Bounds, Outbox
 from device_agent.spool.publisher import PublishInput, take_lines
-from tests.device_agent.spool_parts import Kept, deliver, files_of_at_most
+from tests.device_agent.spool_parts import Kept, deliver
+from tests.small_files import files_of_at_most
 from tests.tiers import Tier
 
 TEXTS = [f"{number}-{'x' * 300}" for number in range(12)]
