@@ -49,6 +49,7 @@ static int obtain(struct fleet_agent *agent, int slot, const char *token, const 
     int result = next_key(agent, slot);
 
     request.data = csr;
+    agent->leftover = 0; /* from here on this slot is another's */
     /* First the CAs, then the certificate: a one-time token is not spent on an answer that cannot be used. */
     if (!result)
         result = fleet_est_cacerts(agent, cas, &count);
@@ -59,7 +60,7 @@ static int obtain(struct fleet_agent *agent, int slot, const char *token, const 
     /* This key will not be certified: the next attempt has another. 403 to a renewal is about the device, and would
      * wear the flash out. */
     if (result == FLEET_REFUSED && (agent->http_status == 400 || (agent->http_status == 403 && !renewed)))
-        fleet_slots_erase(slot);
+        result = fleet_slots_erase(slot) ? FLEET_FLASH : FLEET_REFUSED;
     if (!result)
         result = fleet_certificate_accept(&agent->next, agent->config->device_id, issued, cas, count,
                                           agent->config->anchors);
@@ -71,13 +72,13 @@ static int obtain(struct fleet_agent *agent, int slot, const char *token, const 
 
 int fleet_agent_enroll(struct fleet_agent *agent, const char *token)
 {
-    int current, candidate;
+    int current, candidate, result;
 
     if (!is_word(token, FLEET_TOKEN_MAX))
         return FLEET_WRONG_USE;
-    fleet_slots_find(&current, &candidate, &agent->identity);
-    if (current >= 0)
-        return FLEET_OK;
+    result = fleet_slots_find(&current, &candidate, &agent->identity);
+    if (current >= 0 || result)
+        return current >= 0 ? FLEET_OK : result;
     fleet_agent_disconnect(agent);
     agent->next.generation = 1;
     return obtain(agent, 0, token, NULL);
@@ -89,7 +90,9 @@ int fleet_agent_enroll_again(struct fleet_agent *agent, const char *token)
 
     if (!is_word(token, FLEET_TOKEN_MAX))
         return FLEET_WRONG_USE;
-    fleet_slots_find(&current, &candidate, &agent->identity);
+    result = fleet_slots_find(&current, &candidate, &agent->identity);
+    if (result)
+        return result;
     if (current < 0)
         return fleet_agent_enroll(agent, token);
     if (candidate >= 0) { /* perhaps the one that this call has got before a power loss */
@@ -111,7 +114,12 @@ int fleet_agent_renew(struct fleet_agent *agent)
 {
     int current, candidate, result;
 
-    fleet_slots_find(&current, &candidate, &agent->identity);
+    if (agent->leftover && fleet_slots_erase(agent->leftover - 1))
+        return FLEET_FLASH;
+    agent->leftover = 0;
+    result = fleet_slots_find(&current, &candidate, &agent->identity);
+    if (result)
+        return result;
     if (current < 0)
         return FLEET_NOT_ENROLLED;
     if (candidate >= 0)

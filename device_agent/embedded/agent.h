@@ -33,6 +33,7 @@ struct fleet_agent {
     uint16_t packet_id;
     uint32_t sent_at, pinged_at;
     int awaits_pong;
+    int leftover; /* the slot, counted from 1, that a connection has replaced and that could not be erased; 0: none */
 };
 
 /* FLEET_OK, FLEET_CRYPTO, or FLEET_WRONG_USE if a name in `config` is missing, too long, or has spaces. */
@@ -53,7 +54,9 @@ int fleet_agent_renew(struct fleet_agent *agent);
 /* Whether two thirds of the certificate's life are over: 0 if not, or the clock is not set. */
 int fleet_agent_is_renewal_due(struct fleet_agent *agent);
 
-/* Connects by the slot that is not proven yet, else by the one in use. A slot that is proven so replaces the other. */
+/* Connects by the slot that is not proven yet, else by the one in use. A slot that is proven so replaces the other. A slot
+ * that cannot be erased then does not end the connection: the next connect or renew erases it. One that cannot be read
+ * does not stop a connection by the other, and stops everything that would write. */
 int fleet_agent_connect(struct fleet_agent *agent);
 void fleet_agent_disconnect(struct fleet_agent *agent);
 

@@ -128,24 +128,31 @@ static int connect_by(struct fleet_agent *agent, int slot)
     return FLEET_OK;
 }
 
+/* Erases the slot that a connection by the other one has replaced. */
+static int replaced(struct fleet_agent *agent, int slot)
+{
+    agent->leftover = fleet_slots_erase(slot) ? slot + 1 : 0;
+    return FLEET_OK;
+}
+
 int fleet_agent_connect(struct fleet_agent *agent)
 {
     int current, candidate, result, refused = 0;
 
     fleet_agent_disconnect(agent);
-    fleet_slots_find(&current, &candidate, &agent->identity);
+    result = fleet_slots_find(&current, &candidate, &agent->identity);
     if (current < 0)
-        return FLEET_NOT_ENROLLED;
+        return result ? result : FLEET_NOT_ENROLLED;
     if (candidate >= 0) {
         result = connect_by(agent, candidate);
         if (!result) /* proven: only now is its predecessor not needed any more */
-            return fleet_slots_erase(current);
+            return replaced(agent, current);
         refused = result == FLEET_REFUSED;
         /* The one in use may be refused because the server has seen the other: it is tried in turn, for ever. */
     }
     result = connect_by(agent, current);
     if (!result && refused) /* the server takes the old one and not the new one, which stands in the way of another */
-        result = fleet_slots_erase(candidate);
+        return replaced(agent, candidate);
     return result;
 }
 

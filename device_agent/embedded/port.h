@@ -24,6 +24,9 @@ void fleet_port_close(void);
  * A write is aligned to FLEET_FLASH_UNIT, a multiple of it, and only to bytes that have been erased; each unit is
  * written once between two erasures, as flash with ECC demands. A write or an erasure that loses power may leave
  * anything in its own range, and must leave the rest as it was.
+ *
+ * A read that fails is tried again by a later call, and until it succeeds nothing is written or erased. What can never be
+ * read again before it is erased (a unit whose ECC a power loss has left wrong) is therefore read as any bytes, with 0.
  */
 int fleet_port_flash_read(uint32_t offset, uint8_t *data, size_t size);
 int fleet_port_flash_write(uint32_t offset, const uint8_t *data, size_t size);

@@ -76,7 +76,9 @@ int fleet_slots_read_key(int slot, struct fleet_identity *into)
         return FLEET_NOT_ENROLLED;
     if (fleet_port_flash_read(offset + KEY_HEAD, into->key, u32(head + 4)))
         return FLEET_FLASH;
-    if (fleet_sha256(into->key, u32(head + 4), hash) || memcmp(hash, head + 8, HASH))
+    if (fleet_sha256(into->key, u32(head + 4), hash))
+        return FLEET_CRYPTO;
+    if (memcmp(hash, head + 8, HASH))
         return FLEET_NOT_ENROLLED;
     into->key_size = u32(head + 4);
     return FLEET_OK;
@@ -85,7 +87,7 @@ int fleet_slots_read_key(int slot, struct fleet_identity *into)
 int fleet_slots_read(int slot, struct fleet_identity *into)
 {
     uint32_t offset = chain_sector(slot) * FLEET_SECTOR_SIZE;
-    uint8_t record[RECORD], hash[HASH];
+    uint8_t record[RECORD], hash[HASH], chain_hash[HASH];
     int result = fleet_slots_read_key(slot, into);
 
     into->chain_size = 0;
@@ -93,27 +95,33 @@ int fleet_slots_read(int slot, struct fleet_identity *into)
         return result;
     if (fleet_port_flash_read(offset, record, sizeof record))
         return FLEET_FLASH;
-    if (u32(record) != CHAIN_MAGIC || fleet_sha256(record, RECORD_HASHED, hash) ||
-        memcmp(hash, record + RECORD_HASHED, HASH) || u32(record + 8) != into->key_size ||
-        u32(record + 12) > FLEET_CHAIN_MAX)
+    if (fleet_sha256(record, RECORD_HASHED, hash))
+        return FLEET_CRYPTO;
+    if (u32(record) != CHAIN_MAGIC || memcmp(hash, record + RECORD_HASHED, HASH) ||
+        u32(record + 8) != into->key_size || u32(record + 12) > FLEET_CHAIN_MAX)
         return FLEET_NOT_ENROLLED;
     if (fleet_port_flash_read(offset + RECORD, into->chain, u32(record + 12)))
         return FLEET_FLASH;
-    if (fleet_sha256(into->key, into->key_size, hash) || memcmp(hash, record + 16, HASH) ||
-        fleet_sha256(into->chain, u32(record + 12), hash) || memcmp(hash, record + 48, HASH))
+    if (fleet_sha256(into->key, into->key_size, hash) ||
+        fleet_sha256(into->chain, u32(record + 12), chain_hash))
+        return FLEET_CRYPTO;
+    if (memcmp(hash, record + 16, HASH) || memcmp(chain_hash, record + 48, HASH))
         return FLEET_NOT_ENROLLED;
     into->generation = u32(record + 4);
     into->chain_size = u32(record + 12);
     return FLEET_OK;
 }
 
-void fleet_slots_find(int *current, int *candidate, struct fleet_identity *into)
+int fleet_slots_find(int *current, int *candidate, struct fleet_identity *into)
 {
     uint32_t generations[FLEET_SLOTS];
-    int slot, complete[FLEET_SLOTS];
+    int slot, complete[FLEET_SLOTS], result, status = FLEET_OK;
 
     for (slot = 0; slot < FLEET_SLOTS; slot++) {
-        complete[slot] = !fleet_slots_read(slot, into);
+        result = fleet_slots_read(slot, into);
+        complete[slot] = !result;
+        if (result && result != FLEET_NOT_ENROLLED) /* it may well be complete */
+            status = result;
         generations[slot] = into->generation;
         fleet_wipe(into, sizeof *into);
     }
@@ -123,6 +131,7 @@ void fleet_slots_find(int *current, int *candidate, struct fleet_identity *into)
         *candidate = generations[1] > generations[0];
         *current = !*candidate;
     }
+    return status;
 }
 
 int fleet_slots_erase(int slot)

@@ -19,10 +19,12 @@ struct fleet_identity {
     uint8_t chain[FLEET_CHAIN_MAX]; /* certificates in DER, the device's first */
 };
 
-/* The slot in use, and the one that is not proven yet; -1 for none. `into` is used for reading, and wiped. */
-void fleet_slots_find(int *current, int *candidate, struct fleet_identity *into);
+/* The slot in use, and the one that is not proven yet; -1 for none. `into` is used for reading, and wiped. FLEET_OK; or
+ * FLEET_FLASH or FLEET_CRYPTO if a slot could not be read, which is not an incomplete one: `current`, the other then,
+ * will do for a connection, but nothing may be written or erased. */
+int fleet_slots_find(int *current, int *candidate, struct fleet_identity *into);
 
-/* FLEET_OK, FLEET_NOT_ENROLLED if the slot is not complete, FLEET_FLASH. */
+/* FLEET_OK, FLEET_NOT_ENROLLED if the slot is not complete, FLEET_FLASH, FLEET_CRYPTO. */
 int fleet_slots_read(int slot, struct fleet_identity *into);
 
 /* The key of an enrollment that did not end; FLEET_NOT_ENROLLED if there is none. */

@@ -17,7 +17,7 @@
 #include "../port.h"
 
 static int connection = -1, flash = -1;
-static unsigned long changes, cut_at, cut_eighths;
+static unsigned long changes, cut_at, cut_eighths, reads, read_fault, change_fault;
 
 int fleet_port_connect(const char *host, uint16_t port)
 {
@@ -79,6 +79,13 @@ void fleet_port_close(void)
     connection = -1;
 }
 
+static unsigned long number_of(const char *name)
+{
+    const char *given = getenv(name);
+
+    return given ? strtoul(given, NULL, 10) : 0;
+}
+
 int fleet_host_flash_open(const char *path)
 {
     static uint8_t blank[FLEET_FLASH_SIZE];
@@ -86,6 +93,8 @@ int fleet_host_flash_open(const char *path)
 
     if (cut && sscanf(cut, "%lu:%lu", &cut_at, &cut_eighths) != 2)
         return -1;
+    read_fault = number_of("FLEET_READ_FAULT");
+    change_fault = number_of("FLEET_CHANGE_FAULT");
     flash = open(path, O_RDWR | O_CREAT, 0600);
     if (flash < 0)
         return -1;
@@ -104,6 +113,8 @@ static int change(uint32_t offset, const uint8_t *data, size_t size)
 {
     int is_cut = ++changes == cut_at;
 
+    if (changes == change_fault)
+        return -1;
     if (is_cut)
         size = size * cut_eighths / 8;
     if (pwrite(flash, data, size, (off_t)offset) != (ssize_t)size)
@@ -115,7 +126,7 @@ static int change(uint32_t offset, const uint8_t *data, size_t size)
 
 int fleet_port_flash_read(uint32_t offset, uint8_t *data, size_t size)
 {
-    return size <= FLEET_FLASH_SIZE && offset <= FLEET_FLASH_SIZE - size &&
+    return ++reads != read_fault && size <= FLEET_FLASH_SIZE && offset <= FLEET_FLASH_SIZE - size &&
                    pread(flash, data, size, (off_t)offset) == (ssize_t)size
                ? 0
                : -1;

@@ -22,7 +22,7 @@ from tests.waiting import PATIENCE_SECONDS
 
 NAMES = (f"mcu-{number}" for number in count(1))
 ENROLL_CHANGES = 20  # at least: the key, a chain, a record, and erasures
-CORE_BYTES_MAX = 12_000  # of our code on a Cortex-M4
+CORE_BYTES_MAX = 12_000  # of our code on a Cortex-M0+, M3 or M4
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,25 @@ def test_power_cut_at_any_change_of_flash(program: Path, served: Served, tmp_pat
     assert renewed.generation == len(states)  # each that was issued has been kept
 
 
+def test_flash_that_fails_once_costs_no_certificate(device: Device) -> None:
+    """The two slots are read first, each in up to four reads: what is not read is not written over."""
+    assert device.enroll() == "ok"
+    for number in range(1, 6):
+        assert device.enroll(FLEET_READ_FAULT=str(number)) in ("ok", "flash")
+        assert device.run("renew", FLEET_READ_FAULT=str(number)) == "flash"
+        assert device.run("connect", FLEET_READ_FAULT=str(number)) in ("ok", "flash")
+    assert device.certificates() == ["active"]
+    assert device.run("renew") == "ok"
+    assert device.run("renew", FLEET_READ_FAULT="1") == "flash"  # and not FLEET_OK, nor another certificate
+    assert device.run("connect", FLEET_READ_FAULT="5") == "ok"  # by the one that was read; the other stays
+    assert device.run("connect", FLEET_CHANGE_FAULT="1") == "ok"  # proven, and its predecessor not erased
+    before = device.flash.read_bytes()
+    assert device.run("connect") == "ok"
+    assert device.flash.read_bytes() != before  # erased now
+    assert device.run("renew") == "ok"
+    assert device.certificates() == ["superseded", "active", "issued"]
+
+
 @pytest.mark.long
 def test_a_new_token_gets_another_certificate_beside_the_one_in_use(device: Device) -> None:
     assert device.enroll() == "ok"
@@ -228,13 +247,14 @@ def test_a_server_that_answers_wrongly(
 
 
 @pytest.mark.long
-def test_sizes_on_a_cortex_m(tmp_path: Path) -> None:
+@pytest.mark.parametrize("core", ["cortex-m0plus", "cortex-m3", "cortex-m4"])
+def test_sizes_on_a_cortex_m(tmp_path: Path, core: str) -> None:
     needed()
     if shutil.which("arm-none-eabi-gcc") is None:
         pytest.skip("gcc-arm-none-eabi is not installed")
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "mbedtls").symlink_to(HEADERS)
-    options = ("-Os", "-mcpu=cortex-m4", "-mthumb", "-I", SOURCES, '-DMBEDTLS_CONFIG_FILE="mbedtls_config.h"')
+    options = ("-Os", f"-mcpu={core}", "-mthumb", "-I", SOURCES, '-DMBEDTLS_CONFIG_FILE="mbedtls_config.h"')
     words: list[str | Path] = [
         "arm-none-eabi-gcc",
         *STRICT,
@@ -248,5 +268,5 @@ def test_sizes_on_a_cortex_m(tmp_path: Path) -> None:
         assert "No such file" in built.stderr, built.stderr
         pytest.skip("libnewlib-arm-none-eabi is not installed")
     said = subprocess.check_output(["arm-none-eabi-size", "-t", *tmp_path.glob("*.o")], text=True)
-    print(said)
+    print(core, said)
     assert int(said.splitlines()[-1].split()[0]) < CORE_BYTES_MAX

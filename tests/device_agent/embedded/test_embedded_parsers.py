@@ -166,6 +166,24 @@ def test_what_no_server_may_send(program: Path, packet: str, why: str) -> None:
     assert run(program, "mqtt", give=bytes.fromhex(packet))[-1] == (OK if "whole" in why else BAD)
 
 
+@pytest.mark.long
+def test_what_parsers_make_of_half_a_million_changed_inputs_each(program: Path, authority: Authority) -> None:
+    """No read beyond the input, and nothing given that lies outside of it."""
+    certificate = asn1_x509.Certificate.load(authority.server.public_bytes(Encoding.DER))
+    seeds = {
+        "http": ANSWER + b"abcd",
+        "base64": base64.b64encode(bytes(range(60))),
+        "certs": certs_only(authority),
+        "extensions": certificate["tbs_certificate"]["extensions"].untag().dump(),
+        "mqtt": bytes.fromhex("320a0003612f620007787978"),
+    }
+    for kind, seed in seeds.items():
+        taken, total = (
+            int(word) for word in run(program, "fuzz", kind, "500000", give=seed).split() if word.isdecimal()
+        )
+        assert 0 < taken < total == 500_000, kind
+
+
 def test_power_cut_in_any_change_of_flash(program: Path) -> None:
     """Always a whole pair, no proven one lost, and not one certificate more than without a cut."""
     changes, states = (int(word) for word in run(program, "slots").split() if word.isdecimal())
@@ -177,6 +195,16 @@ def test_power_cut_in_any_change_of_flash(program: Path) -> None:
 def test_power_cut_again_while_it_recovers(program: Path) -> None:
     _, states = (int(word) for word in run(program, "slots", "again").split() if word.isdecimal())
     assert states > 20_000
+
+
+def test_flash_that_fails_once_in_any_call(program: Path) -> None:
+    """A slot that could not be read is not written over, and what was written in part is done again."""
+    assert int(run(program, "faults").split()[0]) > 3500
+
+
+@pytest.mark.long
+def test_flash_that_fails_once_after_a_power_cut(program: Path) -> None:
+    assert int(run(program, "faults", "cut").split()[0]) > 100_000
 
 
 def test_no_file_is_too_long_and_none_allocates() -> None:
