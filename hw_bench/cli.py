@@ -24,12 +24,12 @@ except ModuleNotFoundError as error:
 OWN_OPTIONS = {
     "devices": ("registry", "ocsp"),
     "kills": ("crash", "broker-crash"),
-    "seed": ("crash", "broker-crash", "fleet-year"),
+    "seed": ("crash", "broker-crash", "fleet-year", "reconnect-storm"),
     "cycles": ("soak",),
-    "sessions": ("fanin", "idle", "storm", "revocation", "fleet-year"),
+    "sessions": ("fanin", "idle", "storm", "revocation", "fleet-year", "reconnect-storm"),
     "keep": ("registry", "ocsp"),
     "qos": ("publish",),
-    "picture": ("fleet-year",),
+    "picture": ("fleet-year", "reconnect-storm"),
     "database": ("workers", "revocation", "registry", "crash"),
 }
 """Option -> the scenarios that accept it."""
@@ -102,12 +102,13 @@ def list_scenarios(output: str) -> None:
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
-    help="crash, broker-crash, fleet-year: repeat what happened in the run that printed this seed.",
+    help="crash, broker-crash, fleet-year, reconnect-storm: repeat what happened in the run that printed this seed.",
 )
 @click.option(
     "--sessions",
     type=click.IntRange(min=2, max=10_000),
-    help="fanin, idle, storm, revocation, fleet-year: number of connected devices.  [default: the scenario's own]",
+    help="fanin, idle, storm, revocation, fleet-year, reconnect-storm: number of connected devices.  "
+    "[default: the scenario's own]",
 )
 @click.option(
     "--cycles",
@@ -131,7 +132,7 @@ def list_scenarios(output: str) -> None:
     "--picture",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="fleet-year: write the curve of renewals to FILE, as SVG.",
+    help="fleet-year, reconnect-storm: write the curve of renewals, or of reconnects, to FILE, as SVG.",
 )
 @output_option
 @click.pass_context

@@ -46,7 +46,7 @@ class Plan:
     qos: int | None = None
     """Of the messages of the scenario `publish`; None for 0 and 1, in turns."""
     picture: Path | None = None
-    """File for the curve of the scenario `fleet-year`, SVG."""
+    """File for the curve of the scenarios `fleet-year` and `reconnect-storm`, SVG."""
 
 
 @dataclass(frozen=True, slots=True)

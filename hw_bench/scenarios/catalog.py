@@ -14,6 +14,7 @@ from hw_bench.scenarios.large_registry import LargeRegistry
 from hw_bench.scenarios.latency import Latency
 from hw_bench.scenarios.ocsp import Ocsp
 from hw_bench.scenarios.publish import Publish
+from hw_bench.scenarios.reconnect_storm import ReconnectStorm
 from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.soak import Soak
 from hw_bench.scenarios.starve import Starve
@@ -39,5 +40,6 @@ _ALL: tuple[Scenario, ...] = (
     Crash(),
     BrokerCrash(),
     FleetYear(),
+    ReconnectStorm(),
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}

@@ -30,6 +30,7 @@ from hw_bench.scenarios.large_registry import LargeRegistry, filled
 from hw_bench.scenarios.latency import Latency
 from hw_bench.scenarios.ocsp import Ocsp
 from hw_bench.scenarios.publish import Publish
+from hw_bench.scenarios.reconnect_storm import ReconnectStorm
 from hw_bench.scenarios.revocation import Revocation
 from hw_bench.scenarios.soak import Soak
 from hw_bench.scenarios.starve import Starve
@@ -147,6 +148,17 @@ def test_idle() -> None:
     assert count.value == 40
     assert (ours.at_most, ours.unit) == (32, "KiB")
     assert all(figure.value >= 0 for figure in (ours, floor, theirs))
+
+
+def test_reconnect_storm(tmp_path: Path) -> None:
+    plan = replace(TINY, sessions=40, seed=7, picture=tmp_path / "reconnects.svg")
+    report = ReconnectStorm().run(plan, lambda text: None)
+    figures = {figure.name: figure for figure in report.figures}
+    assert figures["devices back, of 40"].value == 40
+    assert 0 < figures["most reconnects in a second"].value < 40
+    assert 0 < figures["until half of them were back"].value < figures["until all were back"].value
+    assert b"Reconnects a second of 40 agents" in (tmp_path / "reconnects.svg").read_bytes()
+    assert ReconnectStorm().run(plan, lambda text: None).figures == report.figures  # the seed's
 
 
 @NEEDS_MOSQUITTO
@@ -362,6 +374,7 @@ def test_each_scenario_goes_by_its_name() -> None:
         "crash",
         "broker-crash",
         "fleet-year",
+        "reconnect-storm",
     ]
 
 
