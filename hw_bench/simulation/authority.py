@@ -1,8 +1,10 @@
 """A modelled fleet: the EST server and gateway of the simulated devices, in virtual time.
 
 It keeps the rules that decide over a device's life: a certificate is taken until it ends, a renewal until some days
-later; the first use of a certificate supersedes the ones before; a revoked device is refused everything; one key gets
-one certificate, however often it is asked for; who comes too many at once is asked to come later. No bytes, no TLS.
+later; the first use of a certificate, for a session or a renewal, supersedes the ones before; a revoked device is
+refused everything; one key gets one certificate, however often it is asked for, and ends another that waits to be
+used; who comes too many at once is asked to come later. No bytes, no TLS. tests/hw_bench/test_fleet_contract.py holds
+this model and a real fleet to them.
 """
 
 import hashlib
@@ -50,6 +52,8 @@ class Account:
     revoked: bool = False
     issued: dict[str, CertificateInfo] = field(default_factory=dict)
     """By key; each certificate once."""
+    used: set[str] = field(default_factory=set)
+    """Fingerprints."""
     superseded: set[str] = field(default_factory=set)
     """Fingerprints."""
 
@@ -61,6 +65,8 @@ class Account:
 class Refusal:
     """Why a renewal was not granted."""
 
+    code: str
+    """The EST server's."""
     message: str
     refused: bool = False
     ended: bool = False
@@ -121,17 +127,32 @@ class Authority:
         """A certificate for `key`, asked for with the certificate `fingerprint`."""
         account = self._accounts[device]
         present = account.known(fingerprint)
-        if account.revoked or present is None or fingerprint in account.superseded:
-            return Refusal("The server refuses to renew this certificate.", refused=True, ended=True)
-        if self.time(at) >= present.not_after + self.rules.grace:
-            return Refusal("The certificate has expired.", refused=True, ended=True)
+        code = "certificate-unknown"
+        if present is not None:
+            code = self._code(account, present, at, self.rules.grace)
+        if code:
+            return Refusal(code, "The server refuses to renew this certificate.", refused=True, ended=True)
         minute, count = int(at // 60), self._minute[1]
         if minute != self._minute[0]:
             count = 0
         if count >= self.rules.issued_per_minute_max:
-            return Refusal("The server is busy.", retry_after_seconds=self.rules.retry_after_seconds)
+            return Refusal(
+                "too-many-requests", "The server is busy.", retry_after_seconds=self.rules.retry_after_seconds
+            )
         self._minute = (minute, count + 1)
-        return self.issue(device, key, at)
+        self.begins(device, fingerprint)
+        issued = self.issue(device, key, at)
+        waiting = {one.fingerprint for one in account.issued.values()} - account.used
+        account.superseded |= waiting - {issued.fingerprint}
+        return issued
+
+    def _code(self, account: Account, present: CertificateInfo, at: float, grace: timedelta = timedelta()) -> str:
+        """Why this certificate is not good for anything now; "" if it is."""
+        if account.revoked:
+            return "certificate-revoked"
+        if present.fingerprint in account.superseded:
+            return "certificate-superseded"
+        return "certificate-expired" if self.time(at) >= present.not_after + grace else ""
 
     def setback(self, device: str, fingerprint: str, at: float) -> Setback | None:
         """Why a session with this certificate ends, or does not begin; None: it may."""
@@ -146,8 +167,9 @@ class Authority:
         return Setback.REFUSED if self.time(at) >= present.not_after else None
 
     def begins(self, device: str, fingerprint: str) -> None:
-        """A session with this certificate has begun: the ones issued before it are superseded."""
+        """This certificate is used, for a session or a renewal: the ones issued before it are superseded."""
         account = self._accounts[device]
+        account.used.add(fingerprint)
         for one in account.issued.values():
             if one.fingerprint == fingerprint:
                 return

@@ -47,7 +47,7 @@ def test_expired_revoked_and_too_many_are_refused_each_in_its_way() -> None:
     assert authority.setback("cam", first.fingerprint, 31 * DAY) is Setback.REFUSED
     assert isinstance(authority.renew("cam", first.fingerprint, b"k2", 31 * DAY), CertificateInfo)
     busy = authority.renew("cam", first.fingerprint, b"k3", 31 * DAY)
-    assert busy == Refusal("The server is busy.", retry_after_seconds=rules.retry_after_seconds)
+    assert busy == Refusal("too-many-requests", "The server is busy.", retry_after_seconds=rules.retry_after_seconds)
     late = authority.renew("cam", first.fingerprint, b"k3", 36 * DAY)
     assert isinstance(late, Refusal)
     assert late.ended
