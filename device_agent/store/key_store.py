@@ -56,6 +56,8 @@ def token_uri(text: str) -> str:
     """`text` itself, the URI of a PKCS#11 token. Raises: BadConfig."""
     if not text.startswith("pkcs11:"):
         raise BadConfig(f"{text[:40]!r} is no PKCS#11 URI.", 'Write it as "pkcs11:token=NAME".')
+    if "pin-value" in text.lower():
+        raise BadConfig("a PIN in it would be seen by every user.", "Put it into a file: ?pin-source=file:/PATH.")
     return openssl_value(text)
 
 
@@ -97,8 +99,12 @@ def use_in_children(store: KeyStore) -> bool:
     Raises: BadConfig if the home is enrolled with a key of another store; OSError.
     """
     for certificate in store.home.glob("slot-*/cert.pem"):
-        kind = kind_of(read_capped(certificate.with_name("key.pem"), CONF_SIZE_MAX))
-        if kind != store.kind:
+        try:
+            pem = read_capped(certificate.with_name("key.pem"), CONF_SIZE_MAX)
+        except OSError:
+            continue  # a damaged slot is an empty one
+        kind = kind_of(pem)
+        if kind != store.kind and b"-----BEGIN " in pem:
             raise BadConfig(
                 f"{store.home} is enrolled with a key of the key store {kind!r}, and key.store is {store.kind!r}.",
                 "Set it back in agent.toml, or make a new home.",

@@ -19,7 +19,7 @@ from device_agent.store import hardware_key
 from device_agent.store.device_key import candidate_key, generate_key, key_pem, load_key, parse_key
 from device_agent.store.hardware_key import HardwareKey, KeyOfAnother
 from device_agent.store.identity_store import IdentityStore
-from device_agent.store.key_store import PKCS11, TPM2, KeyStore, kind_of
+from device_agent.store.key_store import PKCS11, TPM2, KeyStore, kind_of, use_in_children
 from fleet.demo.harness import Running
 from fleet.est_client.errors import BadConfig
 from fleet.servers.gateway.broker.mosquitto import mosquitto_program
@@ -291,12 +291,22 @@ def test_an_enrolled_home_keeps_its_key_store(device: Device) -> None:
         assert "is enrolled with a key of the key store 'tpm2'" in said
 
 
+@pytest.mark.parametrize("damaged", [None, b"", bytes(200), b"x" * 100_000])
+def test_a_damaged_slot_keeps_no_agent_from_starting(tmp_path: Path, damaged: bytes | None) -> None:
+    (tmp_path / "slot-a").mkdir()
+    (tmp_path / "slot-a" / "cert.pem").touch()
+    if damaged is not None:
+        (tmp_path / "slot-a" / "key.pem").write_bytes(damaged)
+    assert use_in_children(KeyStore(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
         ('store = "nitro"', "key.store must be"),
         ('store = "pkcs11"', "key.uri is missing"),
         ('store = "pkcs11"\nuri = "token=x"', "is no PKCS#11 URI"),
+        ('store = "pkcs11"\nuri = "pkcs11:token=x?pin-value=1234"', "seen by every user"),
         ('store = "tpm2"\ntcti = "a#b"', "key.tcti: it has a quote"),
         ('store = "tpm2"\nhandle = 1', "there is no setting"),
         ('store = "tpm2"\ntcti = 1', "key.tcti must be a string"),
