@@ -34,9 +34,11 @@ from device_agent.store.device_key import (
     certificate_info,
     device_subject,
     fingerprint,
+    load_key,
     spki_der,
 )
 from device_agent.store.identity_store import Identity, IdentityStore
+from device_agent.store.key_store import FILE
 from device_agent.store.root_rollover import load_anchors
 from fleet.est_client.arguments import AGENT_KEY_TYPES
 from fleet.est_client.certificate_checks import check_certificate, check_has_begun, find_chain
@@ -119,6 +121,8 @@ def perform(job: EnrollmentJob, now: datetime) -> Identity:
         if job.renews and current is not None and current.certificate.fingerprint != job.renews:
             return current  # another process has replaced it while we waited for the lock
         renewed = current if job.operation != "enroll" else None
+        if job.operation == "reenroll" and current is not None and config.key_store.kind != FILE:
+            load_key(current.key_file, config.key_store)  # a key of another TPM is named before one is generated
         key_type = job.key_type if renewed is None else _key_type_like(renewed, job.key_type)
         slot, key = candidate_key(store, key_type, config.key_store)
         # First the chain, then the certificate: a one-time token is not spent on an unusable answer.

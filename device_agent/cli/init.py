@@ -10,7 +10,15 @@ from device_agent.cli.options import pass_home, usage_errors
 from device_agent.config.agent_config import NewHome, must_be_free, write_config
 from device_agent.config.endpoints import parse_endpoint
 from device_agent.store.atomic_files import read_file
-from device_agent.store.key_store import FILE, KEY_STORES, PKCS11, KeyStore, openssl_value, token_uri
+from device_agent.store.key_store import (
+    FILE,
+    KEY_STORES,
+    PKCS11,
+    KeyStore,
+    must_have_provider,
+    openssl_value,
+    token_uri,
+)
 from fleet.est_client.arguments import check_device_id, check_printable
 from fleet.est_client.tls import client_context
 from fleet.est_client.url import parse_est_url
@@ -67,8 +75,6 @@ def init(
             raise click.UsageError("--key-store pkcs11 needs --key-uri.")
     must_be_free(home)
     if keys.kind != FILE:
-        from device_agent.store.hardware_key import must_have_provider
-
         must_have_provider(keys)
     new = NewHome(device_id, est_url, server.host, server.port, anchors, hardware_serial, spool, server.path)
     path = write_config(home, replace(new, key_store=keys.kind, tcti=keys.tcti, key_uri=keys.uri))

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from base64 import b64decode
-from pathlib import Path
 from secrets import token_hex
 from typing import Any, NoReturn
 
@@ -17,13 +16,12 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from device_agent.errors import KeyStoreFailed
-from device_agent.store.key_store import PKCS11, TPM2, KeyStore, kind_of, prepare, with_provider
+from device_agent.store.key_store import PKCS11, TPM2, KeyStore, kind_of, must_have_provider, prepare, with_provider
 from fleet.est_client.errors import BadConfig
 
 CALL_SECONDS_MAX = 60.0
 """For one call of `openssl`: a TPM may take seconds for each command."""
 _GROUPS = {"EC-P256": "P-256", "EC-P384": "P-384"}
-_PACKAGES = {TPM2: "tpm2-openssl", PKCS11: "pkcs11-provider"}
 
 
 class KeyOfAnother(KeyStoreFailed):
@@ -122,16 +120,6 @@ def check(store: KeyStore) -> None:
     _openssl(store, ["list", "-providers", "-provider", store.kind], b"")
 
 
-def must_have_provider(store: KeyStore) -> None:
-    """Raises: KeyStoreFailed if OpenSSL's provider for this store is not installed."""
-    module = _module(store.kind)
-    if module is not None and not module.is_file():
-        raise KeyStoreFailed(
-            f"OpenSSL's provider {store.kind!r} is missing: {module} is not there.",
-            f"Install the package {_PACKAGES[store.kind]}.",
-        )
-
-
 def _must_be_whole(pem: bytes) -> None:
     """Raises: ValueError unless `pem` holds one DER value, to its last octet."""
     first, *lines = pem.strip().splitlines()
@@ -206,14 +194,3 @@ def _why(store: KeyStore, text: str) -> KeyStoreFailed:
 
 def _name(store: KeyStore) -> str:
     return "TPM" if store.kind == TPM2 else "PKCS#11 token"
-
-
-def _module(kind: str) -> Path | None:
-    """Where OpenSSL looks for the provider; None if it does not say."""
-    folder = os.environ.get("OPENSSL_MODULES", "")
-    if not folder:
-        program = shutil.which("openssl") or "openssl"
-        clean = {name: value for name, value in os.environ.items() if name != "OPENSSL_CONF"}
-        shown = subprocess.run([program, "version", "-m"], capture_output=True, text=True, env=clean, check=False)
-        folder = shown.stdout.partition('"')[2].partition('"')[0]
-    return Path(folder) / f"{kind}.so" if folder else None

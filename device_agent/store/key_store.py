@@ -8,11 +8,13 @@ A process that has loaded a provider signs with no key in a file: which it needs
 """
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agent.errors import KeyStoreFailed
 from device_agent.store.atomic_files import read_capped, write_atomically
 from fleet.est_client.errors import BadConfig
 
@@ -22,6 +24,8 @@ KEY_STORES = (FILE, TPM2, PKCS11)
 CONF_NAME = "openssl.cnf"
 CONF_SIZE_MAX = 16 * 1024  # bytes
 _CONF, _TCTI, _TSS_LOG = "OPENSSL_CONF", "TPM2OPENSSL_TCTI", "TSS2_LOG"
+_TCTI_DEFAULT = "device:/dev/tpmrm0"
+_PACKAGES = {TPM2: "tpm2-openssl", PKCS11: "pkcs11-provider"}
 
 _LABELS = {b"-----BEGIN TSS2 PRIVATE KEY-----": TPM2, b"-----BEGIN PKCS#11 PROVIDER URI-----": PKCS11}
 
@@ -33,7 +37,7 @@ class KeyStore:
     home: Path
     kind: str = FILE
     tcti: str = ""
-    """How the TPM is reached, as tpm2-tss names it: "device:/dev/tpmrm0"; "" for its own default."""
+    """How the TPM is reached, as tpm2-tss names it; "" for what TPM2OPENSSL_TCTI says, or "device:/dev/tpmrm0"."""
     uri: str = ""
     """PKCS#11 URI of the token (RFC 7512): "pkcs11:token=NAME?pin-source=file:/etc/pin"."""
     module: str = ""
@@ -82,7 +86,8 @@ def prepare(store: KeyStore) -> None:
 def with_provider(store: KeyStore, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` for a program that is to use keys in hardware."""
     # tpm2-tss prints to standard error what OpenSSL reports, too.
-    fresh = {_TSS_LOG: "all+NONE"} | dict(environment) | {_CONF: str(store.configuration)}
+    # Its own default is whatever it finds installed: tabrmd before the device.
+    fresh = {_TSS_LOG: "all+NONE", _TCTI: _TCTI_DEFAULT} | dict(environment) | {_CONF: str(store.configuration)}
     return fresh | ({_TCTI: store.tcti} if store.tcti else {})
 
 
@@ -121,10 +126,35 @@ def use_in_children(store: KeyStore) -> bool:
 def use_here(store: KeyStore) -> None:
     """Let this program and those that it starts load the store's provider: it is started once more, if it must be.
 
-    Raises: OSError.
+    Raises: BadConfig; KeyStoreFailed if OpenSSL's provider is not installed; OSError.
     """
     if not use_in_children(store):
+        must_have_provider(store)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell
+
+
+def must_have_provider(store: KeyStore) -> None:
+    """Raises: KeyStoreFailed if OpenSSL's provider for this store is not installed."""
+    module = _module(store.kind)
+    if module is not None and not module.is_file():
+        raise KeyStoreFailed(
+            f"OpenSSL's provider {store.kind!r} is missing: {module} is not there.",
+            f"Install the package {_PACKAGES[store.kind]}.",
+        )
+
+
+def _module(kind: str) -> Path | None:
+    """Where OpenSSL looks for the provider; None if it does not say."""
+    folder = os.environ.get("OPENSSL_MODULES", "")
+    if not folder:
+        clean = {name: value for name, value in os.environ.items() if name != _CONF}
+        try:
+            words = ["openssl", "version", "-m"]
+            shown = subprocess.run(words, capture_output=True, text=True, env=clean, check=False)
+        except FileNotFoundError:
+            return None
+        folder = shown.stdout.partition('"')[2].partition('"')[0]
+    return Path(folder) / f"{kind}.so" if folder else None
 
 
 def _configuration(store: KeyStore) -> str:

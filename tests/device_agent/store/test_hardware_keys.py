@@ -19,7 +19,7 @@ from device_agent.store import hardware_key
 from device_agent.store.device_key import candidate_key, generate_key, key_pem, load_key, parse_key
 from device_agent.store.hardware_key import HardwareKey, KeyOfAnother
 from device_agent.store.identity_store import IdentityStore
-from device_agent.store.key_store import PKCS11, TPM2, KeyStore, kind_of, use_in_children
+from device_agent.store.key_store import PKCS11, TPM2, KeyStore, kind_of, use_in_children, with_provider
 from fleet.demo.harness import Running
 from fleet.est_client.errors import BadConfig
 from fleet.servers.gateway.broker.mosquitto import mosquitto_program
@@ -223,7 +223,8 @@ def test_the_key_of_another_tpm_is_named_and_a_new_token_helps(device: Device, t
     device.enroll()
     first, device.tpm = device.tpm, Tpm(tmp_path / "other")
     try:
-        assert "does not belong to this TPM" in device.agent("doctor", expect=1)
+        for command in ("doctor", "renew"):
+            assert "does not belong to this TPM" in device.agent(command, expect=1)
         device.enroll("--again")
         assert "Keys are kept in tpm2" in device.agent("doctor")
     finally:
@@ -280,6 +281,33 @@ def test_a_provider_that_is_missing_is_named_and_no_key_is_made_in_memory(
         with pytest.raises(KeyStoreFailed, match=f"'{kind}' is missing") as raised:
             hardware_key.generate(KeyStore(tmp_path, kind, uri="pkcs11:token=device"), "EC-P256")
         assert package in raised.value.advice
+
+
+def test_each_command_names_the_provider_that_is_missing(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.enroll()
+    monkeypatch.setenv("OPENSSL_MODULES", str(tmp_path))
+    for command in ("run", "renew", "doctor", "enroll --again"):
+        said = device.agent(*command.split(), give="a-token" if "enroll" in command else "", expect=1)
+        assert f"{tmp_path}/tpm2.so is not there" in said, command
+        assert "Install the package tpm2-openssl" in said, command
+    device.home = tmp_path / "pkcs11"
+    said = device.agent(
+        *("init", "--device-id", "cam-7", "--est", "https://localhost", "--mqtt", "localhost:8883"),
+        *("--ca", str(device.served.ca_file), "--key-store", "pkcs11", "--key-uri", "pkcs11:token=x"),
+        expect=1,
+    )
+    assert f"{tmp_path}/pkcs11.so is not there. Install the package pkcs11-provider" in said
+
+
+def test_how_a_tpm_is_reached(tmp_path: Path) -> None:
+    for tcti, environment, expected in (
+        ("", {}, "device:/dev/tpmrm0"),
+        ("", {"TPM2OPENSSL_TCTI": TCTI}, TCTI),
+        ("swtpm:path=/run/chip", {"TPM2OPENSSL_TCTI": TCTI}, "swtpm:path=/run/chip"),
+    ):
+        assert with_provider(KeyStore(tmp_path, TPM2, tcti), environment)["TPM2OPENSSL_TCTI"] == expected
 
 
 def test_an_enrolled_home_keeps_its_key_store(device: Device) -> None:
