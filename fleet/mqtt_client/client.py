@@ -90,7 +90,8 @@ class MqttVisit(asyncio.Protocol):
         self._reader.rest()
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+        # To a transport that has ended asyncio's drops what is written, and uvloop's raises.
+        if self._transport is not None and not self.lost.done():
             self._transport.write(data)
 
     def _break_off(self) -> None:

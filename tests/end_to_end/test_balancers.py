@@ -243,7 +243,9 @@ def test_audit_and_log_have_the_devices_address(
             assert stream.recv(4)[:1] == b"\x20"
             assert site.session(device.name)["address"] == DEVICE
         refused_connect(device.dial(front.ports["mqtt"]), f"{name}-tcp")
-        refused_connect_over_websocket(device.dial(front.ports["wss"]), f"{name}-wss")
+        stream = device.dial(front.ports["wss"], "h2", "http/1.1")  # as browsers do
+        assert stream.selected_alpn_protocol() == "http/1.1"
+        refused_connect_over_websocket(stream, f"{name}-wss")
         stream = device.dial(front.ports["443"], "x-amzn-mqtt-ca")
         assert stream.selected_alpn_protocol() == "x-amzn-mqtt-ca"
         refused_connect(stream, f"{name}-alpn")

@@ -28,8 +28,9 @@ class Broker(asyncio.Transport):
 
     def write(self, data: object) -> None:
         assert isinstance(data, bytes)
-        if self.is_open:
-            self.got += data
+        if not self.is_open:
+            raise RuntimeError("the handler is closed")  # as uvloop's
+        self.got += data
 
     def close(self) -> None:
         if self.is_open:
@@ -127,6 +128,7 @@ async def test_a_connect_of_5_that_is_answered_by_closing_is_refused_for_its_ver
             await client.answer()
     else:
         assert await client.answer() == Connack(False, code)
+    client.disconnect()  # as after each answer
 
 
 @pytest.mark.parametrize("answer", [CONNACK, encode_connack(Connack(False, 0x87), V5), b"\x20\x02\x00\x01"])

@@ -106,7 +106,7 @@ async def test_a_new_ca_is_trusted_before_the_servers_certificate_is_of_it(
     made = new_issuing_key(home, "", NOW, root_too=True)
     authorities.reread()
     assert "outcome=failed kept=old" in caplog.text
-    for source in (contexts.mqtt, contexts.est, contexts.http):
+    for source in (contexts.mqtt, contexts.wss, contexts.est, contexts.http):
         assert made.issuing.public_bytes(Encoding.DER) in source.current.anchors.values()
     assert contexts.identity is presented
     renew_if_due(home, Settings(), lambda: NOW)

@@ -28,7 +28,7 @@ from fleet.domain.mqtt_rules import ClientIdBinding, MqttRules
 from fleet.domain.topic_policy import RESERVED, TopicPolicy
 from fleet.domain.writes import AddCredential
 from fleet.servers.broker_auth import emqx, server
-from fleet.servers.broker_auth.question import BODY_SIZE_MAX
+from fleet.servers.broker_auth.question import BODY_SIZE_MAX, address_of
 from fleet.servers.broker_auth.rabbitmq import topic_of
 from fleet.servers.broker_auth.server import build_broker_auth_server
 from fleet.services.revocation import revoke
@@ -127,6 +127,20 @@ TOPIC = {
     "variable_map__client_id": "cam-1",
 }
 QUEUE = {**CAM, "resource": "queue", "permission": "configure"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),  # a dual-stack broker's
+        ("::ffff:c000:207", "192.0.2.7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("nowhere", "-"),
+    ],
+)
+def test_the_address_that_a_broker_gives(given: str, shown: str) -> None:
+    assert address_of(given) == shown
 
 
 async def test_rabbitmq_is_told_what_the_registry_says(house: House) -> None:

@@ -27,6 +27,8 @@ Stapler = Callable[[Certificate], Callable[[], bytes]]
 
 MQTT_ALPN = (b"mqtt", b"x-amzn-mqtt-ca")
 """Names of MQTT in ALPN: IANA's, and AWS IoT's for clients with a certificate."""
+WSS_ALPN = (b"http/1.1", *MQTT_ALPN)
+"""A WebSocket begins as HTTP (RFC 6455, 1.2), which browsers offer."""
 RENEWAL_CHECK_SECONDS = 86_400.0
 _TROUBLE = (FleetError, OSError, ValueError)
 RETRY_SECONDS = 5.0  # until connections bring another attempt after a failed reload
@@ -39,6 +41,7 @@ class Contexts(Struct):
     """
 
     mqtt: ContextSource
+    wss: ContextSource
     est: ContextSource
     http: ContextSource
     clock: Clock
@@ -74,7 +77,11 @@ class Contexts(Struct):
 
     def by_listener(self, name: str) -> ContextSource | None:
         """None: it has no TLS. Raises: KeyError: it is none of the listeners."""
-        return {"mqtt": self.mqtt, "wss": self.mqtt, "est": self.est, "http": self.http, "publish": None}[name]
+        return {"mqtt": self.mqtt, "wss": self.wss, "est": self.est, "http": self.http, "publish": None}[name]
+
+    @property
+    def _sources(self) -> tuple[ContextSource, ...]:
+        return self.mqtt, self.wss, self.est, self.http
 
     def trust(self, home: Home, manufacturers: Sequence[Certificate]) -> None:
         """EST trusts exactly these manufacturers' CAs, from the next connection on."""
@@ -91,7 +98,7 @@ class Contexts(Struct):
                 self.reload(home, recent)
 
         authorities.changed = lambda: self.reload(home, authorities.current)
-        for source in (self.mqtt, self.est, self.http):
+        for source in self._sources:
             source.look = look
 
     def reload(self, home: Home, authorities: Authorities | None = None) -> None:
@@ -112,7 +119,7 @@ class Contexts(Struct):
             self._failed(error)
             return
         self.identity, self._trusted, self._retry_at = identity, trusted, None
-        for old, new in zip((self.mqtt, self.est, self.http), fresh, strict=True):
+        for old, new in zip(self._sources, fresh, strict=True):
             old.swap(new.current)
         if unusable is not None:
             self._failed(unusable)
@@ -148,8 +155,8 @@ def _sources(
     authorities: Authorities,
     identity: ServerIdentity,
     manufacturers: Sequence[Certificate],
-) -> tuple[ContextSource, ContextSource, ContextSource]:
-    """For MQTT, EST and HTTP."""
+) -> tuple[ContextSource, ContextSource, ContextSource, ContextSource]:
+    """For MQTT, MQTT over WebSocket, EST and HTTP."""
     anchors, tenants = client_anchors(authorities)
 
     def source(
@@ -160,9 +167,10 @@ def _sources(
 
     devices = ClientTrust(anchors, tenants)
     mqtt = source(devices, require_client=True, alpn=MQTT_ALPN)
+    wss = source(devices, require_client=True, alpn=WSS_ALPN)
     est = source(replace(devices, manufacturers=manufacturers), expired_leaf=True)
     http = source(replace(devices, anchors=(*anchors, operators_authority(home, clock()))))
-    return mqtt, est, http
+    return mqtt, wss, est, http
 
 
 def renew_if_due(home: Home, settings: Settings, clock: Clock) -> bool:

@@ -18,9 +18,10 @@ HEADERS = {"Cache-Control": "no-store"}
 
 
 def address_of(text: str) -> str:
-    """The client's address as the broker gives it, for log and audit; "-": it gives none."""
+    """The client's address that the broker gives, for log and audit, IPv4-mapped ones as IPv4; "-": it gives none."""
     try:
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text)
+        return str((address.ipv4_mapped if address.version == 6 else None) or address)
     except ValueError:
         return "-"
 
