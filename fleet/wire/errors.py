@@ -3,6 +3,7 @@
     WireError
      ├─ TooLarge      over a size or count that was capped before parsing
      ├─ Malformed     not what it says it is: not base64, not DER, a bad length, bad UTF-8
+     │   └─ ProtocolError  well-formed, but what MQTT 5.0 calls a Protocol Error (1.2)
      ├─ BadSignature  well-formed, but its own signature does not verify
      ├─ WeakKey       a key too short, or of a kind that nobody should use
      └─ Unsupported   well-formed, but a version, type or option that we do not speak
@@ -21,6 +22,10 @@ class TooLarge(WireError):
 
 class Malformed(WireError):
     """Not what it says it is."""
+
+
+class ProtocolError(Malformed):
+    """Well-formed, but what MQTT 5.0 calls a Protocol Error: its answer is reason 0x82, not 0x81 (4.13.1)."""
 
 
 class BadSignature(WireError):

@@ -54,6 +54,7 @@ CONNECT = {
     "UNSUPPORTED_VERSION": ("unsupported-version", 0, 0x84, True),
     "MALFORMED_CONNECT": ("malformed-connect", 0, 0x81, True),
     "MALFORMED_CONNECT_311": ("malformed-connect", 0, 0, True),
+    "CONNECT_PROTOCOL_ERROR": ("protocol-error", 0, 0x82, True),
     "SESSION_QUOTA": ("session-quota", 0, 0x97, True),
     "CONNECT_TOO_LARGE": ("too-large", 0, 0x95, True),
     "CONNECT_TOO_LARGE_311": ("too-large", 0, 0, True),

@@ -13,9 +13,9 @@ from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway import gateway as gateway_module
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
-from fleet.wire.mqtt.connect import Connect, Will, decode_connect, encode_connect
+from fleet.wire.mqtt.connect import Connect, Will, decode_connack, decode_connect, encode_connect
 from fleet.wire.mqtt.fields import encode_varint
-from fleet.wire.mqtt.properties import Property
+from fleet.wire.mqtt.properties import Properties, Property, value_of
 from fleet.wire.mqtt.reader import CONNECT_SIZE_MAX
 from tests.servers.gateway_fixtures import (
     FakeBroker,
@@ -219,6 +219,26 @@ async def test_a_will_with_a_response_topic(tmp_path: Path, response: str, reaso
         wire.send(encode_connect(Connect(V5, "cam-1", will=will)))
         assert await refused(wire, V5) == reason
         assert h.gateway.stats[f"mqtt.connect.{code}"] == 1
+
+
+@pytest.mark.parametrize(
+    ("properties", "text"),
+    [
+        (((Property.RECEIVE_MAXIMUM, 0),), "Receive Maximum"),
+        (((Property.MAXIMUM_PACKET_SIZE, 0),), "Maximum Packet Size"),
+        (((Property.REQUEST_PROBLEM_INFORMATION, 2),), "Request Problem Information"),
+        (((Property.SESSION_EXPIRY_INTERVAL, 1), (Property.SESSION_EXPIRY_INTERVAL, 1)), "twice"),
+    ],
+)
+async def test_a_protocol_error_is_named(tmp_path: Path, properties: Properties, text: str) -> None:
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V5, "cam-1", properties=properties)))
+        connack = decode_connack((await wire.packet()).body, V5)
+        assert connack.code == Reason.PROTOCOL_ERROR
+        assert text in str(value_of(connack.properties, Property.REASON_STRING))
+        assert h.gateway.stats == {"mqtt.connect.protocol-error": 1}
 
 
 async def test_an_authentication_method(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fleet.wire.mqtt.connect import Connect, Will, encode_connect
 from fleet.wire.mqtt.properties import Property
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from tests.servers.gateway_fixtures import GatewayHarness, credential, open_gateway, operator, populate, refused
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 ONE, OTHER = b"1" * 32, b"2" * 32
 
@@ -173,12 +173,44 @@ async def test_a_refusal_that_waited_shows_it(tmp_path: Path, caplog: pytest.Log
     assert shown == [False, False, True]
 
 
+async def test_who_leaves_while_its_connect_waits_is_not_admitted(tmp_path: Path) -> None:
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=1200.0)) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        for _ in range(12):  # to the longest delay, of minutes
+            h.gateway.context.return_delays.on_close(one.fingerprint, "auth-method", asyncio.get_running_loop().time())
+        wire = await h.dial(one)
+        wire.send(encode_connect(Connect(V5, "cam-1")) + encode_publish(Publish("devices/cam-1/up/t", b"x"), V5))
+        await until(lambda: h.gateway.context.open_sessions.of_device("cam-1"))
+        wire.transport.close()
+        await h.count("mqtt.session.client-gone")
+        assert h.gateway.sessions == 0
+        assert h.gateway.stats == {"mqtt.session.client-gone": 1}
+
+
+async def test_what_comes_behind_a_connect_that_waits_is_held_up_to_a_limit(tmp_path: Path) -> None:
+    up = encode_publish(Publish("devices/cam-1/up/t", bytes(1000)), V311)
+    async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.6)) as h:
+        (one,) = await populate(h.registry, "cam-1")
+        for _ in range(2):
+            h.gateway.context.return_delays.on_close(one.fingerprint, "auth-method", asyncio.get_running_loop().time())
+        wire = await h.dial(one)
+        wire.send(encode_connect(Connect(V311, "cam-1")) + up * 3000)  # more than the limit of what is held
+        side = await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
+        await side.packet()
+        side.send(b"\x20\x02\x00\x00")
+        for _ in range(3000):
+            assert (await side.packet()).encode() == up
+
+
 MALFORMED = b"\x10\x0c\x00\x04MQTT\x05\x03\x00\x3c\x00\x00"
 AUTH = encode_connect(Connect(V5, "cam-1", properties=((Property.AUTHENTICATION_METHOD, "SCRAM"),)))
+NO_PACKETS = encode_connect(Connect(V5, "cam-1", properties=((Property.RECEIVE_MAXIMUM, 0),)))
 UNKNOWN = b"\x10\x0a\x00\x04MQTT\x06\x02\x00\x3c"
 
 
-@pytest.mark.parametrize(("packet", "code"), [(MALFORMED, "malformed-connect"), (AUTH, "auth-method")])
+@pytest.mark.parametrize(
+    ("packet", "code"), [(MALFORMED, "malformed-connect"), (AUTH, "auth-method"), (NO_PACKETS, "protocol-error")]
+)
 async def test_a_refusal_before_admission_waits_too(tmp_path: Path, packet: bytes, code: str) -> None:
     async with open_gateway(tmp_path, limits=Limits(open_seconds_max=0.6)) as h:
         one, two = await populate(h.registry, "cam-1", "cam-2")

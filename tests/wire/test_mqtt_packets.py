@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
+from fleet.wire.errors import Malformed, ProtocolError, TooLarge, Unsupported, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason, flags_are_legal
 from fleet.wire.mqtt.connect import (
@@ -148,7 +148,7 @@ GOOD = bytes(whole(encode_connect(Connect(V311, "cam", will=Will("w", b"x")))).b
         (b"\x00\x04MQTT\x04\x02\x00\x0a\x00\x02a\x00", Malformed),  # the null character
         (b"\x00\x04MQTT\x04\x02\x00\x0a\x00\x01ab", Malformed),  # more than CONNECT
         (b"\x00\x04MQTT\x05\x02\x00\x0a\x02\x23\x00\x00\x01a", Malformed),  # a property of PUBLISH
-        (b"\x00\x04MQTT\x05\x02\x00\x0a\x06\x21\x00\x05\x21\x00\x05\x00\x01a", Malformed),  # twice
+        (b"\x00\x04MQTT\x05\x02\x00\x0a\x06\x21\x00\x05\x21\x00\x05\x00\x01a", ProtocolError),  # twice
         (b"\x00\x04MQTT\x05\x02\x00\x0a\x01\x7f\x00\x01a", Malformed),  # unknown
         (b"\x00\x04MQTT\x05\x02\x00\x0a\x09\x21", Malformed),  # a list longer than the packet
     ],
@@ -273,6 +273,53 @@ def test_flags_of_first_bytes() -> None:
     assert Packet(0x62, b"").flags == 2
 
 
+def connect_with(properties: bytes, will: bytes | None = None) -> bytes:
+    head = b"\x00\x04MQTT\x05" + bytes((0x02 if will is None else 0x06,)) + b"\x00\x0a"
+    listed = bytes((len(properties),)) + properties + b"\x00\x01a"
+    return head + listed + (b"" if will is None else bytes((len(will),)) + will + b"\x00\x01w\x00\x00")
+
+
+@pytest.mark.parametrize(
+    ("properties", "is_error"),
+    [
+        (b"\x21\0\0", True),  # Receive Maximum
+        (b"\x21\0\1", False),
+        (b"\x21\xff\xff", False),
+        (b"\x27\0\0\0\0", True),  # Maximum Packet Size
+        (b"\x27\0\0\0\1", False),
+        (b"\x27\xff\xff\xff\xff", False),
+        (b"\x19\0", False),  # Request Response Information
+        (b"\x19\1", False),
+        (b"\x19\2", True),
+        (b"\x17\0", False),  # Request Problem Information
+        (b"\x17\1", False),
+        (b"\x17\xff", True),
+        (b"\x22\0\0", False),  # Topic Alias Maximum
+        (b"\x11\xff\xff\xff\xff", False),  # Session Expiry Interval
+        (b"\x16\0\1x", True),  # Authentication Data alone
+        (b"\x16\0\1x\x15\0\1m", False),
+        (b"\x15\0\1m", False),
+    ],
+)
+def test_protocol_errors_of_connect(properties: bytes, is_error: bool) -> None:
+    """3.1.2.11: which values are protocol errors."""
+    if is_error:
+        with pytest.raises(ProtocolError) as caught:
+            decode_connect(connect_with(properties))
+        assert len(str(caught.value)) <= 120
+    else:
+        assert decode_connect(connect_with(properties)).client_id == "a"
+
+
+@pytest.mark.parametrize(("value", "is_error"), [(0, False), (1, False), (2, True), (255, True)])
+def test_the_payload_format_of_a_will(value: int, is_error: bool) -> None:
+    if is_error:
+        with pytest.raises(ProtocolError):
+            decode_connect(connect_with(b"", bytes((1, value))))
+    else:
+        assert decode_connect(connect_with(b"", bytes((1, value)))).will is not None
+
+
 # Tables of the specification, written out
 
 
@@ -341,7 +388,7 @@ def test_each_property(identifier: int) -> None:
     if identifier in (0x0B, 0x26):  # 3.3.2.3.8 and 2.2.2.2
         assert decode_properties(twice) == ((identifier, value),) * 2
     else:
-        with pytest.raises(Malformed):
+        with pytest.raises(ProtocolError):
             decode_properties(twice)
 
 
@@ -350,7 +397,10 @@ def test_the_properties_of_connect_and_of_a_will(identifier: int) -> None:
     value, _ = PROPERTIES[identifier]
     listed = property_list(identifier)
     connect = b"\0\4MQTT\5\x02\0\x3c" + listed + b"\0\1a"
-    if identifier in IN_CONNECT:
+    if identifier == Property.AUTHENTICATION_DATA:  # 3.1.2.11.10: with a method only
+        with pytest.raises(ProtocolError):
+            decode_connect(connect)
+    elif identifier in IN_CONNECT:
         assert decode_connect(connect).properties == ((identifier, value),)
     else:
         with pytest.raises(Malformed):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from fleet.servers.gateway.limits.limits import ALIASED_TOPIC_SIZE_MAX
+from fleet.wire.errors import ProtocolError, TooLarge, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, Reason
 
@@ -143,6 +144,10 @@ UNSUPPORTED_VERSION = connect_refused(
 MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET, "The CONNECT is malformed.")
 MALFORMED_CONNECT_311 = connect_refused("malformed-connect", None)
 """[MQTT-3.1.4-1] of 3.1.1: the connection is closed without a CONNACK."""
+CONNECT_PROTOCOL_ERROR = connect_refused(
+    "protocol-error", Reason.PROTOCOL_ERROR, "The CONNECT has what MQTT 5.0 calls a protocol error."
+)
+"""Its Reason String says which. 3.1.1 has no such answer: only properties are refused for it."""
 SESSION_QUOTA = connect_refused(
     "session-quota",
     Reason.QUOTA_EXCEEDED,
@@ -216,6 +221,17 @@ MESSAGE_RATE = CloseReason(
 """More packets per second than the model allows, for longer than it helps not to read."""
 BYTE_RATE = CloseReason("byte-rate", Reason.QUOTA_EXCEEDED, text="More bytes a second than the device's model allows.")
 """The same for bytes."""
+
+
+def broken_by(error: WireError) -> CloseReason:
+    """Why a session closes whose device has sent what raised `error`."""
+    match error:
+        case TooLarge():
+            return TOO_LARGE
+        case ProtocolError():
+            return PROTOCOL_ERROR
+        case _:
+            return MALFORMED
 
 
 class CloseSession(Exception):

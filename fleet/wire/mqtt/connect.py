@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import inf
 
-from fleet.wire.errors import Malformed, Unsupported
+from fleet.wire.errors import Malformed, ProtocolError, Unsupported
 from fleet.wire.mqtt.codes import RETURN_CODE, V5, V311, PacketType, Reason, ReturnCode
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_packet, encode_string
 from fleet.wire.mqtt.properties import (
@@ -29,6 +29,15 @@ _WILL_PROPERTIES = frozenset({
     Property.WILL_DELAY_INTERVAL, Property.PAYLOAD_FORMAT_INDICATOR, Property.MESSAGE_EXPIRY_INTERVAL,
     Property.CONTENT_TYPE, Property.RESPONSE_TOPIC, Property.CORRELATION_DATA, Property.USER_PROPERTY,
 })  # fmt: skip
+
+_VALUES: dict[int, tuple[int, int]] = {
+    Property.RECEIVE_MAXIMUM: (1, 0xFFFF),  # 3.1.2.11.3
+    Property.MAXIMUM_PACKET_SIZE: (1, 0xFFFFFFFF),  # 3.1.2.11.4
+    Property.REQUEST_RESPONSE_INFORMATION: (0, 1),  # 3.1.2.11.6
+    Property.REQUEST_PROBLEM_INFORMATION: (0, 1),  # 3.1.2.11.7
+    Property.PAYLOAD_FORMAT_INDICATOR: (0, 1),  # 3.1.3.2.3
+}
+"""Of CONNECT and its will: the least and the largest value, where not any is allowed. Others are protocol errors."""
 
 _USERNAME, _PASSWORD, _WILL_RETAIN, _WILL, _CLEAN, _RESERVED = 0x80, 0x40, 0x20, 0x04, 0x02, 0x01
 
@@ -88,7 +97,8 @@ class Connack:
 def decode_connect(body: bytes) -> Connect:
     """The CONNECT whose variable header and payload are `body`.
 
-    Raises: Unsupported: another protocol name or version. Malformed: any other violation of 3.1.
+    Raises: Unsupported: another protocol name or version. ProtocolError: what 3.1 calls one. Malformed: any other
+    violation of it.
     """
     fields = Fields(body)
     name = fields.string()
@@ -99,7 +109,7 @@ def decode_connect(body: bytes) -> Connect:
     flags = fields.integer(1)
     _check_flags(flags, version)
     keep_alive = fields.integer(2)
-    properties = decode_properties(fields, _CONNECT_PROPERTIES) if version == V5 else ()
+    properties = _decode_properties(fields, _CONNECT_PROPERTIES) if version == V5 else ()
     client_id = fields.string()
     will = _decode_will(fields, flags, version) if flags & _WILL else None
     username = fields.string() if flags & _USERNAME else None
@@ -107,6 +117,21 @@ def decode_connect(body: bytes) -> Connect:
     if fields.left:
         raise Malformed("CONNECT has data after its last field.")
     return Connect(version, client_id, bool(flags & _CLEAN), keep_alive, will, username, password, properties)
+
+
+def _decode_properties(fields: Fields, allowed: frozenset[int]) -> Properties:
+    properties = decode_properties(fields, allowed)
+    for identifier, value in properties:
+        if identifier in _VALUES and isinstance(value, int):
+            least, most = _VALUES[identifier]
+            if not least <= value <= most:
+                name = Property(identifier).name.replace("_", " ").title()
+                raise ProtocolError(f"MQTT 5.0 does not allow the value {value} of {name} in CONNECT.")
+    # 3.1.2.11.10
+    found = {identifier for identifier, _ in properties}
+    if Property.AUTHENTICATION_DATA in found and Property.AUTHENTICATION_METHOD not in found:
+        raise ProtocolError("The CONNECT has Authentication Data and no Authentication Method.")
+    return properties
 
 
 def _check_flags(flags: int, version: int) -> None:
@@ -123,7 +148,7 @@ def _check_flags(flags: int, version: int) -> None:
 
 
 def _decode_will(fields: Fields, flags: int, version: int) -> Will:
-    properties = decode_properties(fields, _WILL_PROPERTIES) if version == V5 else ()
+    properties = _decode_properties(fields, _WILL_PROPERTIES) if version == V5 else ()
     topic = topic_name(fields.binary())
     return Will(topic, fields.binary(), flags >> 3 & 3, bool(flags & _WILL_RETAIN), properties)
 

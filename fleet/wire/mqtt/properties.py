@@ -3,7 +3,7 @@
 import enum
 from math import inf
 
-from fleet.wire.errors import Malformed
+from fleet.wire.errors import Malformed, ProtocolError
 from fleet.wire.mqtt.fields import Fields, encode_binary, encode_integer, encode_string, encode_varint, is_plain
 
 Value = int | str | bytes | tuple[str, str]
@@ -57,7 +57,8 @@ _MAY_REPEAT = frozenset({Property.USER_PROPERTY, Property.SUBSCRIPTION_IDENTIFIE
 def decode_properties(fields: Fields, allowed: frozenset[int] | None = None) -> Properties:
     """The property list at the cursor, its length included. `allowed`: the identifiers of this packet type.
 
-    Raises: Malformed: an unknown, misplaced or repeated identifier, too many properties, an invalid value.
+    Raises: Malformed: an unknown or misplaced identifier (2.2.2.2), too many properties, an invalid value.
+    ProtocolError: a repeated one.
     """
     size = fields.varint()
     stop = fields.pos + size
@@ -70,7 +71,7 @@ def decode_properties(fields: Fields, allowed: frozenset[int] | None = None) -> 
     while inner.left:
         identifier = inner.varint()
         if identifier in seen and identifier not in _MAY_REPEAT:
-            raise Malformed("A property occurs twice.")
+            raise ProtocolError("A property occurs twice.")
         if allowed is not None and identifier not in allowed:
             raise Malformed("A property is not allowed in this packet.")
         seen.add(identifier)

@@ -8,6 +8,7 @@ from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import (
+    CONNECT_PROTOCOL_ERROR,
     CONNECT_TOO_LARGE,
     CONNECT_TOO_LARGE_311,
     DOT_IN_ID,
@@ -21,7 +22,7 @@ from fleet.servers.gateway.close_reasons import (
 )
 from fleet.servers.gateway.wills.waiting import may_wait, will_of
 from fleet.services.admission import Admission, admit, will_refusal
-from fleet.wire.errors import Malformed, TooLarge, Unsupported, WireError
+from fleet.wire.errors import Malformed, ProtocolError, TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
 from fleet.wire.mqtt.fields import is_plain
@@ -71,6 +72,8 @@ def connect_in(body: bytes, is_whole: bool) -> Connect:
             raise Malformed("A string has a control character or a noncharacter.")
     except Unsupported as error:
         raise CloseSession(UNSUPPORTED_VERSION) from error
+    except ProtocolError as error:
+        raise CloseSession(replace(CONNECT_PROTOCOL_ERROR, text=str(error))) from error
     except WireError as error:
         raise CloseSession(MALFORMED_CONNECT if is_v5 else MALFORMED_CONNECT_311) from error
     will = will_of(connect)

@@ -3,7 +3,7 @@
     AWAITING_CONNECT --CONNECT--> ADMITTING --admitted--> CONNECTING --to the broker--> AWAITING_CONNACK --0--> RELAYING
     any phase --close--> CLOSED
 
-`PHASES` is the table. No side is read while the other's buffer is full, nor the device from CONNECT to CONNACK.
+`PHASES` is the table. No side is read while the other's buffer is full, nor the device from its admission to CONNACK.
 """
 
 import asyncio
@@ -31,11 +31,12 @@ from fleet.servers.gateway.session.terms import terms_of
 from fleet.servers.gateway.session.timers import Timers
 from fleet.servers.gateway.wills.waiting import waiting_will, will_of
 from fleet.services.admission import Admission, will_refusal
-from fleet.wire.errors import TooLarge, WireError
+from fleet.wire.errors import WireError
 from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_connect, silence_max
 from fleet.wire.mqtt.reader import PacketReader
 
 EARLY_SIZE_MAX = 1_048_576  # of packets behind CONNECT: reading has stopped, but one read of the transport may be ahead
+DELAYED_SIZE_MAX = 16_384  # of the same, after which a CONNECT that waits its delay is not read either
 
 
 class Session(asyncio.Protocol):
@@ -101,7 +102,7 @@ class Session(asyncio.Protocol):
         except CloseSession as closing:
             reason = closing.reason
         except WireError as error:
-            reason = close_reasons.TOO_LARGE if isinstance(error, TooLarge) else close_reasons.MALFORMED
+            reason = close_reasons.broken_by(error)
         if reason is not None:
             self.close(reason)
 
@@ -216,17 +217,21 @@ class Session(asyncio.Protocol):
             return None
         self._version = answer_version(found[0])
         self._enter(Phase.ADMITTING)
-        self._device.pause(Pause.AWAITING_CONNACK)
         try:
             self.connect = connect = connect_in(*found)
             self._claim(device_of(connect.client_id))
             must_be_servable(connect, speaks_v5=self._context.broker.speaks_v5, feed_is_up=self._context.feed_is_up())
         except CloseSession as closing:
+            self._device.pause(Pause.AWAITING_CONNACK)
             self._context.spawn(self._context.denials.refused_connect(self.peer, self.client_id, closing.reason))
             self._delay(closing.reason.code, partial(self.close, closing.reason))
         else:
-            self._delay(None, lambda: self._context.spawn(self._open(connect)))
+            self._delay(None, partial(self._begin_open, connect))  # read meanwhile: one that leaves is not admitted
         return None
+
+    def _begin_open(self, connect: Connect) -> None:
+        self._device.pause(Pause.AWAITING_CONNACK)
+        self._context.spawn(self._open(connect))
 
     def _claim(self, device_id: str) -> None:
         self._context.open_sessions.claim(self, device_id, self._claimed)
@@ -296,6 +301,8 @@ class Session(asyncio.Protocol):
 
     def _hold(self, data: bytes) -> CloseReason | None:
         self._reader.feed(data)
+        if self._reader.held > DELAYED_SIZE_MAX:
+            self._device.pause(Pause.AWAITING_CONNACK)
         return close_reasons.TOO_LARGE if self._reader.held > EARLY_SIZE_MAX else None
 
     # Actions of AWAITING_CONNACK and RELAYING
