@@ -11,11 +11,11 @@ from fleet.domain.mqtt_rules import MqttRules, OnDenied
 from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
+from fleet.servers.gateway.relay.device_packets import UNRELEASED_MAX
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.packet_actions import TO_BROKER, TO_DEVICE
 from fleet.servers.gateway.relay.packet_filter import HEAD_SIZE_MAX, HOLD_SIZE_MAX, TOPICS_MAX, PacketFilter
 from fleet.servers.gateway.relay.reason_strings import FILTERS, TOPIC_REFUSED
-from fleet.servers.gateway.relay.relay import UNRELEASED_MAX
 from fleet.wire.errors import Malformed, WireError
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, Reason

@@ -8,47 +8,34 @@ SUBSCRIBE filter that it does not cover, or a shared one where it allows none; a
 device may not subscribe to: a persistent session may still hold filters from before the policy changed.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from fleet.domain.mqtt_rules import QOS_MAX, MqttRules, OnDenied, lowered
-from fleet.domain.topic_policy import TopicPolicy, is_reserved
+from fleet.domain.mqtt_rules import MqttRules, lowered
+from fleet.domain.topic_policy import TopicPolicy
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.limits.in_flight import InFlight
 from fleet.servers.gateway.limits.kept_filters import FilterSet
 from fleet.servers.gateway.limits.limits import Limits
+from fleet.servers.gateway.relay.broker_packets import BrokerHandler
+from fleet.servers.gateway.relay.device_packets import DeviceHandler
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.packet_actions import TO_BROKER, TO_DEVICE
 from fleet.servers.gateway.relay.packet_filter import PacketFilter
-from fleet.servers.gateway.relay.publish_head import ALIASES_MAX
 from fleet.servers.gateway.relay.reason_strings import (
-    PUBLISH_REFUSED,
-    RESPONSE_REFUSED,
-    TOO_MUCH_IN_FLIGHT,
     ReasonStrings,
 )
 from fleet.servers.gateway.relay.saved_acks import HeldAcks, Receiver
 from fleet.servers.gateway.relay.subscriptions import Subscriptions
-from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
-from fleet.wire.mqtt.codes import V5, PacketType, Reason, is_refusal
-from fleet.wire.mqtt.connect import Connack, Connect, decode_connack, encode_connack, packet_size_max
-from fleet.wire.mqtt.fields import encode_packet, is_plain
-from fleet.wire.mqtt.properties import Property, expiry_seconds, value_of, without
-from fleet.wire.mqtt.topics import BRIDGE_TOPICS
+from fleet.wire.mqtt.codes import V5, PacketType, Reason
+from fleet.wire.mqtt.connect import Connack, Connect, packet_size_max
+from fleet.wire.mqtt.properties import Property, value_of
 
 Write = Callable[[bytes], None]
-UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
-BROKERS_REASONS: dict[int, CloseReason] = {
-    Reason.SESSION_TAKEN_OVER: close_reasons.TAKEN_OVER,
-    Reason.KEEP_ALIVE_TIMEOUT: close_reasons.KEEP_ALIVE_EXPIRED,
-    Reason.MALFORMED_PACKET: close_reasons.BROKER_REJECTED,
-    Reason.PROTOCOL_ERROR: close_reasons.BROKER_REJECTED,
-}
-"""What a DISCONNECT of the broker means, which the device has received: at another gateway the device has come back."""
 
 
 class Note(Protocol):
@@ -102,8 +89,8 @@ class Relay:
         """Bits: packet identifiers of QoS 2 messages whose PUBREL is on its way to the broker; at most 8 KiB."""
         self._has_begun = False  # the broker has sent something
         self._size_max = size_max = terms.limits.packet_size_max
-        self.to_broker = PacketFilter(TO_BROKER, version, _DeviceHandler(self), to_broker, size_max)
-        self.to_device = PacketFilter(TO_DEVICE, version, _BrokerHandler(self), to_device, size_max)
+        self.to_broker = PacketFilter(TO_BROKER, version, DeviceHandler(self), to_broker, size_max)
+        self.to_device = PacketFilter(TO_DEVICE, version, BrokerHandler(self), to_device, size_max)
         self._held = terms.hold_acks(self.to_device) if terms.hold_acks is not None else None
         if self._held is not None:
             self.to_device.inspect_all()
@@ -193,208 +180,3 @@ class Relay:
         self.answers += 1
         encode = partial(acks.acknowledge_publish, qos, packet_id, self.version, reason)
         self.to_device.inject(self.reasons.answer(encode, text))
-
-
-class _Handler:
-    __slots__ = ("_relay",)
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-
-
-class _DeviceHandler(_Handler):
-    """Handler of the device's packets."""
-
-    __slots__ = ("_unreleased",)
-
-    def __init__(self, relay: Relay) -> None:
-        super().__init__(relay)
-        self._unreleased: dict[int, None] = {}  # QoS 2 messages that we have dropped, and that await PUBREL
-
-    def topic_allowed(self, topic: str) -> bool:
-        if not is_plain(topic):
-            raise Malformed("A topic has a control character or a noncharacter.")
-        return self._relay.policy.may_publish(topic)
-
-    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool:
-        return not self._relay.policy.flags_refusal(qos=qos, retain=retain)
-
-    def hold(self, topic: str, packet_id: int, size: int) -> bool:
-        relay = self._relay
-        # [MQTT-2.2.1-4]: not with an identifier that awaits PUBCOMP, which would uncount this one
-        if not relay.releasing >> packet_id & 1 and relay.in_flight.add(packet_id, size):
-            return True
-        relay.note("mqtt.publish", "quota", topic)
-        if relay.version != V5:
-            raise CloseSession(close_reasons.QUOTA)  # 3.1.1 has no refusal
-        relay.refuse_publish(2, packet_id, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
-        return False
-
-    def response_allowed(self, topic: str) -> bool:
-        relay = self._relay
-        return not relay.rules.check_response_topic or relay.policy.may_ask_for_response(topic)
-
-    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
-        relay = self._relay
-        relay.note("mqtt.publish", "response-refused", topic)
-        if qos:
-            relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, RESPONSE_REFUSED)
-
-    def refused(self, topic: str, qos: int, packet_id: int) -> None:
-        relay = self._relay
-        refusal = relay.policy.publish_refusal(topic, qos=qos, retain=True)  # or its QoS, or its topic
-        reason = relay.policy.refuses_always(topic) if refusal == "topic" else refusal
-        relay.note("mqtt.publish", "refused", topic, reason)
-        if refusal == "qos" and relay.version == V5:
-            raise CloseSession(close_reasons.QOS_REFUSED)
-        if relay.version != V5:
-            # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. A client with a persistent session sends what was not
-            # acknowledged again after each connection, and nothing behind it.
-            # A mosquitto bridge tells of itself there, whatever it is answered.
-            if relay.rules.on_denied is OnDenied.CLOSE and not topic.startswith(BRIDGE_TOPICS):
-                raise CloseSession(close_reasons.PUBLISH_REFUSED)
-            if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
-                self._unreleased[packet_id] = None
-        if qos:
-            relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, PUBLISH_REFUSED.get(reason, ""))
-
-    def packet(self, first: int, body: bytes) -> Outcome:
-        relay = self._relay
-        match first >> 4:
-            case PacketType.SUBSCRIBE:
-                verdict = relay.subscriptions.filter_subscribe(body, relay.policy)
-                for topic_filter in verdict.refused:
-                    refusal = relay.policy.subscribe_refusal(topic_filter)
-                    relay.note("mqtt.subscribe", "refused", topic_filter, "" if refusal == "topic" else refusal)
-                for topic_filter in verdict.over_quota:
-                    relay.note("mqtt.subscribe", "quota", topic_filter)
-                if verdict.answer is not None:
-                    relay.answers += 1
-                    relay.to_device.inject(verdict.answer)
-                return verdict.forward
-            case PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBREL | PacketType.PUBCOMP:
-                acks.check_acknowledgement(first, body, relay.version)
-                return self._release(body) if first == acks.PUBREL else Fate.FORWARDED
-            case PacketType.PINGREQ if body:
-                raise Malformed("PINGREQ has data.")
-            case PacketType.UNSUBSCRIBE:
-                relay.subscriptions.unsubscribe(body)
-            case PacketType.DISCONNECT:
-                acks.check_disconnect(body, relay.version)
-                # [MQTT-3.14.4-1], [MQTT-3.14.4-2]: nothing comes after it
-                relay.closing = close_reasons.CLIENT_DISCONNECTED
-                relay.farewell = body
-                relay.to_broker.stop()
-        return Fate.FORWARDED
-
-    def _release(self, body: bytes) -> Outcome:
-        packet_id = acks.packet_id_of(body)
-        relay = self._relay
-        if packet_id not in self._unreleased:
-            if relay.releasing >> packet_id & 1:
-                return Fate.DROPPED  # sent again: the first one's PUBCOMP answers both
-            relay.releasing |= 1 << packet_id
-            return Fate.FORWARDED
-        del self._unreleased[packet_id]
-        relay.answers += 1
-        relay.to_device.inject(acks.acknowledge(acks.PUBCOMP, packet_id, relay.version))
-        return Fate.DROPPED
-
-
-class _BrokerHandler(_Handler):
-    """Handler of the broker's packets."""
-
-    __slots__ = ()
-
-    def topic_allowed(self, topic: str) -> bool:
-        return self._relay.policy.may_receive(topic)
-
-    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool:
-        # The fleet retains nothing: a retained message is of another, from before its topic was reserved.
-        return not (retain and is_reserved(topic.decode()))
-
-    def hold(self, topic: str, packet_id: int, size: int) -> bool:
-        return True  # the broker limits what it sends
-
-    def response_allowed(self, topic: str) -> bool:
-        return True  # the device may publish its response only where its model allows
-
-    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
-        """None is."""
-
-    def refused(self, topic: str, qos: int, packet_id: int) -> None:
-        relay = self._relay
-        relay.note("mqtt.deliver", "refused", topic)
-        if qos:
-            # Or the message would stay in flight at the broker for ever.
-            relay.answers += 1
-            relay.to_broker.inject(acks.acknowledge_publish(qos, packet_id, relay.version, Reason.NOT_AUTHORIZED))
-
-    def packet(self, first: int, body: bytes) -> Outcome:
-        relay = self._relay
-        match first >> 4:
-            case PacketType.CONNACK:
-                return self._connack(body)
-            case PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBCOMP:
-                self._release(first >> 4, body)
-                return relay.ack(encode_packet(first, body))
-            case PacketType.SUBACK:
-                return relay.subscriptions.complete_suback(first, body)
-            case PacketType.UNSUBACK:
-                relay.subscriptions.complete_unsuback(body)
-            case PacketType.DISCONNECT:
-                relay.closing = BROKERS_REASONS.get(body[0] if body else 0, close_reasons.BROKER_CLOSED)
-                relay.to_device.stop()
-        return Fate.FORWARDED
-
-    def _release(self, number: int, body: bytes) -> None:
-        relay, packet_id = self._relay, acks.packet_id_of(body)
-        if number == PacketType.PUBREC and len(body) > 2 and is_refusal(body[2]):
-            relay.in_flight.release(packet_id)
-        elif number == PacketType.PUBCOMP and relay.releasing >> packet_id & 1:
-            # Not at PUBREL, which the broker does not get when it ends the connection at a packet before.
-            relay.releasing ^= 1 << packet_id
-            relay.in_flight.release(packet_id)
-
-    def _announced(self, connack: Connack) -> Iterator[tuple[Property, int]]:
-        """What the policy has less of than the broker, so that the client does not send it."""
-        policy = self._relay.policy
-        brokers_qos = value_of(connack.properties, Property.MAXIMUM_QOS)
-        if policy.qos_max < (brokers_qos if isinstance(brokers_qos, int) else QOS_MAX):
-            yield Property.MAXIMUM_QOS, policy.qos_max  # 3.2.2.3.4
-        if not policy.retain:
-            yield Property.RETAIN_AVAILABLE, 0  # 3.2.2.3.5
-        if not policy.shared:
-            yield Property.SHARED_SUBSCRIPTION_AVAILABLE, 0  # 3.2.2.3.13
-
-    def _connack(self, body: bytes) -> Outcome:
-        relay = self._relay
-        if relay.connack is not None:
-            raise CloseSession(close_reasons.PROTOCOL_ERROR)
-        connack = decode_connack(body, relay.version)
-        if relay.version == V5 and connack.code == Reason.UNSUPPORTED_PROTOCOL_VERSION:
-            relay.closing = close_reasons.UNSUPPORTED_VERSION
-            return Fate.DROPPED
-        relay.connack = connack
-        if connack.code:
-            relay.closing = close_reasons.BROKER_REFUSED
-            return Fate.FORWARDED
-        if not connack.session_present:
-            relay.subscriptions.forget_all()
-        relay.in_flight.connected(connack.session_present, expiry_seconds(connack.properties))
-        if relay.version != V5:
-            return Fate.FORWARDED
-        # Our own limits are announced, for packets (3.2.2.3.6) and topic aliases (3.2.2.3.8).
-        brokers_max = value_of(connack.properties, Property.MAXIMUM_PACKET_SIZE)
-        size_max = relay.to_broker.size_max
-        size_max = min(brokers_max, size_max) if isinstance(brokers_max, int) else size_max
-        relay.to_broker.size_max = size_max
-        kept = without(connack.properties, Property.TOPIC_ALIAS_MAXIMUM, Property.MAXIMUM_PACKET_SIZE)
-        properties = (*kept, (Property.MAXIMUM_PACKET_SIZE, size_max), (Property.TOPIC_ALIAS_MAXIMUM, ALIASES_MAX))
-        for name, value in self._announced(connack):
-            properties = (*without(properties, name), (name, value))
-        if relay.assigned_client_id:
-            # [MQTT-3.2.2-16]
-            assigned = (Property.ASSIGNED_CLIENT_IDENTIFIER, relay.assigned_client_id)
-            properties = (*without(properties, Property.ASSIGNED_CLIENT_IDENTIFIER), assigned)
-        return encode_connack(replace(connack, properties=properties), V5)
