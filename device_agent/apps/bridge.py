@@ -9,9 +9,11 @@ from pathlib import Path
 
 from device_agent.apps.access import user_id
 from device_agent.config.agent_config import FILE_NAME, AgentConfig, read_config
+from device_agent.config.hooks import Copy
 from device_agent.config.topics import filter_for
+from device_agent.hooks.copies import place
 from device_agent.store.atomic_files import write_atomically
-from fleet.est_client.errors import BadConfig
+from fleet.est_client.errors import BadConfig, ClientError
 
 # The part after the slash of a client id that a model with `prefix` allows.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,63}")
@@ -112,7 +114,7 @@ class Bridge:
         return the latter, read again.
 
         Raises: BadConfig if there is no such user, or agent.toml has another hook of the name, or cannot take this one;
-        nothing is changed then. OSError.
+        AgentError if another user could replace the configuration. OSError. Nothing is changed then.
         """
         conf = self.mosquitto()
         if self.user and user_id(int(self.user) if self.user.isdecimal() else self.user) != os.geteuid() != 0:
@@ -130,12 +132,12 @@ class Bridge:
             write_atomically(path, rest.rstrip() + b"\n" + hook)
         try:
             config = read_config(home)
-        except BadConfig:
+            self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            # Ours, and in a folder of ours: mosquitto reads it as root, and loads the plugins that it names.
+            place(Copy("bridge", self.folder / CONFIG_NAME, "text", 0o644), conf.encode())
+        except (ClientError, OSError):
             write_atomically(path, before)
             raise
-        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomically(self.folder / CONFIG_NAME, conf.encode())
-        (self.folder / CONFIG_NAME).chmod(0o644)
         return config
 
     def remove(self) -> tuple[Path, ...]:

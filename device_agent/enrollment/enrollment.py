@@ -80,7 +80,7 @@ class EnrollmentProcess:
 
     def __init__(self, job: EnrollmentJob) -> None:
         # To present a key in a file, as of a manufacturer's certificate, OpenSSL must not have loaded the provider.
-        environment = without_provider(os.environ) if _has_files(job) else None
+        environment = without_provider(job.home, os.environ) if _has_files(job) else None
         self._child = ChildProcess("device_agent.enroll_child", job.to_json(), OUTCOME_SIZE_MAX, environment)
 
     def fileno(self) -> int:

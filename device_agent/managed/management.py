@@ -18,6 +18,7 @@ from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess
 from device_agent.enrollment.rotation import OnRenewed
 from device_agent.link.clock import DeviceClock
 from device_agent.log.event_log import EventLog
+from device_agent.log.folding import FoldedEvents
 from device_agent.managed.commands import (
     LEVELS,
     LOG_LEVEL,
@@ -35,6 +36,7 @@ OK = "ok"
 RENEW_SECONDS_MIN = 60.0  # between two renewals by command: each costs the CA a certificate, and the flash a slot
 DEADLINE_SECONDS = 60.0  # for one report
 ANSWERS_MAX = 8  # that wait for the one that is sent
+TOO_MANY = "too many reports wait"
 
 
 class Agent(Protocol):
@@ -61,6 +63,7 @@ class Management:
     def __init__(self, agent: Agent, log: EventLog) -> None:
         self._agent = agent
         self._log = log
+        self._refusals = FoldedEvents(log, agent.monotonic)
         self._topic = filter_for(TOPIC, agent.device_id)
         self._done = DoneCommands(agent.home)
         self._answers: deque[tuple[Command, str]] = deque()
@@ -75,6 +78,7 @@ class Management:
 
     def tick(self) -> None:
         """Take a report's outcome, and start the next one."""
+        self._refusals.tick()
         outcome = self.process.read() if self.process else None
         if outcome is None and self.process and self._agent.monotonic() >= self._process_until:
             outcome = self.process.kill()
@@ -89,6 +93,7 @@ class Management:
 
     def stop(self) -> None:
         """Kill the child, if any."""
+        self._refusals.tick(end=True)
         if self.process is not None:
             self.process.kill()
             self.process = None
@@ -105,12 +110,16 @@ class Management:
         reading = self._agent.clock.reading()
         try:
             command = read_command(message, reading.now if reading.is_set else None)
+            if command.id in self._done or self._agent.stopping:
+                return
+            if self._done.is_older(command.at):
+                raise CommandRefused("it is older than commands that have been done and forgotten")
+            if len(self._answers) >= ANSWERS_MAX:
+                raise CommandRefused(TOO_MANY)
         except CommandRefused as refused:
-            self._log.event("command-refused", topic=message.topic, reason=refused)
+            self._refusals.event("command-refused", str(refused), topic=message.topic)
             return
-        if command.id in self._done or self._agent.stopping:
-            return
-        self._remember(command.id)
+        self._remember(command)
         self._log.event("command-accepted", command=command.name, id=command.id)
         if command.name == RENEW:
             self._renew(command)
@@ -119,11 +128,11 @@ class Management:
             self._log.least = LEVELS[command.level]
         self._answer(command, OK)
 
-    def _remember(self, command_id: str, renewed_at: datetime | None = None) -> None:
+    def _remember(self, command: Command, renewed_at: datetime | None = None) -> None:
         try:
-            self._done.add(command_id, renewed_at)
+            self._done.add(command.id, command.at, renewed_at)
         except OSError as error:  # on a disk that cannot be written, it is remembered until the next start
-            self._log.event("command-not-stored", id=command_id, reason=error.strerror)
+            self._log.event("command-not-stored", id=command.id, reason=error.strerror)
 
     def _renew(self, command: Command) -> None:
         current, now, wall = self._agent.current, self._agent.monotonic(), self._agent.clock.reading().now
@@ -137,12 +146,12 @@ class Management:
             self._answer(command, f"The last renewal by command was less than {RENEW_SECONDS_MIN:.0f} s ago.")
             return
         self._renewed_at = now
-        self._remember(command.id, wall)
+        self._remember(command, wall)
         self._agent.force_renewal(lambda message, _: self._answer(command, message or OK))
 
     def _answer(self, command: Command, outcome: str) -> None:
         if len(self._answers) >= ANSWERS_MAX:
-            self._log.event("report-failed", reason="too many reports wait", id=command.id)
+            self._refusals.event("report-failed", TOO_MANY, id=command.id)
             return
         self._answers.append((command, outcome))
 

@@ -91,9 +91,9 @@ def with_provider(store: KeyStore, environment: Mapping[str, str]) -> dict[str, 
     return fresh | ({_TCTI: store.tcti} if store.tcti else {})
 
 
-def without_provider(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for a program that is to use keys in files."""
-    is_ours = environment.get(_CONF, "").endswith(f"/{CONF_NAME}")
+def without_provider(home: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for a program that is to use keys in files: without the configuration that is of `home`."""
+    is_ours = Path(environment.get(_CONF, "")).absolute() == home.absolute() / CONF_NAME
     return {name: value for name, value in environment.items() if name != _CONF or not is_ours}
 
 

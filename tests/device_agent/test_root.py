@@ -206,6 +206,17 @@ def test_nothing_is_written_through_a_link_in_a_folders_place(home: Path, tmp_pa
     assert [path.name for path in other.iterdir()] == ["meta.json"]
 
 
+@ROOT_ONLY
+def test_no_other_user_has_a_part_in_the_configuration_of_a_bridge(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    os.chown(tmp_path / "out", NOBODY, NOBODY)
+    before = (home / "agent.toml").read_bytes()
+    with pytest.raises(AgentError, match="who could replace it"):
+        Bridge(read_config(home), tmp_path / "out", user="nobody").install()
+    assert (home / "agent.toml").read_bytes() == before
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("host", ["h\\nconnection evil", "h x", "[::1]", "h\\u001b"])
 def test_a_host_that_is_no_host(home: Path, host: str) -> None:
     text = (home / "agent.toml").read_text()

@@ -13,13 +13,16 @@ from device_agent.apps.inbound import Inbound
 from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
 from device_agent.enrollment.rotation import OnRenewed
 from device_agent.log.event_log import EventLog
+from device_agent.log.folding import FOLD_SECONDS
 from device_agent.log.journal import Priority
 from device_agent.managed import management
-from device_agent.managed.done_commands import FILE_NAME
+from device_agent.managed.done_commands import FILE_NAME, IDS_KEPT
 from device_agent.managed.management import ANSWERS_MAX, DEADLINE_SECONDS, RENEW_SECONDS_MIN, Management
 from device_agent.packets import Received
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+OLD = b'{"ids": ["command1"], "forgotten_until": "", "renewed_at": ""}'
+ZONELESS = b'{"ids": {"command1": "2026-07-01"}, "forgotten_until": "", "renewed_at": ""}'
 
 
 class Child:
@@ -115,7 +118,7 @@ def test_what_is_refused_is_logged_and_not_answered(world: World) -> None:
     world.give("exec", "command1")
     world.give("report", "command2", NOW - timedelta(days=2))
     assert world.answered() == []
-    assert world.text.getvalue().count("command-refused") == 2
+    assert world.text.getvalue().count("command-refused") == 2  # each reason at once
     world.is_set = False
     world.give("report", "command2", NOW - timedelta(days=2))
     assert world.answered() == [("command2", "ok")]
@@ -168,8 +171,45 @@ def test_a_command_that_is_replayed_after_a_restart_is_refused(
     assert len(back.renewals) == 1
 
 
+def test_a_command_is_not_done_again_however_many_follow_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ats = [NOW - timedelta(minutes=10) + timedelta(seconds=number) for number in range(2 * IDS_KEPT)]
+    for number, at in enumerate(ats):
+        world.give("log-level", f"command{number}", at, level="info")
+        world.answered()
+    answered = len(world.children)
+    again = World(monkeypatch, tmp_path)
+    for each in (world, again):
+        for number, at in enumerate(ats):
+            each.give("log-level", f"command{number}", at, level="debug")
+        assert each.log.least is Priority.INFO
+    assert (len(world.children), again.children) == (answered, [])
+    assert "older than commands that have been done" in again.text.getvalue()
+    again.give("report", "anotherone", ats[-1])  # not older, and another
+    assert again.answered() == [("anotherone", "ok")]
+
+
+def test_commands_that_are_refused_over_and_over_are_a_line_a_minute(world: World) -> None:
+    for number in range(1000):
+        world.give(f"exec{number}", "command1")
+    lines = world.text.getvalue().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == [
+        'command-refused reason="there is no such command" topic=devices/cam-1/fleet/agent/exec0'
+    ]
+    world.time += FOLD_SECONDS
+    world.managed.tick()
+    assert world.text.getvalue().splitlines()[1:] == [lines[0].partition(" topic")[0] + " repeated=999"]
+    for _ in range(2):
+        world.give("exec", "command1")
+    world.managed.stop()
+    assert world.text.getvalue().splitlines()[2:] == [lines[0].partition(" topic")[0] + " repeated=2"]
+    world.give("exec", "command1")
+    assert len(world.text.getvalue().splitlines()) == 4
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b'{"ids": 1, "renewed_at": ""}', b'{"ids": [], "renewed_at": "x"}', b"\xff"]
+    "data", [b"", b"[]", b'{"ids": 1, "renewed_at": ""}', b'{"ids": [], "renewed_at": "x"}', b"\xff", OLD, ZONELESS]
 )
 def test_a_file_of_commands_that_cannot_be_read_or_written_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes
@@ -196,7 +236,10 @@ def test_a_flood_of_commands_is_one_child_and_a_few_that_wait(world: World) -> N
         world.give("report", f"report{number:02}")
     assert len(world.children) == 1
     assert len(world.answered()) == ANSWERS_MAX + 1
-    assert world.text.getvalue().count("too many reports") == 99 - ANSWERS_MAX
+    world.managed.stop()
+    lines = [line for line in world.text.getvalue().splitlines() if "too many reports" in line]
+    assert len(lines) == 2
+    assert lines[1].endswith(f" repeated={98 - ANSWERS_MAX}")
 
 
 def test_a_report_that_hangs_or_fails_is_logged_and_the_next_one_sent(world: World) -> None:

@@ -19,7 +19,15 @@ from device_agent.store import hardware_key
 from device_agent.store.device_key import candidate_key, generate_key, key_pem, load_key, parse_key
 from device_agent.store.hardware_key import HardwareKey, KeyOfAnother
 from device_agent.store.identity_store import IdentityStore
-from device_agent.store.key_store import PKCS11, TPM2, KeyStore, kind_of, use_in_children, with_provider
+from device_agent.store.key_store import (
+    PKCS11,
+    TPM2,
+    KeyStore,
+    kind_of,
+    use_in_children,
+    with_provider,
+    without_provider,
+)
 from fleet.demo.harness import Running
 from fleet.est_client.errors import BadConfig
 from fleet.servers.gateway.broker.mosquitto import mosquitto_program
@@ -308,6 +316,13 @@ def test_how_a_tpm_is_reached(tmp_path: Path) -> None:
         ("swtpm:path=/run/chip", {"TPM2OPENSSL_TCTI": TCTI}, "swtpm:path=/run/chip"),
     ):
         assert with_provider(KeyStore(tmp_path, TPM2, tcti), environment)["TPM2OPENSSL_TCTI"] == expected
+
+
+def test_a_program_with_its_key_in_a_file_keeps_every_configuration_but_the_homes(tmp_path: Path) -> None:
+    for conf, is_kept in ((tmp_path / "openssl.cnf", False), (Path("/etc/ssl/openssl.cnf"), True)):
+        environment = {"PATH": "/bin", "OPENSSL_CONF": str(conf)}
+        kept = environment if is_kept else {"PATH": "/bin"}
+        assert without_provider(tmp_path, environment) == kept
 
 
 def test_an_enrolled_home_keeps_its_key_store(device: Device) -> None:
