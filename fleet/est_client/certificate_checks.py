@@ -145,11 +145,15 @@ def find_chain(
         for path in paths:
             if any(has_issued(anchor, path[-1], now) for anchor in anchors):
                 return path[1:], True
-        longer = [(*path, issuer) for path in paths for issuer in left if has_issued(issuer, path[-1], now)]
+        longer: list[tuple[x509.Certificate, ...]] = []
+        for path in paths:
+            # Each certificate ends one path: with like-named ones, the number of paths would grow with each level.
+            issuers = [issuer for issuer in left if has_issued(issuer, path[-1], now)]
+            longer += [(*path, issuer) for issuer in issuers]
+            left = [each for each in left if each not in issuers]
         if not longer:
             break
         paths = longer
-        left = [each for each in left if all(each != path[-1] for path in paths)]
     return paths[0][1:], False
 
 

@@ -1,5 +1,6 @@
 """Chains from an issued certificate to an anchor: how long, over which certificates, and what a CA must be."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fleet.est_client import certificate_checks
 from fleet.est_client.certificate_checks import (
     CHAIN_LENGTH_MAX,
     check_certificate,
@@ -103,6 +105,25 @@ def test_each_certificate_is_used_once() -> None:
     leaf = issue("cam-7", one)
     chain, anchored = find_chain(leaf.certificate, certificates([one_by_two, two_by_one]), [ROOT.certificate], NOW)
     assert (len(chain), anchored) == (2, False)
+
+
+def test_the_work_grows_with_the_square_of_the_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like-named CAs with one key, some at each level: each signature is checked once at most."""
+    like_named, above = 3, issue("level 5", None, CA)
+    bundle: list[x509.Certificate] = []
+    for level in range(4, -1, -1):
+        each = [issue(f"level {level}", above, CA)]
+        each += [issue(f"level {level}", above, CA, key=each[0].key) for _ in range(like_named - 1)]
+        bundle, above = [*bundle, *certificates(each)], each[0]
+    verified: Counter[tuple[x509.Certificate, x509.Certificate]] = Counter()
+
+    def counted(issuer: x509.Certificate, certificate: x509.Certificate, now: datetime) -> bool:
+        verified[issuer, certificate] += 1
+        return has_issued(issuer, certificate, now)
+
+    monkeypatch.setattr(certificate_checks, "has_issued", counted)
+    find_chain(issue("cam-7", above).certificate, bundle, [ROOT.certificate], NOW)
+    assert max(verified.values()) == 1
 
 
 def test_a_new_root_that_the_old_one_certified_leads_to_the_old_one() -> None:
