@@ -20,13 +20,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent.core import Setback
 from device_agent.link.light_paho import paho
+from device_agent.link.packet_bounds import PACKET_SIZE_MAX, BoundedClient, PacketRefused
 from device_agent.link.refusals import explained, explained_connack, explained_disconnect, explained_text, with_reason
 from device_agent.link.websocket import Websocket
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed, identifier, received, refusal
 
 STEP_TIMEOUT_SECONDS = 10.0  # for the TCP connect and for each read of the handshake
 RECEIVE_MAXIMUM_DEFAULT = 65535  # MQTT 5.0, 3.2.2.3.3
-PACKET_SIZE_MAX = 1024 * 1024  # bytes of one from the server: a message for programs may have 256 KiB
 READS_MAX = 64  # packets handled in one turn of the loop
 
 _TEMPORARY = frozenset((0x91, 0x97))
@@ -140,7 +140,6 @@ class MqttLink:
             if readable:
                 for _ in range(READS_MAX):
                     self._check(self._client.loop_read())
-                    self._check_size()
                     if self._ended or not self._has_buffered:
                         break
             if writable and not self._ended:
@@ -254,7 +253,7 @@ class MqttLink:
 
     def _new_client(self, context: ssl.SSLContext) -> paho.Client:
         clean = {} if self._protocol == MQTT_5 else {"clean_session": False}
-        client = paho.Client(
+        client = BoundedClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._target.client_id,
             protocol=MQTTProtocolVersion(self._protocol),
@@ -324,15 +323,12 @@ class MqttLink:
         if code != paho.MQTT_ERR_SUCCESS and not self._ended:
             self._end(*explained_text(self._last_error or paho.error_string(MQTTErrorCode(code))))
 
-    def _check_size(self) -> None:
-        """End the link at a packet that is announced larger than is accepted, before it fills the memory."""
-        if self._client._in_packet["remaining_length"] > PACKET_SIZE_MAX:
-            self._end(Setback.NETWORK, f"the server sends a packet of more than {PACKET_SIZE_MAX} bytes")
-
     @contextlib.contextmanager
     def _errors_end_the_link(self) -> Any:
         try:
             yield
+        except PacketRefused as error:
+            self._end(Setback.NETWORK, str(error))
         except Exception as error:  # paho's decoders raise any exception on a malformed packet
             self._end(Setback.NETWORK, f"the server violated the protocol: {type(error).__name__}")
 

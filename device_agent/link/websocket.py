@@ -5,8 +5,9 @@ cost it half a minute of CPU. Here a payload goes from the socket to MQTT as it 
 """
 
 from device_agent.link.light_paho import paho
+from device_agent.link.packet_bounds import PACKET_SIZE_MAX
 
-FRAME_SIZE_MAX = 1024 * 1024 + 5  # bytes of payload: one packet of the largest remaining length, with its fixed header
+FRAME_SIZE_MAX = PACKET_SIZE_MAX + 5  # bytes of payload: one packet of the largest remaining length, with its header
 CONTROL_SIZE_MAX = 125  # RFC 6455, 5.5
 _CONTINUATION, _BINARY, _CLOSE, _PING, _PONG = 0, 2, 8, 9, 10
 _MASKED = 0x80

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paho.mqtt.properties import VariableByteIntegers
 
 from device_agent.core import Setback
 from device_agent.link.mqtt_link import (
     MQTT_3,
     MQTT_5,
-    PACKET_SIZE_MAX,
     Acknowledged,
     Connected,
     LinkEvent,
@@ -29,6 +29,7 @@ from device_agent.link.mqtt_link import (
     MqttLink,
     Target,
 )
+from device_agent.link.packet_bounds import CONTROL_SIZE_MAX, PACKET_SIZE_MAX, PROPERTIES_SIZE_MAX
 from device_agent.link.websocket import FRAME_SIZE_MAX
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from fleet.est_client.server_checks import also_check
@@ -650,3 +651,70 @@ def test_a_packet_that_is_announced_too_large_ends_the_connection(
         driver.link.close()
     # MQTT 5.0, 3.1.2.11.4
     assert (b"\x27" + PACKET_SIZE_MAX.to_bytes(4) in connects[0]) is (protocol == MQTT_5)
+
+
+def packet(first: int, body: bytes) -> bytes:
+    return bytes([first]) + bytes(VariableByteIntegers.encode(len(body))) + body  # type: ignore[no-untyped-call]
+
+
+def publish(qos: int, properties: bytes = b"") -> bytes:
+    """Of the topic x, without a payload."""
+    size = bytes(VariableByteIntegers.encode(len(properties)))  # type: ignore[no-untyped-call]
+    return packet(0x30 | qos << 1, b"\x00\x01x" + b"\x00\x01" * (qos > 0) + size + properties)
+
+
+HOSTILE = {
+    "suback": (MQTT_5, packet(0x90, b"\x00\x01\x00" + b"\x00" * 2), "more topic filters"),
+    "suback of 3.1.1": (MQTT_3, packet(0x90, b"\x00\x01" + b"\x00" * 2), "more topic filters"),
+    "unsuback": (MQTT_5, packet(0xB0, b"\x00\x01\x00" + b"\x00" * 2), "more topic filters"),
+    "large suback": (MQTT_5, b"\x90\xff\xff\x3f", f"more than {CONTROL_SIZE_MAX} bytes"),
+    "large unsuback": (MQTT_3, b"\xb0\xff\xff\x3f", f"more than {CONTROL_SIZE_MAX} bytes"),
+    "large puback": (MQTT_5, b"\x40\xff\xff\x3f", f"more than {CONTROL_SIZE_MAX} bytes"),
+    "large disconnect": (MQTT_5, b"\xe0\xff\xff\x3f", f"more than {CONTROL_SIZE_MAX} bytes"),
+    "identifiers": (MQTT_5, publish(1, b"\x0b\x01" * PROPERTIES_SIZE_MAX), "properties of more than"),
+    "user properties": (MQTT_5, publish(0, b"\x26" + bytes(4) * PROPERTIES_SIZE_MAX), "properties of more than"),
+    "qos 2": (MQTT_3, b"\x34\xff\xff\x3f", "message of QoS 2"),
+    "qos 3": (MQTT_5, b"\x36\x05", "message of QoS 3"),
+    "pingreq": (MQTT_5, b"\xc0\x00", "packet of type 12"),
+    "pubrel": (MQTT_5, b"\x62\x02", "packet of type 6"),
+    "pubrec": (MQTT_3, b"\x50\x02", "packet of type 5"),
+}
+"""What a client would answer, keep, or parse at great cost; most are refused by their header alone."""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("path", ["", "/mqtt"])
+def test_what_no_server_needs_to_send_is_refused_before_it_is_parsed(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver], name: str, path: str
+) -> None:
+    protocol, hostile, reason = HOSTILE[name]
+    connack = CONNACK_5 if protocol == MQTT_5 else CONNACK_3
+    serving = (
+        websocket_server(authority, frame(connack), frame(hostile))
+        if path
+        else mqtt_server(authority, connack + hostile)
+    )
+    with serving as port:
+        driver = drive(port, context, protocol, path=path)
+        assert isinstance(driver.next_event(), Connected)
+        lost = driver.next_event()
+        assert isinstance(lost, Lost)
+        assert (lost.setback, reason in lost.reason) == (Setback.NETWORK, True), lost.reason
+        driver.link.close()
+
+
+@pytest.mark.parametrize("name", ["suback", "unsuback"])
+def test_an_answer_for_one_filter_may_bring_properties(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver], name: str
+) -> None:
+    answer = packet({"suback": 0x90, "unsuback": 0xB0}[name], b"\x00\x01\x05\x1f\x00\x02no\x00")
+    properties = b"".join(b"\x26\x00\x01a\x00\x01b" for _ in range(256))
+    with mqtt_server(authority, CONNACK_5, answer + publish(1, properties)) as port:
+        driver = drive(port, context)
+        assert isinstance(driver.next_event(), Connected)
+        driver.link.subscribe("x", 1) if name == "suback" else driver.link.unsubscribe("x")
+        assert isinstance(driver.next_event(), Subscribed)
+        received = driver.next_event()
+        assert isinstance(received, Received)
+        assert len(received.extras.user) == 256
+        driver.link.close()
