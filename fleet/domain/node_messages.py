@@ -20,7 +20,9 @@ class NodeMessage(Struct, frozen=True):
     topic: str
     payload: bytes
     expires_at: datetime
-    """Nobody waits for its answer any more: whoever left it may have died."""
+    """Nobody waits for its answer any more: who left it may have died. By the database's clock, if it has one: `now` is
+    that of the caller, and the message lasts for the difference.
+    """
     answer: str = ""
     """"": none yet."""
 
@@ -29,15 +31,18 @@ class NodeMessageStore(Protocol):
     """Messages that wait, for seconds."""
 
     async def leave_message(self, message: NodeMessage, now: datetime) -> None:
-        """What has expired goes. Raises: Unavailable, as all of these."""
+        """Raises: Unavailable, as all of these."""
 
     async def messages_for(self, node: str, now: datetime, limit: int) -> list[NodeMessage]:
         """Those without an answer that have not expired."""
 
     async def answer_message(self, message_id: str, answer: str) -> None:
-        """Nothing happens when it is gone."""
+        """Its payload goes. Nothing happens when it is gone."""
 
     async def answer_to(self, message_id: str) -> str:
         """Or "": there is none yet."""
 
     async def drop_message(self, message_id: str) -> None: ...
+
+    async def drop_expired_messages(self, now: datetime) -> None:
+        """Of every node."""

@@ -3,26 +3,29 @@
     subscribed = await OtherNodes().publish(registry, "b:/home", topic, payload, now)   # at the node that is asked
     await publish_for_others(registry, "b:/home", publisher, clock)                     # at b, until cancelled
 
-A payload is in the registry until it is answered: for some 0.3 seconds; ANSWER_SECONDS_MAX where no answer comes.
+A payload is in the registry until it is published: for some 0.3 seconds. Where no node publishes it, the process that
+left it removes it after ANSWER_SECONDS_MAX; when that has ended, any node does within a second more.
 """
 
 import asyncio
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import count
 
 from fleet.config.clock import Clock
 from fleet.config.logs import FailureLog
 from fleet.domain.errors import FleetError, Unavailable
 from fleet.domain.node_messages import OUTCOMES, NodeMessage
 from fleet.domain.ports import Registry
-from fleet.domain.presence import SILENT_AFTER
 from fleet.services.publisher import Publisher
 
 log = logging.getLogger("fleet.broker")
 
 ANSWER_SECONDS_MAX = 8.0  # the broker's own answer may take five
+ANSWER_TIME = timedelta(seconds=ANSWER_SECONDS_MAX)
 ASK_SECONDS = 0.05
 LOOK_SECONDS = 0.25
+LOOKS_UNTIL_SWEEP = 4
 RETRY_SECONDS = 5.0
 AT_ONCE_MAX = 16  # of one process, and published by a node: 1 MiB
 
@@ -37,7 +40,7 @@ class OtherNodes:
         """As `Publisher.publish`, at the broker of `node`. Raises: Unavailable: `node-silent`, too."""
         import secrets  # commands that publish nothing import this module
 
-        message = NodeMessage(secrets.token_hex(16), node, topic, payload, now + SILENT_AFTER)
+        message = NodeMessage(secrets.token_hex(16), node, topic, payload, now + ANSWER_TIME)
         try:
             # Those that wait for others' answers wait no longer: many at a node that is silent hold nobody up.
             async with asyncio.timeout(ANSWER_SECONDS_MAX), self._at_once:
@@ -69,9 +72,11 @@ async def _answer_to(registry: Registry, message_id: str) -> str:
 async def publish_for_others(registry: Registry, node: str, publisher: Publisher, clock: Clock) -> None:
     """What other nodes leave for `node`, until cancelled."""
     failures = FailureLog(log, "node-messages")
-    while True:
+    for look in count():
         await asyncio.sleep(LOOK_SECONDS)
         try:
+            if look % LOOKS_UNTIL_SWEEP == 0:
+                await registry.drop_expired_messages(clock())
             waiting = await registry.messages_for(node, clock(), AT_ONCE_MAX)
             await asyncio.gather(*(_publish(registry, publisher, each) for each in waiting))
             failures.succeeded()

@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from fleet.domain.errors import Unavailable
 from fleet.domain.node_messages import NodeMessage
 from fleet.services import node_messages
 from fleet.services.node_messages import AT_ONCE_MAX, OtherNodes, publish_for_others
+from fleet.storage.node_messages import MESSAGE
+from fleet.storage.queries import Query
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.fake_publisher import FakePublisher
+from tests.waiting import PATIENCE_SECONDS
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 NODE = "b:/home"
@@ -56,5 +60,22 @@ async def test_many_for_a_silent_node_fail_together_and_leave_nothing(
     monkeypatch.setattr(registry, "leave_message", leaving)
     others, count = OtherNodes(), 3 * AT_ONCE_MAX
     assert await asyncio.gather(*(publish(others, registry, n) for n in range(count))) == ["node-silent"] * count
+    assert {each.expires_at for each in left} == {NOW + timedelta(seconds=8)}
     assert len(left) == AT_ONCE_MAX  # the others have waited for their turn, and no longer than these
     assert await registry.messages_for(NODE, NOW, count) == []
+
+
+async def test_what_a_process_has_left_that_ended_is_not_published_late_and_goes(
+    registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_messages, "LOOK_SECONDS", 0.01)
+    message = NodeMessage("1" * 32, NODE, "devices/cam-1/fleet/a", b"secret", NOW + timedelta(seconds=8))
+    for node in (NODE, "c:/home"):
+        await registry.leave_message(structs.replace(message, node=node, id=node), NOW)
+    there, late = FakePublisher(), NOW + timedelta(seconds=9)
+    serving = asyncio.create_task(publish_for_others(registry, NODE, there, lambda: late))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await registry._scan(Query(MESSAGE.select(""), MESSAGE.of)):
+            pass
+    serving.cancel()
+    assert there.published == []

@@ -57,6 +57,7 @@ async def _keep(session: Session) -> None:
 class PostgresRegistry(SqlRegistry):
     """A domain.ports.Registry; see `open` and `close`."""
 
+    message_clock = "coalesce((extract(epoch FROM clock_timestamp()) * 1000000)::bigint, {now})"
     feed_poll_seconds = 0.5  # delay of an event whose notification was lost
 
     def __init__(self, url: DatabaseUrl) -> None:
