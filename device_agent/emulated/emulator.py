@@ -2,16 +2,15 @@
 
 import random
 import re
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from device_agent.emulated.board import Hardware, HomeBoard
 from device_agent.emulated.pty_port import PtyPort, pty_port
+from device_agent.signals import Waker
 from fleet.wire.serial.dialogue.device import DeviceDialogue, State
 
 LINGER_SECONDS = 10.0  # after the last answer, in case it was lost and the station retransmits
@@ -40,25 +39,27 @@ class Faults:
 class EmulatedBoard:
     """A board's dialogue on a port, with faults."""
 
-    def __init__(self, port: PtyPort, power_on: Callable[[], DeviceDialogue], faults: Faults) -> None:
+    def __init__(self, port: PtyPort, power_on: Callable[[], DeviceDialogue], faults: Faults, waker: Waker) -> None:
         self._port = port
+        self._waker = waker
         self._power_on = power_on
         self._faults = faults
         self._random = random.Random(faults.seed)  # noqa: S311 - faults, not secrets
         self._answers = 0
         self._start()
 
-    def run(self, *, once: bool) -> None:
-        """Answer stations: until the board is provisioned if `once`, else until interrupted."""
-        while True:
+    def run(self, *, once: bool) -> bool:
+        """Answer stations until the board is provisioned, if `once`, or a signal comes: false then."""
+        while not self._waker.signals():
             finished = once and self._dialogue.state is State.FINISHED
             if finished:
                 self._port.release()
-            data = self._port.read(LINGER_SECONDS if finished else None)
+            data = self._port.read(LINGER_SECONDS if finished else None, self._waker)
             if finished and not data:
-                return
+                return True
             if data:
                 self._answer(data)
+        return False
 
     def _start(self) -> None:
         self._dialogue = self._power_on()
@@ -86,15 +87,9 @@ def run_emulator(home: Path, link: Path, hardware: Hardware, faults: Faults, *, 
     def power_on() -> DeviceDialogue:
         return DeviceDialogue(HomeBoard(home, hardware, lambda: datetime.now(UTC)))
 
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        with pty_port(link) as port:
-            print(f"Board {hardware.serial} is on {link}.", file=sys.stderr, flush=True)
-            EmulatedBoard(port, power_on, faults).run(once=once)
-    except KeyboardInterrupt:
-        return 1 if once else 0
-    return 0
-
-
-def _stop(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    waker = Waker()
+    # No handler raises: an exception that meets a callback of the interpreter is lost there, and the signal with it.
+    with waker.catching_signals(), pty_port(link) as port:
+        print(f"Board {hardware.serial} is on {link}.", file=sys.stderr, flush=True)
+        is_done = EmulatedBoard(port, power_on, faults, waker).run(once=once)
+    return 0 if is_done or not once else 1

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agent.signals import Waker
 from fleet.est_client.errors import BadConfig
 
 READ_SIZE = 4096
@@ -27,10 +28,11 @@ class PtyPort:
     held: int | None
     """The station's end, held open so that a station's close does not end ours."""
 
-    def read(self, timeout_seconds: float | None) -> bytes | None:
-        """Data from the station; b"" on timeout, None once the other end is closed."""
-        readable, _, _ = select.select([self.master], [], [], timeout_seconds)
-        if not readable:
+    def read(self, timeout_seconds: float | None, waker: Waker | None = None) -> bytes | None:
+        """Data from the station; b"" on timeout or a wake-up, None once the other end is closed."""
+        wakes = [] if waker is None else [waker.descriptor]
+        readable, _, _ = select.select([self.master, *wakes], [], [], timeout_seconds)
+        if self.master not in readable:
             return b""
         try:
             return os.read(self.master, READ_SIZE)
