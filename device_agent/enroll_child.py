@@ -46,6 +46,7 @@ from fleet.est_client.client import BoundCsr, EstClient, Policy
 from fleet.est_client.errors import (
     BadConfig,
     ClientError,
+    EstAlerted,
     EstBusy,
     EstError,
     EstRefused,
@@ -84,7 +85,7 @@ def outcome_of(job: EnrollmentJob, now: datetime) -> Outcome:
             message=error.message,
             advice=_next_step(job, error) or error.advice,
             refused=isinstance(error, EstRefused),
-            ended=job.operation == "reenroll" and isinstance(error, EstRefused) and _is_for_ever(error),
+            ended=job.operation == "reenroll" and _is_for_ever(error),
             retry_after_seconds=error.retry_after_seconds if isinstance(error, EstBusy) else 0.0,
             pending=isinstance(error, EstBusy) and error.pending,
         )
@@ -94,9 +95,11 @@ def outcome_of(job: EnrollmentJob, now: datetime) -> Outcome:
         return Outcome(ok=False, message=f"The home cannot be written: {error}.", advice="Check the disk.")
 
 
-def _is_for_ever(error: EstRefused) -> bool:
-    # Without a status: in the handshake, where a server checks the certificate's dates and issuer.
-    return error.status == 0 or error.reason_code in UNRENEWABLE
+def _is_for_ever(error: EstError) -> bool:
+    if isinstance(error, EstAlerted):
+        return True  # the next credential may serve, and nothing is lost by trying it: it is not refused, so no delay
+    # Without a status: after the handshake, where a server checks the certificate's dates and issuer.
+    return isinstance(error, EstRefused) and (error.status == 0 or error.reason_code in UNRENEWABLE)
 
 
 def _next_step(job: EnrollmentJob, error: EstError) -> str:

@@ -26,6 +26,7 @@ from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import (
     BadConfig,
     BadCredentials,
+    EstAlerted,
     EstBusy,
     EstError,
     EstRefused,
@@ -203,7 +204,7 @@ def _station_name(file: Path) -> str:
 def advice_on(error: DialogueError | EstError | StationError) -> str:
     """The next step at a factory line: a station has no token, which the EST client's advice on a refusal is about."""
     match error:
-        case EstRefused(status=0 | 401 | 403, advice=advice) if advice:
+        case EstAlerted(advice=advice) | EstRefused(status=0 | 401 | 403, advice=advice) if advice:
             return (
                 "Is --cert the certificate of a station, neither expired nor revoked? "
                 "The fleet's engineer makes a new one: fleet station add."

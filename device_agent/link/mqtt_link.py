@@ -91,6 +91,7 @@ class MqttLink:
         self._lock = threading.Lock()  # guards what is shared with the connecting thread
         self._opened = False
         self._opening_error: Exception | None = None
+        self._authenticated = False  # the server is: the WebSocket's handshake follows that of TLS
         self._abandoned = False
         self._connecting: sockets.socket | None = None
         """The connection while the connecting thread uses it."""
@@ -153,7 +154,7 @@ class MqttLink:
                     return
                 error = self._opening_error
             if error is not None:
-                self._end(*explained(error))
+                self._end(*explained(error, is_authenticated=self._authenticated))
                 return
             self._usable = True
         if self._has_buffered:
@@ -223,6 +224,7 @@ class MqttLink:
     def _connect_websocket(self) -> Websocket:
         target = self._target
         made: Any = self._client._ssl_wrap_socket(self._connect_socket())
+        self._authenticated = True
         made.settimeout(STEP_TIMEOUT_SECONDS)
         return Websocket(made, target.host, target.port, True, target.path, None)
 

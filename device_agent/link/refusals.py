@@ -45,12 +45,14 @@ _TAKEN_OVER = 0x8E  # another client uses our identity: immediate retries would 
 _BAD_VERSION = 0x84
 
 
-def explained(error: Exception) -> tuple[Setback, str]:
-    """Of an attempt that failed before CONNECT."""
+def explained(error: Exception, *, is_authenticated: bool) -> tuple[Setback, str]:
+    """Of an attempt that failed before CONNECT. `is_authenticated`: the server is, since the handshake was over."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Setback.UNTRUSTED, f"the server's certificate did not verify: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        setback = Setback.REFUSED if is_refusal(error) else Setback.NETWORK
+        # In the handshake anybody on the way can send an alert: it is not protected, but from TLS 1.3 on, where our
+        # certificate is verified after it.
+        setback = Setback.REFUSED if is_refusal(error) and is_authenticated else Setback.NETWORK
         return setback, f"TLS failed: {error.reason or error}"
     plain = isinstance(error, OSError) and error.errno is not None and error.errno > 0 and error.strerror
     known = os.strerror(error.errno) if plain and isinstance(error, OSError) and error.errno is not None else ""

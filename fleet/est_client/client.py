@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from fleet.est_client import transport
-from fleet.est_client.errors import EstBadAnswer, EstBusy, EstRefused, EstUnreachable, EstUntrusted
+from fleet.est_client.errors import EstAlerted, EstBadAnswer, EstBusy, EstRefused, EstUnreachable, EstUntrusted
 from fleet.est_client.server_checks import ServerTime, also_check, is_about_dates
 from fleet.est_client.tls import client_context, is_refusal
 from fleet.est_client.transport import Answer, Request
@@ -221,7 +221,11 @@ class EstClient:
         if self._basic is not None and not path.endswith("/cacerts"):
             headers["Authorization"] = _basic_credentials(*self._basic)
 
+        is_authenticated = False
+
         def body(stream: ssl.SSLSocket) -> bytes | None:
+            nonlocal is_authenticated
+            is_authenticated = True  # the handshake is over
             if isinstance(csr, Document):
                 return csr.data
             data = csr(_binding(stream)) if callable(csr) else csr
@@ -237,7 +241,7 @@ class EstClient:
         except transport.AnswerCutOff:
             raise EstUnreachable("The EST server closed the connection in the middle of its answer.") from None
         except ssl.SSLError as error:
-            raise self._tls_failure(error) from error
+            raise self._tls_failure(error, is_authenticated) from error
         except http.client.HTTPException as error:
             raise EstBadAnswer(f"The server's answer is not HTTP: {type(error).__name__}.") from error
         except OSError as error:
@@ -249,7 +253,8 @@ class EstClient:
         self.server_time = ServerTime.of(answer.date, answer.certificate)
         return answer
 
-    def _tls_failure(self, error: ssl.SSLError) -> EstUntrusted | EstRefused | EstUnreachable:
+    def _tls_failure(self, error: ssl.SSLError, is_authenticated: bool) -> EstUntrusted | EstRefused | EstUnreachable:
+        """`is_authenticated`: the server is, since the handshake is over."""
         server = f"{self._host}:{self._port}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return EstUntrusted(
@@ -257,13 +262,15 @@ class EstClient:
                 "Check the URL's host name, the CA file and this device's clock.",
                 is_about_dates=is_about_dates(error),
             )
-        if is_refusal(error) and self._certificate is None:
-            return EstRefused(
-                f"The server at {server} requires a client certificate: {error.reason}.",
-                "Is that the MQTT port? EST usually listens on 8443.",
-            )
         if is_refusal(error):
-            return EstRefused(
+            # In TLS 1.3 a refusal of our certificate comes after the handshake (RFC 8446, 4.4.2.4), and is protected.
+            kind = EstRefused if is_authenticated else EstAlerted
+            if self._certificate is None:
+                return kind(
+                    f"The server at {server} requires a client certificate: {error.reason}.",
+                    "Is that the MQTT port? EST usually listens on 8443.",
+                )
+            return kind(
                 f"The EST server refused our certificate in the handshake: {error.reason}.",
                 "It may be expired, revoked, or issued by another CA: enroll again with a new token.",
             )

@@ -5,6 +5,7 @@
      ├─ BadCredentials      the client certificate and its key cannot be loaded
      └─ EstError            an enrollment failed
          ├─ EstUnreachable      no answer: the network, a timeout, a closed connection, a server error (5xx)
+         │   └─ EstAlerted          a TLS alert about our certificate, by a server that is not authenticated
          ├─ EstUntrusted        the server's certificate did not verify
          ├─ EstRefused          the server refused (4xx): a retry with the same credentials fails again
          ├─ EstBusy             the server asked to retry later than the client is willing to wait (202, 429, 503)
@@ -42,6 +43,11 @@ class EstUnreachable(EstError):
     """No answer: the network, a timeout, a closed connection, a server error (5xx)."""
 
     code = "est-unreachable"
+
+
+class EstAlerted(EstUnreachable):
+    """A TLS alert about our certificate, in the handshake: before the server is authenticated, or, in TLS 1.2, not
+    protected. Anybody on the way can send it, so it proves nothing about the certificate."""
 
 
 class EstUntrusted(EstError):

@@ -14,11 +14,17 @@ Behavior = Callable[[ssl.SSLSocket], None]
 
 @contextlib.contextmanager
 def tls_server(
-    authority: Authority, behavior: Behavior, *, client_ca: Authority | None = None, address: str = "127.0.0.1"
+    authority: Authority,
+    behavior: Behavior,
+    *,
+    client_ca: Authority | None = None,
+    address: str = "127.0.0.1",
+    newest: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED,
 ) -> Iterator[int]:
     """Serve connections one after another, each by `behavior`; yields the port. With `client_ca`, a client
     certificate of that CA is required."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = newest
     context.load_cert_chain(authority.server_file, authority.server_key_file)
     if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
@@ -49,6 +55,32 @@ def tls_server(
         for stream in served[-1:]:  # whoever still talks to a client that has not left
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(stream, socket.SHUT_RDWR)
+        thread.join(DEADLINE_SECONDS)
+        listener.close()
+
+
+@contextlib.contextmanager
+def alerting_server() -> Iterator[int]:
+    """Answers each ClientHello with the alert certificate_revoked, as anybody on the way can; yields the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it is over
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(DEADLINE_SECONDS)
+                connection.recv(65536)
+                connection.sendall(b"\x15\x03\x03\x00\x02\x02\x2c")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
         thread.join(DEADLINE_SECONDS)
         listener.close()
 

@@ -11,14 +11,23 @@ import pytest
 from fleet.ca.keys import generate_key
 from fleet.domain.model_rules import rules_of
 from fleet.est_client.client import EstClient, Policy
-from fleet.est_client.errors import BadConfig, EstBadAnswer, EstBusy, EstError, EstRefused, EstUnreachable, EstUntrusted
+from fleet.est_client.errors import (
+    BadConfig,
+    EstAlerted,
+    EstBadAnswer,
+    EstBusy,
+    EstError,
+    EstRefused,
+    EstUnreachable,
+    EstUntrusted,
+)
 from fleet.est_client.url import parse_est_url
 from fleet.wire.csr import build_csr
 from fleet.wire.csrattrs import CsrAttributes
 from fleet.wire.est import CERTS_ONLY, decode_body, encode_body
 from tests.certs_only import encode_certs_only
 from tests.device_agent.fleet_parts import Authority, Device, EstServer, key_pem, pem
-from tests.device_agent.wild_servers import answers, http, read_request, tls_server
+from tests.device_agent.wild_servers import alerting_server, answers, http, read_request, tls_server
 from tests.free_ports import free_port
 
 BOUND = rules_of({"profile": {"binding": True}})
@@ -272,6 +281,24 @@ def test_a_refused_client_certificate_is_a_refusal(authority: Authority, tmp_pat
     ):
         client(authority, port, certificate=stranger).cacerts()
     assert isinstance(caught.value, EstRefused | EstUnreachable)  # the alert may lose the race against the reset
+
+
+@pytest.mark.parametrize("has_certificate", [False, True])
+def test_an_alert_before_the_server_is_authenticated_is_no_refusal(authority: Authority, has_certificate: bool) -> None:
+    given = {"certificate": authority.client("cam-7")} if has_certificate else {}
+    with alerting_server() as port, pytest.raises(EstAlerted, match="CERTIFICATE_REVOKED"):
+        client(authority, port, **given).cacerts()
+
+
+def test_a_refusal_in_the_handshake_of_tls_1_2_is_not_protected(authority: Authority, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path, "other").client("stranger")
+    old = ssl.TLSVersion.TLSv1_2
+    with (
+        tls_server(authority, answers(http("200 OK")), client_ca=authority, newest=old) as port,
+        pytest.raises(EstUnreachable) as caught,  # the alert may lose the race against the reset
+    ):
+        client(authority, port, certificate=stranger).cacerts()
+    assert isinstance(caught.value, EstAlerted) or "cannot be reached" in caught.value.message
 
 
 def test_files_that_cannot_be_used_are_named(authority: Authority, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from fleet.est_client.server_checks import also_check
 from fleet.est_client.tls import client_context
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, Broker, Subscriber, have_mosquitto
-from tests.device_agent.wild_servers import http, read_packet, read_request, tls_server
+from tests.device_agent.wild_servers import alerting_server, http, read_packet, read_request, tls_server
 from tests.free_ports import free_port
 
 CONNACK_5 = b"\x20\x03\x00\x00\x00"
@@ -136,6 +136,16 @@ def test_a_certificate_of_another_ca_is_refused_by_alert(
         event = drive(port, stranger).next_event()
     assert isinstance(event, Lost)
     assert event.setback in (Setback.REFUSED, Setback.NETWORK)
+
+
+@pytest.mark.parametrize("path", ["", "/mqtt"])
+def test_an_alert_before_the_server_is_authenticated_is_no_refusal(
+    context: ssl.SSLContext, drive: Callable[..., Driver], path: str
+) -> None:
+    with alerting_server() as port:
+        lost = drive(port, context, path=path).next_event()
+    assert isinstance(lost, Lost)
+    assert (lost.setback, "CERTIFICATE_REVOKED" in lost.reason) == (Setback.NETWORK, True)
 
 
 def test_a_server_of_another_ca_is_not_spoken_to(

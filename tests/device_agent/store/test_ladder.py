@@ -2,6 +2,7 @@
 period, the bootstrap credential; and then a state that an operator sees."""
 
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from device_agent.config.agent_config import read_config
 from device_agent.doctor import health
 from device_agent.doctor.health import LOCKED_OUT, examine
 from device_agent.enroll_child import outcome_of
-from device_agent.enrollment.enrollment import EnrollmentJob
+from device_agent.enrollment.enrollment import EnrollmentJob, enroll_and_wait
 from device_agent.errors import AgentError
 from device_agent.store.bootstrap import bootstrap_of, keep_token
 from device_agent.store.device_key import certificate_info, load_key
@@ -27,6 +28,7 @@ from fleet.est_client.errors import BadCredentials
 from tests.device_agent.fleet_parts import Authority, pem
 from tests.device_agent.store import crash_life
 from tests.device_agent.store.crash_life import NOW, ModelServer, enroll, in_process, run, working_identity
+from tests.device_agent.wild_servers import alerting_server
 
 
 @pytest.fixture
@@ -167,6 +169,20 @@ def test_a_suspended_device_does_not_use_it(home: Path, server: ModelServer) -> 
     outcome = outcome_of(EnrollmentJob(home, "reenroll"), NOW)
     assert outcome.ok
     assert not outcome.ended
+
+
+def test_an_alert_of_somebody_on_the_way_is_final_for_no_credential(home: Path, server: ModelServer) -> None:
+    """It lets the next one be tried, and delays nothing."""
+    by_token(home, server)
+    run(home)
+    with alerting_server() as port:
+        config = home / "agent.toml"
+        config.write_text(re.sub(r"https://[^\"]*", f"https://localhost:{port}", config.read_text()))
+        renewal = enroll_and_wait(EnrollmentJob(home, "reenroll"))
+        recovery = enroll_and_wait(EnrollmentJob(home, "recover"))
+    assert "CERTIFICATE_REVOKED" in renewal.message
+    assert (renewal.refused, renewal.ended) == (False, True)
+    assert (recovery.refused, recovery.ended) == (False, False)
 
 
 @pytest.mark.parametrize(("kept", "lost"), [(True, end_it), (True, let_it_expire), (False, let_it_expire)])
