@@ -12,7 +12,7 @@ import click
 from fleet.cli.parameters import CERTIFICATE_LIFETIME, DURATION, size_in_bytes, size_text
 from fleet.config.mqtt_bounds import FILTERS_PER_DEVICE_MAX, PACKET_SIZE_MAX
 from fleet.domain.device import KEY_TYPES, Model
-from fleet.domain.model_rules import EXTENDED_KEY_USAGES, ModelKind, ModelRules, member_kinds
+from fleet.domain.model_rules import CERTIFICATES_PER_DAY_MAX, EXTENDED_KEY_USAGES, ModelKind, ModelRules, member_kinds
 from fleet.domain.mqtt_rules import PACKET_SIZE_MIN, QOS_MAX, RATE_MAX, SESSIONS_MAX
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -218,6 +218,12 @@ _RULES = (
         "--grace",
         "renewal__grace_seconds",
         "How long after expiry a certificate may still be renewed by its own device, and used for nothing else.",
+    ),
+    _option(
+        "--certificates-per-day",
+        "renewal__certificates_per_day",
+        "Certificates that a device may get in a day, or in a lifetime if that is shorter; 0: no limit. Default: 24.",
+        type=click.IntRange(0, CERTIFICATES_PER_DAY_MAX),
     ),
     *_LIMITS,
     _option(

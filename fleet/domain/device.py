@@ -149,6 +149,8 @@ class Device(Struct, frozen=True):
     """Sorted."""
     revision: int = 1
     """Revision number for optimistic concurrency control."""
+    budget_full_at: datetime | None = None
+    """When its budget of certificates is full again (`fleet.domain.certificate_budget`); None: it is."""
 
 
 class StateChange(Struct, frozen=True):

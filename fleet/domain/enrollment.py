@@ -13,11 +13,12 @@ from datetime import datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleet.domain.certificate_budget import full_again_at, must_have_budget
 from fleet.domain.credential import CredentialKind, CredentialState
 from fleet.domain.device import BARRED_MODEL, HARDWARE_SERIAL, Device, DeviceState, Tags, must_be_in_service
 from fleet.domain.errors import Invalid, Pending, Refused
 from fleet.domain.grants import ApprovalGrant, RenewalGrant, StationGrant
-from fleet.domain.issuance_context import IssuanceContext
+from fleet.domain.issuance_context import IssuanceContext, issued_before
 from fleet.domain.model_rules import DEFAULT_RULES, EXTENDED_KEY_USAGES, AdmissionPath, ProfileRules, RenewalKey
 from fleet.wire.hardware_serial import comparable
 
@@ -188,6 +189,12 @@ def key_is_renewed_by_the_rule(a: IssuanceContext) -> None:
         raise Refused("key-not-same", f"Devices of model {a.model.name} renew with the key they have.")
 
 
+def budget_is_left(a: IssuanceContext) -> None:
+    """What was issued for this very request before is repeated, and costs nothing."""
+    if a.device is not None and issued_before(a) is None:
+        must_have_budget(a.device, a.model, a.now)
+
+
 def request_is_approved(a: IssuanceContext) -> None:
     """Last of all: no operator is asked to approve what would be refused anyway."""
     if isinstance(a.grant, ApprovalGrant) and not a.grant.is_given:
@@ -215,6 +222,7 @@ CHECKS: tuple[Check, ...] = (
     usages_are_allowed,
     key_is_not_revoked,
     key_is_its_own,
+    budget_is_left,
     request_is_approved,
 )
 
@@ -261,6 +269,7 @@ def new_device(context: IssuanceContext, expires_at: datetime, tags: Tags) -> De
         hardware_serial=_hardware_serial(context),
         expires_at=expires_at,
         tags=tags,
+        budget_full_at=full_again_at(None, context.model, context.now),
     )
 
 

@@ -116,6 +116,7 @@ request-denied | 403 409 | An operator denied the request. | Ask the operator; a
 request-used-up | 403 | The approved request's certificate has been issued, and cannot be given again. | Renew it with simplereenroll, or use a token for this device to enroll a new key.
 key-too-short | 400 | libest cannot read a generated key other than an RSA one. | Send a CSR with an RSA key.
 sealing-impossible | 400 | The generated key cannot be encrypted as requested. | See the message for the algorithms supported.
+certificate-budget | 429 | The device has been issued as many certificates as its model allows in a day, or in a lifetime if that is shorter. | Retry after Retry-After; find out why it asks so often.
 station-quota | 429 | The station has used its certificates of the day (UTC). | Retry tomorrow, or raise the quota.
 token-expired | 403 | The token has expired. | Create a new one: fleet token create.
 token-revoked | 403 | The token is revoked. | Create a new one: fleet token create.

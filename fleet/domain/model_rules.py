@@ -18,13 +18,14 @@ from msgspec.structs import replace
 
 from fleet.domain.errors import Invalid
 from fleet.domain.http_policy import RULE_SIZE_MAX, RULES_MAX, http_rule
-from fleet.domain.members import about, at_most, choice, seconds
+from fleet.domain.members import about, at_most, between, choice, seconds
 from fleet.domain.mqtt_rules import MqttRules, check_mqtt_rules, must
 from fleet.domain.name_templates import TEMPLATE_SIZE_MAX, check_dns_template, check_uri_template, check_user_template
 
 NO_TIME = timedelta(0)
 GRACE_MAX = timedelta(days=3650)
 SPREAD_MAX = timedelta(days=365)
+CERTIFICATES_PER_DAY_MAX = 1_000_000
 WEBHOOK_URL_SIZE_MAX = 512
 ORGANISATION_SIZE_MAX = 64  # X.520 ub-organization-name
 URI_NAMES_MAX = 4
@@ -142,6 +143,14 @@ class RenewalRules(Struct, frozen=True):
         seconds(NO_TIME, GRACE_MAX, "How long after notAfter a certificate may still be renewed, and nothing else."),
     ] = field(default=NO_TIME, name="grace_seconds")
     campaign: Campaign | None = None
+    certificates_per_day: Annotated[
+        int,
+        between(
+            0,
+            CERTIFICATES_PER_DAY_MAX,
+            "Certificates that a device may get in a day, or in a lifetime if that is shorter; 0 for no limit.",
+        ),
+    ] = 24
 
 
 _HttpRule = Annotated[
@@ -300,6 +309,8 @@ def checked_rules(rules: ModelRules) -> ModelRules:
     must(NO_TIME <= rules.renewal.grace <= GRACE_MAX, "A grace lasts from nothing to 3650 days.")
     spread = rules.renewal.campaign.spread if rules.renewal.campaign is not None else NO_TIME
     must(NO_TIME <= spread <= SPREAD_MAX, "A campaign is spread over nothing to 365 days.")
+    count = rules.renewal.certificates_per_day
+    must(0 <= count <= CERTIFICATES_PER_DAY_MAX, f"A device gets 0 to {CERTIFICATES_PER_DAY_MAX} certificates a day.")
     check_mqtt_rules(rules.mqtt)
     must(len(rules.http.allow) <= RULES_MAX, f"A model has at most {RULES_MAX} rules for HTTP requests.")
     for rule in rules.http.allow:

@@ -54,6 +54,10 @@ class MoveDevice(Struct, frozen=True):
     expires_at: datetime | None = None
     """notAfter of the certificate that comes with this move; None leaves the stored value."""
     revision: int | None = None
+    budget: tuple[datetime | None, datetime] | None = None
+    """When the device's budget of certificates is full again: as it was read, and from now on; None leaves it. Conflict
+    when it is not as it was read.
+    """
     noted: StateChange | None = None
     """Kept in place of the one before; None leaves that."""
 

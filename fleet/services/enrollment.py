@@ -21,6 +21,7 @@ from msgspec import structs
 
 from fleet.domain.approval import DEFAULT_WAITING, WaitingLimits
 from fleet.domain.authorization import Verdict
+from fleet.domain.certificate_budget import CERTIFICATE_BUDGET, full_again_at
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, usable_before
@@ -302,7 +303,7 @@ class Attempt:
         Raises: Unavailable.
         """
         registry = self.authority.registry
-        if self.repeats_freely:
+        if self.repeats_freely or entry.outcome == CERTIFICATE_BUDGET:
             await write_row(registry, entry)
         else:
             await registry.commit(Change(entry))
@@ -329,7 +330,10 @@ def _writes(context: IssuanceContext, credential: Credential, tags: Tags) -> tup
         # From the state that was judged and no other: a device that was suspended or enrolled meanwhile has moved. So
         # it is written for an active device too.
         states = frozenset({device.state})
-        writes.append(MoveDevice(device.id, states, DeviceState.ACTIVE, expires_at=credential.not_after))
+        full_at = full_again_at(device, context.model, context.now)
+        budget = (device.budget_full_at, full_at) if full_at is not None else None
+        expires_at = credential.not_after
+        writes.append(MoveDevice(device.id, states, DeviceState.ACTIVE, expires_at=expires_at, budget=budget))
         if tags != device.tags:
             writes.append(TagDevice(device.id, tags, device.groups, device.revision + 1))  # after the move's
     writes += context.grant.writes(context)

@@ -67,9 +67,15 @@ _DEVICE_MOVED = ("device-moved", "Device {0} is not in a state from which this c
 DEVICE_MAY_MOVE = Statement(
     f"SELECT 1 FROM device WHERE id = $1::text AND state IN ({_any_of(2, DEVICE_STATES)})", *_DEVICE_MOVED
 )
-_MOVE_DEVICE = """
-    UPDATE device SET state = $2::text, expires_at = coalesce($3::bigint, expires_at), revision = revision + 1
-    WHERE id = $1::text"""
+_MOVED = "state = $2::text, expires_at = coalesce($3::bigint, expires_at), revision = revision + 1"
+_MOVE_DEVICE = f"UPDATE device SET {_MOVED} WHERE id = $1::text"
+_READ_BUDGET, _SPENT_BUDGET = (f"${4 + DEVICE_STATES + n}::bigint" for n in range(2))
+MOVE_DEVICE_AND_SPEND = Statement(
+    f"""
+    UPDATE device SET {_MOVED}, budget_full_at = {_SPENT_BUDGET}
+    WHERE id = $1::text AND state IN ({_any_of(4, DEVICE_STATES)}) AND coalesce(budget_full_at, 0) = {_READ_BUDGET}""",
+    *_DEVICE_MOVED,
+)
 MOVE_DEVICE = Statement(f"{_MOVE_DEVICE} AND state IN ({_any_of(4, DEVICE_STATES)})", *_DEVICE_MOVED)
 MOVE_DEVICE_REVISION = Statement(
     f"{_MOVE_DEVICE} AND revision = $4::bigint", "changed-meanwhile", f"Device {{0}} {_CHANGED}", _READ_AGAIN

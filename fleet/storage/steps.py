@@ -109,7 +109,11 @@ def _device_steps(write: w.DeviceWrite) -> Iterator[Step]:
         case w.MoveDevice(device_id=id_, to=to, revision=revision):
             states = filled(write.allowed, sql.DEVICE_STATES)
             expires_at = _micros_or_none(write.expires_at)
-            if revision is None:
+            if write.budget is not None:
+                before, after = write.budget
+                spent = (0 if before is None else micros(before), micros(after))
+                yield sql.MOVE_DEVICE_AND_SPEND, (id_, to.value, expires_at, *states, *spent)
+            elif revision is None:
                 yield sql.MOVE_DEVICE, (id_, to.value, expires_at, *states)
             else:
                 yield sql.DEVICE_MAY_MOVE, (id_, *states)

@@ -338,7 +338,8 @@ class TestPermit:
         assert permit_enrollment(a).hardware_serial == ""
         new = enrollment.new_device(a, NOW + SECOND, (("site", "Oslo"),))
         expected = Device(DeviceId("cam-7"), "cam2", DeviceState.ACTIVE, NOW, expires_at=NOW + SECOND)
-        assert new == structs.replace(expected, tags=(("site", "Oslo"),))
+        budget = NOW + timedelta(days=1) / a.model.rules.renewal.certificates_per_day
+        assert new == structs.replace(expected, tags=(("site", "Oslo"),), budget_full_at=budget)
 
     @pytest.mark.parametrize("text", ["", "+", "a/b", "a\0b", "x" * 65, "devices/#"])
     def test_a_name_that_is_no_device_id(self, text: str) -> None:

@@ -14,8 +14,12 @@ import pytest
 from asn1crypto import cms
 from asn1crypto import x509 as judge
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec.structs import replace
 
 from fleet.ca.keys import generate_key
+from fleet.domain.access import Act
+from fleet.domain.model_rules import rules_of
+from fleet.services import inventory
 from tests.servers.csr_corpus import EVIL, NAME, Case, corpus, mutations, refused_keys, spki
 from tests.servers.est_fixtures import Answer, EstHarness, KeptAlive, basic, open_est
 
@@ -28,6 +32,9 @@ NEVER_SHOWN = ("Traceback", "Error(", "0x", "<", ".py", "cryptography", EVIL)
 @pytest.fixture
 async def est(tmp_path: Path) -> AsyncIterator[EstHarness]:
     async with open_est(tmp_path) as est:
+        cam = await inventory.known_model(est.registry, "cam")
+        endless = replace(cam, rules=rules_of({"renewal": {"certificates_per_day": 0}}))
+        await inventory.set_model(est.registry, endless, act=Act("test", est.clock()))
         await est.device(NAME)
         await est.device("cam-2")
         yield est

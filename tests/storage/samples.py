@@ -9,6 +9,7 @@ from fleet.domain.changes import AuditEntry, Change, Event
 from fleet.domain.credential import Credential, CredentialKind, CredentialState, Station, Token
 from fleet.domain.device import Device, DeviceId, DeviceState, Model
 from fleet.domain.writes import Write
+from fleet.storage import mapping
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 654321, tzinfo=UTC)
 MODEL = Model("cam2", timedelta(days=30), ("EC-P256",), ("devices/{id}/up/#", "all/é"), ())
@@ -67,3 +68,15 @@ def entry(action: str = "test") -> AuditEntry:
 
 def change(*writes: Write, action: str = "test", events: tuple[Event, ...] = ()) -> Change:
     return Change(entry(action), writes, events)
+
+
+COLUMNS_BEFORE_BUDGETS = mapping.DEVICE.columns[:-1]
+"""Of a device, in the schemas before 23."""
+ADD_DEVICE_BEFORE_BUDGETS = (
+    f"INSERT INTO device ({', '.join(COLUMNS_BEFORE_BUDGETS)})"  # noqa: S608
+    f" VALUES ({', '.join(f'${n}' for n in range(1, len(COLUMNS_BEFORE_BUDGETS) + 1))})"
+)
+
+
+def row_before_budgets(device: Device) -> mapping.Row:
+    return mapping.DEVICE.row(device)[:-1]

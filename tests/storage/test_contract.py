@@ -272,6 +272,20 @@ class TestWrites:
         assert found is not None
         assert found.expires_at == NOW
 
+    async def test_a_budget_is_spent_once_from_what_was_read(self, registry: Registry) -> None:
+        await registry.commit(change(Insert(device("cam-7"))))
+        spend = MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE, expires_at=NOW, budget=(None, NOW))
+        await registry.commit(change(spend))
+        assert await refused(registry, spend) == "device-moved"
+        later = NOW + timedelta(hours=1)
+        await registry.commit(change(replace(spend, budget=(NOW, later))))
+        await registry.commit(change(MoveDevice(CAM_7, SERVING, DeviceState.ACTIVE)))
+        out_of_service = replace(spend, allowed=frozenset({DeviceState.SUSPENDED}), budget=(later, NOW))
+        assert await refused(registry, out_of_service) == "device-moved"
+        found = await registry.device("cam-7")
+        assert found is not None
+        assert (found.budget_full_at, found.expires_at) == (later, NOW)
+
     async def test_the_newest_move_out_of_service_is_kept(self, registry: Registry) -> None:
         await registry.commit(change(Insert(device("cam-7"))))
         assert await registry.state_change("cam-7") is None

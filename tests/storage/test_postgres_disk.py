@@ -16,7 +16,7 @@ from fleet.storage.postgres import migrations as postgres_schema
 from fleet.storage.postgres.registry import PostgresRegistry
 from fleet.storage.postgres.session import SCHEMA
 from tests.postgres_server import PostgresServer
-from tests.storage.samples import MODEL, change, credential, device
+from tests.storage.samples import COLUMNS_BEFORE_BUDGETS, MODEL, change, credential, device, row_before_budgets
 from tests.waiting import PATIENCE_SECONDS
 
 BEFORE = next(n for n, sql in postgres_schema.migrations() if "EXCLUDE USING hash" in sql) - 1
@@ -110,7 +110,7 @@ async def fill(writing: asyncpg.Connection, held: list[Credential]) -> None:
         " VALUES ('cam2', 1, '[]', '[]', '[]', 0, 1)"
     )
     await writing.copy_records_to_table(
-        "device", schema_name=SCHEMA, columns=mapping.DEVICE.columns, records=map(mapping.DEVICE.row, tagged)
+        "device", schema_name=SCHEMA, columns=COLUMNS_BEFORE_BUDGETS, records=map(row_before_budgets, tagged)
     )
     await writing.copy_records_to_table(
         "device_tag",

@@ -15,7 +15,7 @@ from fleet.storage.postgres import migrations as postgres_schema
 from fleet.storage.postgres.registry import PostgresRegistry
 from fleet.storage.postgres.session import connect
 from tests.postgres_server import PASSWORD, PostgresServer
-from tests.storage.samples import MODEL, change, device
+from tests.storage.samples import ADD_DEVICE_BEFORE_BUDGETS, MODEL, change, device, row_before_budgets
 
 UrlOf = Callable[[str], DatabaseUrl]
 
@@ -75,11 +75,11 @@ async def test_serials_that_a_fleet_has_twice_are_kept_when_they_become_comparab
     monkeypatch.setattr(postgres_schema, "migrations", lambda: [each for each in known if each[0] < 16])
     before = await PostgresRegistry.open(url)
     pair = [replace(device(name), hardware_serial=serial) for name, serial in (("a", "SN 1"), ("b", "sn  1 "))]
-    await before.commit(change(Insert(MODEL), *(Insert(replace(each, hardware_serial="")) for each in pair)))
+    await before.commit(change(Insert(MODEL)))
     await before.close()
     session = await connect(url, "a node of the version before")
     for each in pair:
-        await session.execute("UPDATE device SET hardware_serial = $1 WHERE id = $2", each.hardware_serial, each.id)
+        await session.execute(ADD_DEVICE_BEFORE_BUDGETS, *row_before_budgets(each))
     await session.close()
     monkeypatch.setattr(postgres_schema, "migrations", lambda: known)
     registry = await PostgresRegistry.open(url)

@@ -15,8 +15,9 @@ from fleet.domain.writes import AddCredential, Insert
 from fleet.storage import mapping
 from fleet.storage.sqlite import connection as sqlite_file
 from fleet.storage.sqlite.registry import SqliteRegistry
-from fleet.storage.statements import ADD_CREDENTIAL, ADD_DEVICE, ADD_MODEL
-from tests.storage.samples import MODEL, change, credential, device
+from fleet.storage.statement import for_sqlite
+from fleet.storage.statements import ADD_CREDENTIAL, ADD_MODEL
+from tests.storage.samples import ADD_DEVICE_BEFORE_BUDGETS, MODEL, change, credential, device, row_before_budgets
 
 
 async def refusal(path: Path, *, create: bool = True) -> FleetError:
@@ -190,7 +191,7 @@ async def test_serials_that_a_fleet_has_twice_are_kept_when_they_become_comparab
     old.execute(ADD_MODEL.sqlite, mapping.MODEL.row(MODEL))
     pair = [replace(device(name), hardware_serial=serial) for name, serial in (("a", "SN 1"), ("b", "sn  1 "))]
     for each in pair:
-        old.execute(ADD_DEVICE.sqlite, mapping.DEVICE.row(each))
+        old.execute(for_sqlite(ADD_DEVICE_BEFORE_BUDGETS), row_before_budgets(each))
     old.close()
     monkeypatch.setattr(sqlite_file, "migrations", lambda: known)
     registry = await SqliteRegistry.open(db_path)
