@@ -35,9 +35,11 @@ class RefusalRows:
         self._writing: asyncio.Task[None] | None = None
         self._put_back = 0
 
-    def put(self, entry: AuditEntry) -> None:
-        """Audit `entry`, unless one of its kind was audited within the last minute. Never waits."""
-        row = refusals_of(self._registry).row(entry)
+    def put(self, entry: AuditEntry, others: int = 0) -> None:
+        """Audit `entry`, unless one of its kind was audited within the last minute. Never waits. `others` of its kind
+        came just before it, and count.
+        """
+        row = refusals_of(self._registry).row(entry, others=others)
         if row is None:
             return
         if len(self._rows) >= QUEUE_ROWS_MAX:

@@ -42,21 +42,23 @@ class Refusals:
         self._written: OrderedDict[_Kind, _Written] = OrderedDict()  # the longest since first
         self._held = HolderCounts()  # kinds by actor
 
-    def row(self, entry: AuditEntry, *, by_itself: bool = True, is_proven: bool = False) -> AuditEntry | None:
+    def row(
+        self, entry: AuditEntry, *, by_itself: bool = True, is_proven: bool = False, others: int = 0
+    ) -> AuditEntry | None:
         """`entry` as it is to be written, or None when one of its kind was written within the last minute.
 
         Its detail `left_out` is the number of entries suppressed since the one before it. `by_itself`: the row is all
         that is written, so that `due` may bring it later. `is_proven`: the subject has proven who it is, though the
-        actor is nobody.
+        actor is nobody. `others` of its kind came just before it.
         """
         kind = self._kind(entry, is_proven=is_proven)
         known = self._written.get(kind)
         if known is not None and abs(entry.at - known.at) < ROW_EVERY:
-            known.left_out += 1
+            known.left_out += 1 + others
             known.last = entry if by_itself else None
             return None
         self._remember(kind, entry.at)
-        return _counting(entry, known.left_out if known is not None else 0)
+        return _counting(entry, others + (known.left_out if known is not None else 0))
 
     def due(self, now: datetime, *, at_once: bool = False) -> list[AuditEntry]:
         """A row for each kind of which entries were left out and none was written for a minute since, or `at_once` for
@@ -154,7 +156,10 @@ _OF_REGISTRY: WeakKeyDictionary[Registry, Refusals] = WeakKeyDictionary()
 
 def refusals_of(registry: Registry) -> Refusals:
     """The instance for `registry`, one in each process."""
-    return _OF_REGISTRY.setdefault(registry, Refusals())
+    found = _OF_REGISTRY.get(registry)
+    if found is None:
+        found = _OF_REGISTRY[registry] = Refusals()
+    return found
 
 
 async def audit_refusal(

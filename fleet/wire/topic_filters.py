@@ -1,13 +1,14 @@
 """MQTT topic filters (MQTT 5.0, 4.7): which are well-formed, what they match, which covers which."""
 
+import re
+
+_MISPLACED = re.compile(r"[+#](?:(?<=[^/][+#])|(?<=\+)(?=[^/])|(?<=#)(?=.))", re.DOTALL)
+"""A wildcard that is not alone in its level, or # in another than the last level. It looks at wildcards alone."""
+
 
 def is_well_formed(text: str) -> bool:
     """Whether a non-empty string has wildcards only where a topic filter may (MQTT 5.0, 4.7.1)."""
-    levels = text.split("/")
-    return bool(text) and not (
-        any("#" in level and (level != "#" or n != len(levels) - 1) for n, level in enumerate(levels))
-        or any("+" in level and level != "+" for level in levels)
-    )
+    return bool(text) and _MISPLACED.search(text) is None
 
 
 def matches(topic_filter: str, topic: str) -> bool:
@@ -22,7 +23,8 @@ def covers(outer: str, inner: str) -> bool:
     """Whether every topic that the filter `inner` matches is matched by the filter `outer` too."""
     if inner[:1] == "$" and outer[:1] in ("#", "+"):
         return False
-    want, have = outer.split("/"), inner.split("/")
+    want = outer.split("/")
+    have = inner.split("/", len(want))  # a level more is enough to know: there may be 32,768
     for n, level in enumerate(want):
         if level == "#":
             return True  # "a/#" covers "a" as well: [MQTT-4.7.1-2] the parent level is included

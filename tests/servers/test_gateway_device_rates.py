@@ -121,7 +121,9 @@ class Metered:
 
     def read(self, packets: int, size: int) -> None:
         self.packets += packets
-        self.meter.count(size)
+        self.meter.size += size
+        if self.meter.size > self.meter.budget.lease_size:
+            self.meter.pay()
 
 
 async def test_over_the_rate_it_is_not_read_and_then_closed() -> None:

@@ -105,6 +105,40 @@ def test_a_side_that_is_not_there_yet_changes_nothing(side: FlowControlledTransp
     unblock(None, None)
 
 
+async def test_a_turn_ends_and_the_next_begins_with_what_is_left(
+    side: FlowControlledTransport, transport: Transport
+) -> None:
+    done: list[str] = []
+
+    def again() -> None:
+        done.append("first")
+        side.end_turn(lambda: done.append("second"))
+
+    side.end_turn(again)
+    side.end_turn()
+    assert (done, transport.asked) == ([], ["pause"])
+    await asyncio.sleep(0)
+    assert (done, transport.asked) == (["first"], ["pause"])
+    await asyncio.sleep(0)
+    assert (done, transport.asked) == (["first", "second"], ["pause", "resume"])
+
+
+async def test_a_turn_does_not_begin_while_a_reason_speaks_against_reading(
+    side: FlowControlledTransport, transport: Transport
+) -> None:
+    done: list[str] = []
+    side.pause(Pause.OVER_RATE)
+    side.end_turn(lambda: done.append("act"))
+    await asyncio.sleep(0)
+    side.resume(Pause.OVER_RATE)
+    side.pause(Pause.OTHER_SIDE_BLOCKED)
+    await asyncio.sleep(0)
+    assert (done, transport.asked) == ([], ["pause"])
+    side.resume(Pause.OTHER_SIDE_BLOCKED)
+    await asyncio.sleep(0)
+    assert (done, transport.asked) == (["act"], ["pause", "resume"])
+
+
 def test_a_transport_that_does_not_close_in_time_is_aborted() -> None:
     async def scene() -> None:
         transport = Transport()

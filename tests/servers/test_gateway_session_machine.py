@@ -178,10 +178,13 @@ class Bench:
             if not self.session.phase.value < each.value <= phase.value:
                 continue
             step()
-            await until(partial(self._is_in, each))
+            await self.until(each)
         self.device.written.clear()
         self.broker.written.clear()
         return self
+
+    async def until(self, phase: Phase) -> None:
+        await until(partial(self._is_in, phase))
 
     def _is_in(self, phase: Phase) -> bool:
         return self.session.phase is phase

@@ -68,10 +68,17 @@ class OutcomeLog:
 
         `authenticated`: `source` is a certificate, which TLS has proved.
         """
+        if self.admits(event, code, monotonic, source, authenticated=authenticated):
+            self.write(event, code, **fields)
+
+    def admits(self, event: str, code: str, monotonic: float, source: str = "", *, authenticated: bool = False) -> bool:
+        """Count as `record`. Whether there is to be a line, which `write` writes: its fields cost more than a count."""
         counter = f"{event}.{code}"
         self.count(counter)
-        if not self._limit.allows(monotonic, counter, source, authenticated=authenticated):
-            return
+        return self._limit.allows(monotonic, counter, source, authenticated=authenticated)
+
+    def write(self, event: str, code: str, **fields: str | int) -> None:
+        """The line of what `admits` has counted."""
         shown = {
             name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items() if value != ""
         }

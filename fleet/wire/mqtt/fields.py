@@ -79,7 +79,8 @@ def is_plain(text: str) -> bool:
 
     mosquitto does, without an answer.
     """
-    return _UNUSUAL.search(text) is None
+    # The first is a thirtieth of the work, and true of nearly every topic.
+    return (text.isascii() and text.isprintable()) or _UNUSUAL.search(text) is None
 
 
 def encode_integer(value: int, size: int) -> bytes:

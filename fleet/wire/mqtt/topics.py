@@ -2,6 +2,7 @@
 
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt.fields import FIELD_SIZE_MAX, utf8
+from fleet.wire.topic_filters import is_well_formed
 
 _SHARE = "$share/"
 
@@ -45,9 +46,5 @@ def is_topic_filter(text: str) -> bool:
     # [MQTT-4.7.3-1], [MQTT-4.7.3-3]
     if not 1 <= size <= FIELD_SIZE_MAX:
         return False
-    levels = text.split("/")
-    # [MQTT-4.7.1-1] (5.0), [MQTT-4.7.1-2] (3.1.1): # alone in its level, and last
-    if any("#" in level for level in levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
-        return False
-    # [MQTT-4.7.1-2] (5.0), [MQTT-4.7.1-3] (3.1.1): + alone in its level
-    return all("+" not in level or level == "+" for level in levels)
+    # [MQTT-4.7.1-1], [MQTT-4.7.1-2] (5.0), [MQTT-4.7.1-2], [MQTT-4.7.1-3] (3.1.1)
+    return is_well_formed(text)

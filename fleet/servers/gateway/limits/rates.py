@@ -2,7 +2,11 @@
 
     budget = budgets.of_device("cam-7", rules, now)
     meter = RateMeter(budget, relay.to_broker, transport, session.close, loop)
-    meter.count(len(data))          # after each read: what was read is paid afterwards
+    meter.size += len(data)         # after each read: what was read is paid afterwards, when it is more than
+    meter.pay()                     # budget.lease_size
+
+A packet that costs as much as several counts as so many: a SUBSCRIBE or UNSUBSCRIBE as one for each of its filters, one
+with many properties for each eight of them.
 
 A device that is over its rate is not read until it has paid, so that TCP slows it down. One that has been over it for
 OVER_SECONDS_MAX is closed. The budget is the device's: who connects again goes on with what is left.
@@ -22,6 +26,7 @@ from fleet.servers.gateway.limits.in_flight import InFlight, InFlightTotal
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
 OVER_SECONDS_MAX = 30.0
+PACKETS_PER_TURN = 4_096  # of one session in a turn of the event loop, and what one read more brings: 1 to 25 ms
 LEASE_SIZE = 4_096  # bytes read before the clock is asked, where the model's burst is far more than that
 
 
@@ -155,7 +160,7 @@ class Budgets:
 class _Counted(Protocol):
     @property
     def packets(self) -> int:
-        """Packets that have passed so far."""
+        """Packets that have come so far, or what they count as."""
 
     @property
     def growth(self) -> int:
@@ -165,7 +170,7 @@ class _Counted(Protocol):
 class RateMeter:
     """Charges one session's packets to its device's budget, and does not read the device while that is overdrawn."""
 
-    __slots__ = ("_budget", "_charged", "_close", "_device", "_grown", "_loop", "_packets", "_size", "_timer")
+    __slots__ = ("_charged", "_close", "_device", "_grown", "_loop", "_packets", "_timer", "budget", "size")
 
     def __init__(
         self,
@@ -175,43 +180,46 @@ class RateMeter:
         close: Callable[[CloseReason], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._budget = budget
+        self.budget = budget
         self._packets = packets
         self._device = device
         self._close = close
         self._loop = loop
-        self._size = 0  # bytes and
+        self.size = 0
+        """Bytes that were read and are not paid for yet, as their packets are not."""
         self._charged = self._grown = 0  # packets, and bytes of growth, charged so far
         self._timer: asyncio.TimerHandle | None = None
         budget.users += 1
 
-    def count(self, size: int) -> None:
-        """`size` bytes were read."""
-        self._size += size
-        if self._size > self._budget.lease_size:
-            self._charge()
-            self._check()
+    def pay(self) -> None:
+        """For what was read so far."""
+        if self._charge() > PACKETS_PER_TURN:
+            self._device.end_turn()
+        self._check()
 
     def set_rules(self, rules: MqttRules) -> None:
         """Apply the model's `rules` from now on."""
         self._charge()
-        self._budget.set_rules(rules, self._loop.time())
+        self.budget.set_rules(rules, self._loop.time())
         self._check()
 
     def stop(self) -> None:
         """The session has closed. Call it once."""
         self._charge()
         self._cancel()
-        self._budget.users -= 1
+        self.budget.users -= 1
 
-    def _charge(self) -> None:
+    def _charge(self) -> int:
+        """The number of packets."""
         packets, growth = self._packets.packets, self._packets.growth
-        self._budget.spend(packets - self._charged, self._size + growth - self._grown, self._loop.time())
-        self._size, self._charged, self._grown = 0, packets, growth
+        count = packets - self._charged
+        self.budget.spend(count, self.size + growth - self._grown, self._loop.time())
+        self.size, self._charged, self._grown = 0, packets, growth
+        return count
 
     def _check(self) -> None:
         self._cancel()
-        now, budget = self._loop.time(), self._budget
+        now, budget = self._loop.time(), self.budget
         wait = budget.wait_s(now)
         if wait <= 0:
             self._device.resume(Pause.OVER_RATE)

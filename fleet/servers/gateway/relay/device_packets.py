@@ -6,6 +6,7 @@ from fleet.domain.mqtt_rules import OnDenied
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
+from fleet.servers.gateway.relay.publish_head import PROPERTIES_EACH
 from fleet.servers.gateway.relay.reason_strings import PUBLISH_REFUSED, RESPONSE_REFUSED, TOO_MUCH_IN_FLIGHT
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fleet.servers.gateway.relay.relay import Relay
 
 UNRELEASED_MAX = 1_024  # the broker answers PUBREL for any further: it knows nothing of it, and 4.3.3 asks for PUBCOMP
+ACK_SIZE_EACH = 64  # bytes of an acknowledgement that are read for what one packet costs: of twelve user properties
 
 
 class DeviceHandler:
@@ -79,10 +81,11 @@ class DeviceHandler:
         relay = self._relay
         match first >> 4:
             case PacketType.SUBSCRIBE:
-                verdict = relay.subscriptions.filter_subscribe(body, relay.policy)
-                for topic_filter in verdict.refused:
-                    refusal = relay.policy.subscribe_refusal(topic_filter)
-                    relay.note("mqtt.subscribe", "refused", topic_filter, "" if refusal == "topic" else refusal)
+                asked = relay.subscriptions.decode_subscribe(body)
+                relay.to_broker.packets += len(asked.subscriptions) - 1 + len(asked.properties) // PROPERTIES_EACH
+                verdict = relay.subscriptions.filter_subscribe(asked, relay.policy)
+                for topic_filter, reason in verdict.refused:
+                    relay.note("mqtt.subscribe", "refused", topic_filter, reason)
                 for topic_filter in verdict.over_quota:
                     relay.note("mqtt.subscribe", "quota", topic_filter)
                 if verdict.answer is not None:
@@ -91,11 +94,12 @@ class DeviceHandler:
                 return verdict.forward
             case PacketType.PUBACK | PacketType.PUBREC | PacketType.PUBREL | PacketType.PUBCOMP:
                 acks.check_acknowledgement(first, body, relay.version)
+                relay.to_broker.packets += len(body) // ACK_SIZE_EACH
                 return self._release(body) if first == acks.PUBREL else Fate.FORWARDED
             case PacketType.PINGREQ if body:
                 raise Malformed("PINGREQ has data.")
             case PacketType.UNSUBSCRIBE:
-                relay.subscriptions.unsubscribe(body)
+                relay.to_broker.packets += relay.subscriptions.unsubscribe(body) - 1
             case PacketType.DISCONNECT:
                 acks.check_disconnect(body, relay.version)
                 # [MQTT-3.14.4-1], [MQTT-3.14.4-2]: nothing comes after it

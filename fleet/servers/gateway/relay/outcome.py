@@ -1,6 +1,7 @@
-"""What becomes of a packet: it goes on as it is, it is dropped, or other bytes go on in its place."""
+"""What becomes of a packet: it goes on as it is, it is dropped, or other bytes go on in its place; and who decides."""
 
 import enum
+from typing import Protocol
 
 
 class Fate(enum.Enum):
@@ -10,3 +11,26 @@ class Fate(enum.Enum):
 
 Outcome = bytes | Fate
 """Bytes: these, in place of the packet."""
+
+
+class Handler(Protocol):
+    """Decides on packets. A method may raise CloseSession or a WireError: the packets before are still forwarded."""
+
+    def topic_allowed(self, topic: str) -> bool: ...
+
+    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool: ...
+
+    def hold(self, topic: str, packet_id: int, size: int) -> bool:
+        """Whether its receiver may hold this PUBLISH of QoS 2; when not, the handler has answered it."""
+
+    def response_allowed(self, topic: str) -> bool:
+        """Whether a PUBLISH may ask for a response on `topic`."""
+
+    def refused(self, topic: str, qos: int, packet_id: int) -> None:
+        """A PUBLISH is dropped; `packet_id` is 0 for QoS 0."""
+
+    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
+        """The same, for its Response Topic."""
+
+    def packet(self, first: int, body: bytes) -> Outcome:
+        """What becomes of this packet, which is no PUBLISH."""

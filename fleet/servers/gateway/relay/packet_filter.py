@@ -2,19 +2,23 @@
 
     packets = PacketFilter(TO_BROKER, version, handler, write, size_max)
     packets.feed(data)        # writes the longest runs of allowed bytes, each in one call
+    packets.is_behind         # then feed(b"") goes on, in the event loop's next turn
     packets.inject(packet)    # a packet of our own, between two others, never inside one
 
 The loop is the gateway's hot path: for a topic seen before, a PUBLISH costs one dict look-up. A packet is held until
 it is complete, so that a device that disconnects in the middle leaves no partial packet behind; one longer than
 HOLD_SIZE_MAX is judged by its head and streamed. Memory is bounded by HEAD_SIZE_MAX, whatever the packet's size.
+
+One read may hold 100,000 packets. Of a device's, those that the handler is asked about are processed up to
+JUDGED_AT_ONCE a call: the rest waits for the next one, and other sessions have their turns in between.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from sys import maxsize
 
 from fleet.domain.topic_policy import is_reserved
 from fleet.servers.gateway.close_reasons import PROTOCOL_ERROR, QUOTA, TOO_LARGE, CloseSession
-from fleet.servers.gateway.relay.outcome import Fate, Outcome
+from fleet.servers.gateway.relay.outcome import Fate, Handler, Outcome
 from fleet.servers.gateway.relay.packet_actions import (
     ASK_ACKED,
     ASK_ALWAYS,
@@ -30,6 +34,7 @@ from fleet.servers.gateway.relay.publish_head import (
     ALIAS_MARK,
     ALIAS_OR_RESPONSE_MARK,
     ALIASES_MAX,
+    PROPERTIES_EACH,
     Head,
     ReceivedAliases,
     SentAliases,
@@ -48,39 +53,17 @@ HEAD_SIZE_MAX = 3 * 65_536  # topic and properties of a long PUBLISH are read be
 TOPICS_MAX = 256  # verdicts cached, of topics up to CACHED_TOPIC_SIZE_MAX bytes: at most 64 KiB for a session
 CACHED_TOPIC_SIZE_MAX = 256
 INJECTED_MAX = 1_024  # packets of our own that await the end of a long one
+JUDGED_AT_ONCE = 256  # packets of a device that the handler is asked about, and topic filters: 1 to 2 ms
 
 _NO_ID = b"\0\0"  # [MQTT-2.2.1-3], [MQTT-2.2.1-4]
-
-
-class Handler(Protocol):
-    """Decides on packets. A method may raise CloseSession or a WireError: the packets before are still forwarded."""
-
-    def topic_allowed(self, topic: str) -> bool: ...
-
-    def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool: ...
-
-    def hold(self, topic: str, packet_id: int, size: int) -> bool:
-        """Whether its receiver may hold this PUBLISH of QoS 2; when not, the handler has answered it."""
-
-    def response_allowed(self, topic: str) -> bool:
-        """Whether a PUBLISH may ask for a response on `topic`."""
-
-    def refused(self, topic: str, qos: int, packet_id: int) -> None:
-        """A PUBLISH is dropped; `packet_id` is 0 for QoS 0."""
-
-    def response_refused(self, topic: str, qos: int, packet_id: int) -> None:
-        """The same, for its Response Topic."""
-
-    def packet(self, first: int, body: bytes) -> Outcome:
-        """What becomes of this packet, which is no PUBLISH."""
 
 
 class PacketFilter:
     """After `stop` all input is discarded."""
 
     __slots__ = (
-        "_aliases", "_dropping", "_handler", "_held", "_injected", "_kinds", "_left", "_mark", "_need", "_sent",
-        "_stopped", "_topics", "_v5", "_write", "growth", "packets", "size_max",
+        "_aliases", "_at_once", "_dropping", "_handler", "_held", "_injected", "_kinds", "_left", "_mark", "_need",
+        "_room", "_sent", "_stopped", "_topics", "_v5", "_write", "growth", "is_behind", "packets", "size_max",
     )  # fmt: skip
 
     def __init__(
@@ -102,8 +85,13 @@ class PacketFilter:
         self._dropping = False  # instead of streaming it
         self._injected: list[bytes] = []
         self._stopped = False
+        self._room = self._at_once = JUDGED_AT_ONCE if kinds is TO_BROKER else maxsize
+        self.is_behind = False
+        """Whether packets wait for the next call of `feed`."""
         self.packets = 0
-        """Complete packets, or the judged head of a long one, refused ones included: counted with each run."""
+        """Complete packets, or the judged head of a long one, refused ones included: counted with each run. The handler
+        adds to it for one that costs as much as several.
+        """
         self.growth = 0
         """Bytes by which packets have grown, by topics in place of aliases."""
 
@@ -115,6 +103,8 @@ class PacketFilter:
     def stop(self) -> None:
         """Forward nothing from now on."""
         self._stopped = True
+        self._room = -1
+        self.is_behind = False
         self._held.clear()
 
     def forget_topics(self) -> None:
@@ -155,6 +145,7 @@ class PacketFilter:
                 return
             data = bytes(self._held)
             self._held.clear()
+            self.is_behind = False
         start = pos = 0  # of the bytes not yet written; of the current packet
         if self._left:
             pos = min(self._left, len(data))
@@ -164,9 +155,16 @@ class PacketFilter:
                 self._end_of_long(data[start:pos])
                 start = pos
         if pos < len(data):
+            self._room = self.packets + self._at_once
             self._filter(data, start, pos)
         elif start < pos:
             self._write(data[start:pos])
+
+    def hold_back(self, data: bytes, need: int = 0) -> None:
+        """Keep `data` for the next call of `feed`, or for one that completes `need` bytes."""
+        if data and not self._stopped:
+            self._held += data
+            self._need, self.is_behind = need, not need
 
     def _end_of_long(self, last: bytes) -> None:
         if last:
@@ -175,8 +173,8 @@ class PacketFilter:
         for packet in injected:
             self._write(packet)
 
+    # One loop on purpose: in Python a call costs as much as all other work for a packet.
     def _filter(self, data: bytes, start: int, pos: int) -> None:
-        # One loop on purpose: in Python a call costs as much as all other work for a packet.
         end, need, count = len(data), 0, 0
         kinds, topics, v5 = self._kinds, self._topics, self._v5
         try:
@@ -201,9 +199,9 @@ class PacketFilter:
                 if kind >= PASS:
                     if kind == INSPECT or (kind == CHECK and (size != 2 or not (data[body + 1] or data[body]))):
                         start = self._inspect(data, start, pos, body, stop)
+                        if self._room <= self.packets:
+                            end = stop
                     pos = stop
-                    if self._stopped:
-                        break
                     continue
                 # PUBLISH: topic, then a packet identifier unless QoS 0, then in 5.0 the properties (3.3.2)
                 after = body + 2
@@ -220,19 +218,22 @@ class PacketFilter:
                 found = marked(data, after, stop, self._mark) if v5 and (after == stop or data[after]) else None
                 if found is not None or kind == PUBLISH_ASKED or not topics.get(topic):
                     start = self._publish(Head(topic, pos, after, stop, found), data, start)
+                    if self._room <= self.packets:
+                        end = stop
                 elif stop + stop - pos <= end:
                     same = self._count_same(data, pos, body + 2 + len(topic), after, stop)
                     count += same
                     stop += same * (stop - pos)
                 pos = stop
         except Exception:
-            self._flush(data, start, pos, end)
             self.stop()
             raise
-        self.packets += count
-        self._flush(data, start, pos, end)
-        if pos < end and not self._stopped:
-            self._held, self._need = bytearray(data[pos:]), need or end - pos + 1
+        finally:
+            is_behind = self._room <= self.packets
+            self.packets += count
+            self._flush(data, start, pos, end)
+        if pos < len(data):
+            self.hold_back(data[pos:], 0 if is_behind else need or end - pos + 1)
 
     def _long_size(self, data: bytes, pos: int, kind: int) -> tuple[int, int] | None:
         """Size of the packet's body and where it begins; None: its remaining length is incomplete."""
@@ -266,6 +267,7 @@ class PacketFilter:
 
     def _inspect(self, data: bytes, start: int, pos: int, body: int, stop: int) -> int:
         """Let the handler keep, replace or drop the packet at `pos`. Returns the start of the current run."""
+        self._room -= 1
         outcome = self._handler.packet(data[pos], data[body:stop])
         if outcome is Fate.FORWARDED:
             return start
@@ -278,6 +280,7 @@ class PacketFilter:
         """Keep, replace or drop a PUBLISH: its verdict is not cached, or a refusal, or it is asked for, or its
         properties count. Returns the start of the current run.
         """
+        self._room -= 1
         is_known = head.topic in self._topics
         outcome = self._judge(head, data)
         if outcome is Fate.DROPPED:
@@ -296,6 +299,8 @@ class PacketFilter:
         """What becomes of a PUBLISH; bytes: in place of its head, up to the payload."""
         outcome: Outcome = Fate.FORWARDED
         topic, found, size = head.topic, head.marked, head.stop - head.pos
+        if found is not None:
+            self.packets += len(found.properties) // PROPERTIES_EACH
         if found is not None and found.alias is not None:
             topic = self._aliases.topic(found.alias, topic)
             outcome = with_topic(topic, head, found, data)

@@ -16,6 +16,9 @@ from fleet.wire.mqtt.topics import is_topic_name
 ALIASES_MAX = 16  # of each register
 SHORTENED_MIN = 8  # bytes of a topic for which an alias is sent, which takes three itself
 
+PROPERTIES_EACH = 8
+"""Properties of a PUBLISH that are read for what one packet costs."""
+
 ALIAS_MARK = re.compile(rb"[\x23\xa3]")
 """Without one of these bytes, properties hold no alias: its identifier, also with a continuation bit set."""
 ALIAS_OR_RESPONSE_MARK = re.compile(rb"[\x23\xa3\x08\x88]")
@@ -23,7 +26,7 @@ ALIAS_OR_RESPONSE_MARK = re.compile(rb"[\x23\xa3\x08\x88]")
 
 
 class Marked(NamedTuple):
-    """Properties of a PUBLISH that has an alias or a Response Topic."""
+    """Properties of a PUBLISH that has an alias or a Response Topic, or so many that reading them counts."""
 
     properties: Properties
     alias: int | None
@@ -60,7 +63,7 @@ def marked(data: bytes, pos: int, stop: int, mark: re.Pattern[bytes]) -> Marked 
     properties = decode_properties(Fields(data, pos, stop))
     alias = value_of(properties, Property.TOPIC_ALIAS)
     response = value_of(properties, Property.RESPONSE_TOPIC)
-    if not isinstance(alias, int) and not isinstance(response, str):
+    if not isinstance(alias, int) and not isinstance(response, str) and len(properties) < PROPERTIES_EACH:
         return None
     # [MQTT-3.3.2-14] no wildcard characters
     if isinstance(response, str) and not is_topic_name(response):

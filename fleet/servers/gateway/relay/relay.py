@@ -115,8 +115,13 @@ class Relay:
         return self.to_broker.between_packets and self.to_device.between_packets
 
     def from_device(self, data: bytes) -> CloseReason | None:
-        """Raises: CloseSession, WireError."""
+        """All of `data` at once: a session gives others their turns in between, where `to_broker` is behind.
+
+        Raises: CloseSession, WireError.
+        """
         self.to_broker.feed(data)
+        while self.to_broker.is_behind:
+            self.to_broker.feed(b"")
         return self.closing
 
     def from_broker(self, data: bytes) -> CloseReason | None:

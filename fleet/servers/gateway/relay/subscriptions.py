@@ -22,6 +22,7 @@ from fleet.wire.mqtt.fields import encode_packet, is_plain
 from fleet.wire.mqtt.properties import Property, reason_string, value_of
 from fleet.wire.mqtt.subscribe import (
     Suback,
+    Subscribe,
     Subscription,
     decode_suback,
     decode_subscribe,
@@ -41,6 +42,7 @@ _REASONS: dict[Refusal, int] = {
     "shared": Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED,
     "dot": Reason.IMPLEMENTATION_SPECIFIC,
 }
+_RULES: dict[int, str] = {_REASONS[each]: each for each in ("shared", "dot")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Verdict:
     """For the broker."""
     answer: bytes | None = None
     """For the device, at once: the SUBACK when nothing is forwarded, and the broker has answered all before it."""
-    refused: tuple[str, ...] = ()
-    """Filters that the policy does not allow, and malformed ones."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """Filters that the policy does not allow, and malformed ones, each with the rule that refuses it, or ""."""
     over_quota: tuple[str, ...] = ()
     """Filters beyond what the broker may hold for the device."""
 
@@ -76,12 +78,15 @@ class Subscriptions:
         self._own: list[tuple[int, int, bytes]] = []  # refused: the number of those before it, packet id, codes
         self._awaited_bytes = 0  # in both
 
-    def filter_subscribe(self, body: bytes, policy: TopicPolicy) -> Verdict:
-        """Check each filter of a SUBSCRIBE. Raises: WireError; CloseSession: too many, in it or awaiting SUBACK."""
+    def decode_subscribe(self, body: bytes) -> Subscribe:
+        """Raises: WireError; CloseSession: too many filters."""
         try:
-            asked = decode_subscribe(body, self._version, self._per_packet_max)
+            return decode_subscribe(body, self._version, self._per_packet_max)
         except TooLarge as error:
             raise CloseSession(TOO_MANY_FILTERS) from error
+
+    def filter_subscribe(self, asked: Subscribe, policy: TopicPolicy) -> Verdict:
+        """Check each filter of a SUBSCRIBE. Raises: CloseSession: too many await SUBACK."""
         reasons = self._reasons(asked.subscriptions, policy)
         codes = reasons if self._version == V5 else bytes(reason and SUBACK_FAILURE_V311 for reason in reasons)
         # A new SUBSCRIBE replaces an unacknowledged one of the same packet identifier.
@@ -95,7 +100,7 @@ class Subscriptions:
             return Verdict(encode_subscribe(replace(asked, subscriptions=granted), self._version))
         judged = [(s.topic_filter, reason) for s, reason in zip(asked.subscriptions, reasons, strict=True) if reason]
         over_quota = tuple(each for each, reason in judged if reason == Reason.QUOTA_EXCEEDED)
-        refused = tuple(each for each, reason in judged if reason != Reason.QUOTA_EXCEEDED)
+        refused = tuple((each, _RULES.get(reason, "")) for each, reason in judged if reason != Reason.QUOTA_EXCEEDED)
         if not kept:
             if self._acknowledged == self._forwarded:
                 return Verdict(Fate.DROPPED, self._refusal(asked.packet_id, codes), refused, over_quota)
@@ -157,8 +162,8 @@ class Subscriptions:
         if codes is not None:
             self._awaited_bytes -= ENTRY_BYTES + len(codes)
 
-    def unsubscribe(self, body: bytes) -> None:
-        """An UNSUBSCRIBE is forwarded. Raises: WireError; CloseSession: too many filters."""
+    def unsubscribe(self, body: bytes) -> int:
+        """The number of filters of an UNSUBSCRIBE, which is forwarded. Raises: WireError; CloseSession: too many."""
         try:
             asked = decode_unsubscribe(body, self._version, self._per_packet_max)
         except TooLarge as error:
@@ -166,6 +171,7 @@ class Subscriptions:
         if not all(map(is_plain, asked.filters)):
             raise Malformed("A topic filter has a control character or a noncharacter.")
         self.filters.leave(asked.packet_id, asked.filters)
+        return len(asked.filters)
 
     def complete_unsuback(self, body: bytes) -> None:
         """The broker has answered it. Raises: WireError."""

@@ -66,19 +66,19 @@ class SessionLog:
         self, event: str, code: str, now: float, client_id: str, admission: Admission | None, **detail: str
     ) -> None:
         """Count and log one outcome, with its `detail`."""
-        device, serial = (
-            (admission.device.id, admission.credential.serial) if admission is not None else _certified(self._peer)
-        )
         delay = {}
         if self._delay and event == "mqtt.connect":
             delay["delayed_ms"] = round(self._delay * 1000)
             self._outcomes.count("mqtt.delay.applied")
-        self._outcomes.record(
+        is_authenticated = self._peer.fingerprint is not None
+        if not self._outcomes.admits(event, code, now, self._peer.source, authenticated=is_authenticated):
+            return
+        device, serial = (
+            (admission.device.id, admission.credential.serial) if admission is not None else _certified(self._peer)
+        )
+        self._outcomes.write(
             event,
             code,
-            now,
-            self._peer.source,
-            authenticated=self._peer.fingerprint is not None,
             device=device,
             serial=serial,
             client_id="" if client_id == device else client_id,

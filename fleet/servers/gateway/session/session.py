@@ -23,6 +23,7 @@ from fleet.servers.gateway.relay.relay import Relay
 from fleet.servers.gateway.session.admission import broker_connect, connect_body, connect_in, must_be_servable
 from fleet.servers.gateway.session.broker_link import BrokerLink
 from fleet.servers.gateway.session.context import SessionContext
+from fleet.servers.gateway.session.intake import Intake
 from fleet.servers.gateway.session.last_packets import send_last_packets
 from fleet.servers.gateway.session.log import SessionLog
 from fleet.servers.gateway.session.phases import CONNECT_DEADLINE, OPEN_DEADLINE, Phase, Rules, Timer
@@ -43,7 +44,7 @@ class Session(asyncio.Protocol):
     """Protocol of the device's transport; `peer` is what its TLS handshake has proved."""
 
     __slots__ = (
-        "_broker", "_claimed", "_context", "_device", "_loop", "_meter", "_policy_outdated", "_reader", "_relay",
+        "_broker", "_claimed", "_context", "_device", "_intake", "_loop", "_policy_outdated", "_reader", "_relay",
         "_rules", "_timers", "_version", "admission", "connect", "heard_at", "log", "peer", "phase")  # fmt: skip
 
     def __init__(self, context: "SessionContext[Session]", peer: Peer) -> None:
@@ -64,7 +65,7 @@ class Session(asyncio.Protocol):
         self._device: FlowControlledTransport  # from connection_made, which is the first event
         self._broker: FlowControlledTransport | None = None
         self._relay: Relay | None = None
-        self._meter: RateMeter | None = None
+        self._intake: Intake | None = None
 
     @property
     def client_id(self) -> str:
@@ -107,7 +108,8 @@ class Session(asyncio.Protocol):
             self.close(reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.close(close_reasons.CLIENT_GONE)
+        if self._intake is None or self._intake.end():
+            self.close(close_reasons.CLIENT_GONE)
 
     def pause_writing(self) -> None:
         block(self._device, self._broker)
@@ -168,8 +170,8 @@ class Session(asyncio.Protocol):
         self._enter(Phase.CLOSED)
         self._timers.close()
         self._context.open_sessions.remove(self, self.peer.fingerprint, self._claimed)
-        if self._meter is not None:
-            self._meter.stop()
+        if self._intake is not None:
+            self._intake.meter.stop()
         linger_seconds = self._context.limits.linger_seconds_max
         with ExitStack() as releases:  # the last first, and each of them whatever another raises
             releases.callback(self._record_end, reason)
@@ -292,7 +294,8 @@ class Session(asyncio.Protocol):
         budget = context.budgets.of_device(admission.device.id, admission.rules, now)
         terms = terms_of(context, connect, admission, budget, broker)
         self._relay = Relay(connect, terms, broker.write, self._device.write, self._note)
-        self._meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
+        meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
+        self._intake = Intake(self._relay, meter, self._device, self.data_received, self.close)
         username, has_room = context.broker.username(admission), context.wills.has_room(now)
         self.connect = broker_connect(connect, admission, username, delays_will=has_room)
         broker.write(encode_connect(context.broker.proved(self.connect, admission)))
@@ -326,14 +329,7 @@ class Session(asyncio.Protocol):
         return reason
 
     def _relay_from_device(self, data: bytes) -> CloseReason | None:
-        if (relay := self._relay) is None or (meter := self._meter) is None:
-            return None
-        answers = relay.answers
-        relay.to_broker.feed(data)
-        if relay.answers != answers:
-            self._device.pause_if_blocked()
-        meter.count(len(data))
-        return relay.closing
+        return None if self._intake is None else self._intake.take(data)
 
     def _relay_from_broker(self, data: bytes) -> CloseReason | None:
         if (relay := self._relay) is None:
@@ -354,8 +350,8 @@ class Session(asyncio.Protocol):
             return close_reasons.POLICY_CHANGED
         self.admission, policy, rules = admission, admission.policy, admission.rules
         self._relay.set_rules(rules)
-        if self._meter is not None:
-            self._meter.set_rules(rules)
+        if self._intake is not None:
+            self._intake.meter.set_rules(rules)
         allowed = self._relay.set_policy(policy) and not will_refusal(will_of(self.connect), policy, rules)
         return None if allowed else close_reasons.POLICY_CHANGED
 
