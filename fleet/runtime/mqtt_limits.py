@@ -15,5 +15,10 @@ def mqtt_limits(settings: Settings) -> Limits:
 
 def of_worker(limits: Limits, workers: int) -> Limits:
     """`limits` for each of so many workers: what all devices may have is divided, down to one message of any size."""
-    share = max(limits.in_flight_bytes_max // workers, limits.packet_size_max + MESSAGE_BYTES)
-    return replace(limits, in_flight_bytes_max=min(share, limits.in_flight_bytes_max))
+    single = limits.packet_size_max + MESSAGE_BYTES
+    in_flight, unread = limits.in_flight_bytes_max, limits.unread_bytes_max
+    return replace(
+        limits,
+        in_flight_bytes_max=min(max(in_flight // workers, single), in_flight),
+        unread_bytes_max=min(max(unread // workers, single), unread),
+    )

@@ -45,6 +45,8 @@ BOUNDS = {
     "queued_messages_per_device_max": (1, 100_000),
     "queued_bytes_per_device_max": (1_024, 67_108_864),
     "unacknowledged_bytes_per_device_max": (1_024, 67_108_864),
+    "unread_bytes_per_device_max": (65_536, 67_108_864),
+    "unread_bytes_max": (1_048_576, 1_073_741_824),
 }
 
 
@@ -348,5 +350,7 @@ async def test_messages_that_are_kept_for_an_offline_device(tmp_path: Path, limi
 def test_the_workers_of_a_home_share_what_all_devices_may_have_in_flight() -> None:
     limits = Limits()
     assert of_worker(limits, 1) == limits
-    assert of_worker(limits, 2) == replace(limits, in_flight_bytes_max=limits.in_flight_bytes_max // 2)
+    in_flight, unread = limits.in_flight_bytes_max, limits.unread_bytes_max
+    assert of_worker(limits, 2) == replace(limits, in_flight_bytes_max=in_flight // 2, unread_bytes_max=unread // 2)
     assert of_worker(limits, 64).in_flight_bytes_max > limits.packet_size_max  # or none could pass such a message
+    assert of_worker(limits, 64).unread_bytes_max > limits.packet_size_max

@@ -20,6 +20,7 @@ from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.limits.rates import Budgets
 from fleet.servers.gateway.limits.return_delays import ReturnDelays
+from fleet.servers.gateway.limits.unread import UnreadTotal
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.session import session as session_module
 from fleet.servers.gateway.session.broker_link import BrokerLink, BrokerLinks
@@ -52,9 +53,13 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
         self.closing = False
         self.aborted = False
+        self.unread = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def pause_reading(self) -> None:
         assert self.reading
@@ -88,6 +93,7 @@ class FakeContext:
     broker_links: BrokerLinks = field(default_factory=BrokerLinks)
     wills: WaitingWills = field(default_factory=lambda: WaitingWills(10))
     budgets: Budgets = field(default_factory=lambda: Budgets(10))
+    unread: UnreadTotal = field(default_factory=lambda: UnreadTotal(lambda: None))
     v5: bool = True
     feed: bool = True
     time: datetime = field(default_factory=now)
@@ -781,13 +787,12 @@ async def test_a_device_that_is_silent_for_too_long() -> None:
 async def test_a_device_that_does_not_read_for_too_long() -> None:
     bench = await Bench(FakeContext(Limits(stuck_seconds_max=77.0))).reach(Phase.RELAYING)
     bench.session.pause_writing()
-    assert not bench.broker.reading
+    assert bench.broker.reading  # or its memory would grow
     assert bench.device.reading
     timer = bench.session._timers[Timer.STUCK]
     assert 70 < timer.when() - bench.session._loop.time() <= 77
     bench.session.resume_writing()
     assert timer.cancelled()
-    assert bench.broker.reading
     bench.session.resume_writing()  # nothing is wrong with that
     bench.session.pause_writing()
     run(bench.session._timers[Timer.STUCK])

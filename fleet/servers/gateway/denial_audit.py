@@ -20,7 +20,7 @@ from fleet.services.admission import CONNECT, Admission, device_named
 from fleet.services.refusal_rows import RefusalRows
 from fleet.services.refusals import audit_refusal
 
-AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # not a delivery
+AUDITED = frozenset({"mqtt.publish", "mqtt.subscribe"})  # and of deliveries what is dropped since the client is slow
 
 
 @dataclass(slots=True)
@@ -41,8 +41,8 @@ class DenialAudit:
         self._repeats: dict[tuple[str, str, str], _Repeats] = {}  # of this turn, by device, action and code
 
     def put(self, peer: Peer, admission: Admission, action: str, code: str, detail: Mapping[str, str]) -> None:
-        """Audit that the device was refused what `detail` says, unless `action` is a delivery."""
-        if action not in AUDITED:
+        """Audit that the device was refused what `detail` says, unless it was not allowed a delivery."""
+        if action not in AUDITED and code != "unread":
             return
         key = (admission.device.id, action, code)
         repeats = self._repeats.get(key)

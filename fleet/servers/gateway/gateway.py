@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from fleet.config.logs import log_event
@@ -29,6 +30,7 @@ from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.limits.rates import Budgets
 from fleet.servers.gateway.limits.return_delays import ReturnDelays
+from fleet.servers.gateway.limits.unread import UnreadTotal
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.relay.saved_acks import Saves
 from fleet.servers.gateway.session.admission import admit_client, without_dots
@@ -104,6 +106,7 @@ class Gateway:
             holders=holders,
             wills=wills,
             budgets=Budgets(2 * limits.sessions_max, limits),
+            unread=UnreadTotal(partial(outcomes.count, "mqtt.deliver.unread"), limits),
             kept_filters=options.kept_filters or KeptFilters(limits),
             denials=DenialAudit(registry, clock),
             presence=options.presence,
@@ -173,6 +176,7 @@ class Gateway:
         self.context.limits = limits = replace(limits, sessions_max=self.context.limits.sessions_max)
         self.context.kept_filters.set_limits(limits)
         self.context.budgets.set_limits(limits)
+        self.context.unread.limits = limits
 
     def set_server_reference(self, reference: str) -> None:
         """Where clients of MQTT 5.0 are sent at a stop; "": nowhere."""

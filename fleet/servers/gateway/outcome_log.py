@@ -25,6 +25,7 @@ COUNTERS = {
     "mqtt.subscribe.refused": "topic filters that the model does not allow (`reason`: `shared`), or the broker (`dot`)",
     "mqtt.subscribe.quota": "topic filters over a limit",
     "mqtt.deliver.refused": "messages of the broker that the device may not receive",
+    "mqtt.deliver.unread": "messages of QoS 0 that were dropped, since the client did not read",
     "mqtt.will.returned": "waiting wills whose device another worker has",
     "mqtt.will.cancelled": "waiting wills that were cancelled at the broker",
     "mqtt.will.failed": "attempts at that which failed; they are repeated",

@@ -43,6 +43,10 @@ class FlowControlledTransport:
         """Whether it is not read."""
         return bool(self._pauses)
 
+    def unread_size(self) -> int:
+        """Bytes that the peer has not read."""
+        return self._transport.get_write_buffer_size()
+
     def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
         """Address and port of the peer, and of our own end."""
         return self._end("peername"), self._end("sockname")

@@ -45,8 +45,12 @@ class Limits:
     """Messages that our own mosquitto keeps for a client that is offline or does not read."""
     queued_bytes_per_device_max: int = 16_777_216
     """The bytes of those of QoS 1 and 2."""
-    unacknowledged_bytes_per_device_max: int = 16_777_216
+    unacknowledged_bytes_per_device_max: int = 4_194_304
     """Of QoS 1 and 2 that our own mosquitto has sent to a client, and that are not acknowledged."""
+    unread_bytes_per_device_max: int = 4_194_304
+    """What waits in the gateway for a client that does not read, before QoS 0 is dropped for it."""
+    unread_bytes_max: int = 134_217_728
+    """That of all clients, of QoS 1 and 2 as well; beyond it the session with most of it is closed."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -46,7 +46,13 @@ class BrokerHandler:
         return not (retain and is_reserved(topic.decode()))
 
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
-        return True  # the broker limits what it sends
+        unread = self._relay.unread
+        # Of QoS 1 and 2 none is dropped: the broker limits what it sends before it is acknowledged.
+        if packet_id or unread is None or unread.has_room(size):
+            return True
+        if unread.dropped == 1:
+            self._relay.note("mqtt.deliver", "unread", topic)
+        return False
 
     def response_allowed(self, topic: str) -> bool:
         return True  # the device may publish its response only where its model allows

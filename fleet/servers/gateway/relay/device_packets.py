@@ -40,6 +40,8 @@ class DeviceHandler:
 
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         relay = self._relay
+        if not packet_id:
+            return True
         # [MQTT-2.2.1-4]: not with an identifier that awaits PUBCOMP, which would uncount this one
         if not relay.releasing >> packet_id & 1 and relay.in_flight.add(packet_id, size):
             return True

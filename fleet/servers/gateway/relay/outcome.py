@@ -21,7 +21,9 @@ class Handler(Protocol):
     def flags_allowed(self, topic: bytes, *, qos: int, retain: bool) -> bool: ...
 
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
-        """Whether its receiver may hold this PUBLISH of QoS 2; when not, the handler has answered it."""
+        """Whether its receiver may hold this PUBLISH of QoS 2, or has room for this one of QoS 0 (`packet_id` 0); when
+        not, the handler has answered it.
+        """
 
     def response_allowed(self, topic: str) -> bool:
         """Whether a PUBLISH may ask for a response on `topic`."""

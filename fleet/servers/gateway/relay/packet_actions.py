@@ -48,4 +48,5 @@ TO_DEVICE = _table(
 )
 ASK_ALWAYS = bytes.maketrans(bytes((PUBLISH, PUBLISH_ACKED)), bytes((PUBLISH_ASKED, PUBLISH_ASKED)))
 ASK_ACKED = bytes.maketrans(bytes((PUBLISH_ACKED,)), bytes((PUBLISH_ASKED,)))
+ASK_UNACKED = bytes.maketrans(bytes((PUBLISH,)), bytes((PUBLISH_ASKED,)))
 INSPECT_ALL = bytes.maketrans(bytes((PASS,)), bytes((INSPECT,)))

@@ -22,6 +22,7 @@ from fleet.servers.gateway.relay.outcome import Fate, Handler, Outcome
 from fleet.servers.gateway.relay.packet_actions import (
     ASK_ACKED,
     ASK_ALWAYS,
+    ASK_UNACKED,
     CHECK,
     ILLEGAL,
     INSPECT,
@@ -62,14 +63,16 @@ class PacketFilter:
     """After `stop` all input is discarded."""
 
     __slots__ = (
-        "_aliases", "_at_once", "_dropping", "_handler", "_held", "_injected", "_kinds", "_left", "_mark", "_need",
-        "_room", "_sent", "_stopped", "_topics", "_v5", "_write", "growth", "is_behind", "packets", "size_max",
+        "_aliases", "_at_once", "_dropping", "_else_kinds", "_handler", "_held", "_injected", "_kinds", "_left",
+        "_mark", "_need", "_room", "_sent", "_stopped", "_topics", "_v5", "_write", "growth", "is_behind", "packets",
+        "size_max",
     )  # fmt: skip
 
     def __init__(
         self, kinds: bytes, version: int, handler: Handler, write: Callable[[bytes], None], size_max: int
     ) -> None:
         self._kinds = kinds
+        self._else_kinds: bytes | None = None  # while every PUBLISH of QoS 0 is shown
         self._v5 = version == V5
         self._handler = handler
         self._write = write
@@ -118,6 +121,13 @@ class PacketFilter:
     def ask_acknowledged(self) -> None:
         """Show every PUBLISH of QoS 1 to the handler from now on, as those of QoS 2."""
         self._kinds = self._kinds.translate(ASK_ACKED)
+
+    def ask_unacknowledged(self, asks: bool) -> None:
+        """Show every PUBLISH of QoS 0 to the handler from now on, or no longer each."""
+        if self._else_kinds is not None:
+            self._kinds, self._else_kinds = self._else_kinds, None
+        if asks:
+            self._kinds, self._else_kinds = self._kinds.translate(ASK_UNACKED), self._kinds
 
     def inspect_all(self) -> None:
         """Show every packet but PUBLISH to the handler from now on."""
@@ -318,7 +328,7 @@ class PacketFilter:
         elif found is not None and found.response is not None and not self._handler.response_allowed(found.response):
             self._handler.response_refused(found.response, qos, packet_id)
             allowed = False
-        elif qos == 2:
+        elif qos != 1:
             allowed = self._handler.hold(topic.decode(), packet_id, size)
         return outcome if allowed else Fate.DROPPED
 

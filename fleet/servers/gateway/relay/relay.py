@@ -20,6 +20,7 @@ from fleet.servers.gateway.close_reasons import CloseReason, CloseSession
 from fleet.servers.gateway.limits.in_flight import InFlight
 from fleet.servers.gateway.limits.kept_filters import FilterSet
 from fleet.servers.gateway.limits.limits import Limits
+from fleet.servers.gateway.limits.unread import Unread
 from fleet.servers.gateway.relay.broker_packets import BrokerHandler
 from fleet.servers.gateway.relay.device_packets import DeviceHandler
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
@@ -65,7 +66,7 @@ class Relay:
     __slots__ = (
         "_has_begun", "_held", "_size_max", "answers", "assigned_client_id", "closing", "connack", "farewell",
         "in_flight", "note", "policy", "reasons", "releasing", "rules", "subscriptions", "to_broker", "to_device",
-        "version",
+        "unread", "version",
     )  # fmt: skip
 
     def __init__(self, connect: Connect, terms: Terms, to_broker: Write, to_device: Write, note: Note) -> None:
@@ -81,6 +82,8 @@ class Relay:
         """Body of the DISCONNECT that the broker has got."""
         self.answers = 0
         """Packets injected so far in answer to either side."""
+        self.unread: Unread | None = None
+        """What waits for a device that does not read."""
         # What the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)
         self.reasons = ReasonStrings(connect)
         self.subscriptions = Subscriptions(version, terms.limits.filters_per_packet_max, terms.filters, self.reasons)
@@ -128,8 +131,18 @@ class Relay:
         """Raises: CloseSession, WireError."""
         if self.connack is None:
             self._expect_connack(data)
-        self.to_device.feed(data)
+        if self.unread is None:
+            self.to_device.feed(data)
+        else:
+            self.unread.take(self.to_device.feed, data)
         return self.closing
+
+    def wait(self, unread: Unread | None) -> None:
+        """The device does not read, and `unread` is what waits for it; None: it has read everything."""
+        if self.unread is not None:
+            self.unread.end()
+        self.unread = unread
+        self.to_device.ask_unacknowledged(unread is not None)
 
     def _expect_connack(self, data: bytes) -> None:
         # [MQTT-3.2.0-1] the server's first packet must be CONNACK
@@ -170,6 +183,7 @@ class Relay:
         self.to_device.stop()
         if self._held is not None:
             self._held.close()
+        self.wait(None)
         self.in_flight.disconnected(acks.disconnect_expiry(self.farewell or b""))
 
     def ack(self, packet: bytes) -> Outcome:

@@ -12,6 +12,7 @@ from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.limits.rates import Budgets
 from fleet.servers.gateway.limits.return_delays import ReturnDelays
+from fleet.servers.gateway.limits.unread import UnreadTotal
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.relay.saved_acks import Saves
 from fleet.servers.gateway.session.broker_link import BrokerLinks
@@ -40,6 +41,7 @@ class SessionContext(Generic[S]):
     wills: WaitingWills
     budgets: Budgets
     """What each device may still send, on any connection."""
+    unread: UnreadTotal
     kept_filters: KeptFilters
     denials: DenialAudit
     presence: Presence | None

@@ -39,7 +39,7 @@ class Intake:
         meter.size += len(data)
         answers = relay.answers
         relay.to_broker.feed(data)
-        if relay.answers != answers:
+        if relay.answers != answers or (relay.unread is not None and relay.unread.is_asked(relay.to_broker.packets)):
             self._device.pause_if_blocked()
         if meter.size > meter.budget.lease_size:
             meter.pay()

@@ -9,7 +9,6 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 
 from fleet.domain.client_ids import device_of, is_bound
@@ -19,6 +18,7 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import BROKER_LOST, KEEP_ALIVE_EXPIRED, CloseReason, CloseSession
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits.rates import RateMeter
+from fleet.servers.gateway.limits.unread import Unread
 from fleet.servers.gateway.relay.relay import Relay
 from fleet.servers.gateway.session.admission import broker_connect, connect_body, connect_in, must_be_servable
 from fleet.servers.gateway.session.broker_link import BrokerLink
@@ -26,11 +26,12 @@ from fleet.servers.gateway.session.context import SessionContext
 from fleet.servers.gateway.session.intake import Intake
 from fleet.servers.gateway.session.last_packets import send_last_packets
 from fleet.servers.gateway.session.log import SessionLog
+from fleet.servers.gateway.session.outliving import keep_what_outlives
 from fleet.servers.gateway.session.phases import CONNECT_DEADLINE, OPEN_DEADLINE, Phase, Rules, Timer
 from fleet.servers.gateway.session.siblings import connections, must_have_room, take_over
 from fleet.servers.gateway.session.terms import terms_of
 from fleet.servers.gateway.session.timers import Timers
-from fleet.servers.gateway.wills.waiting import waiting_will, will_of
+from fleet.servers.gateway.wills.waiting import will_of
 from fleet.services.admission import Admission, will_refusal
 from fleet.wire.errors import WireError
 from fleet.wire.mqtt.connect import CONNECT, Connect, answer_version, encode_connect, silence_max
@@ -112,12 +113,17 @@ class Session(asyncio.Protocol):
             self.close(close_reasons.CLIENT_GONE)
 
     def pause_writing(self) -> None:
-        block(self._device, self._broker)
+        self._device.blocked = True  # the broker is read all the same: see limits/unread.py
+        if (relay := self._relay) is not None and relay.unread is None and self.phase is not Phase.CLOSED:
+            close, packets = partial(self.close, close_reasons.TOO_SLOW), relay.to_broker.packets
+            relay.wait(Unread(self._context.unread, self._device.unread_size, packets, close))
         self._timers.start(Timer.STUCK, self._context.limits.stuck_seconds_max, self.close, close_reasons.TOO_SLOW)
 
     def resume_writing(self) -> None:
-        unblock(self._device, self._broker)
+        unblock(self._device, None)
         self._timers.cancel(Timer.STUCK)
+        if self._relay is not None:
+            self._relay.wait(None)
 
     # Events of the broker's transport, whose protocol is a BrokerLink
 
@@ -178,21 +184,16 @@ class Session(asyncio.Protocol):
             if self._broker is not None:
                 releases.callback(self._broker.close if reason.publishes_will else self._broker.finish, linger_seconds)
             releases.callback(self._device.close, linger_seconds)
-            if self._relay is not None:
-                releases.callback(self._keep_what_outlives, self._relay, reason)
+            if (relay := self._relay) is not None and self.connect is not None and self.admission is not None:
+                releases.callback(
+                    keep_what_outlives, self._context, relay, reason, self.connect, self.admission, self.peer
+                )
             send_last_packets(reason, self._device, self._relay, self._version, self.connect)
 
     def _record_end(self, reason: CloseReason) -> None:
         now, delays = self._loop.time(), self._context.return_delays
         delays.on_close(self.peer.fingerprint, reason.code, now, lived=self.log.closed(reason.code, now))
         self._record(reason.event, reason.code)
-
-    def _keep_what_outlives(self, relay: Relay, reason: CloseReason) -> None:
-        self._context.kept_filters.clients.ended(self.client_id, relay.in_flight.session_seconds)
-        if relay.may_leave_will(reason) and self.connect is not None and self.admission is not None:
-            now, farewell = self._loop.time(), relay.farewell or b""
-            if will := waiting_will(self.connect, self.admission, self.peer.tenant, relay.connack, farewell, now):
-                self._context.wills.add(replace(will, left_in_order=relay.left_in_order), now)
 
     def _enter(self, phase: Phase) -> None:
         before = self._rules
