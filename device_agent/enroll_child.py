@@ -37,6 +37,7 @@ from device_agent.store.device_key import (
     load_key,
     spki_der,
 )
+from device_agent.store.hardware_key import KeyOfAnother
 from device_agent.store.identity_store import Identity, IdentityStore
 from device_agent.store.key_store import FILE
 from device_agent.store.root_rollover import load_anchors
@@ -90,7 +91,8 @@ def outcome_of(job: EnrollmentJob, now: datetime) -> Outcome:
             pending=isinstance(error, EstBusy) and error.pending,
         )
     except ClientError as error:
-        return Outcome(ok=False, message=error.message, advice=error.advice)
+        ended = job.operation == "reenroll" and isinstance(error, KeyOfAnother)
+        return Outcome(ok=False, message=error.message, advice=error.advice, ended=ended)
     except OSError as error:
         return Outcome(ok=False, message=f"The home cannot be written: {error}.", advice="Check the disk.")
 

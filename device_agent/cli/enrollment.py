@@ -133,7 +133,6 @@ def renew(config: AgentConfig) -> Identity:
         try:
             Runner(replace(config, spool=NO_SPOOL), EventLog()).renew_once()
         except KeyStoreLost as error:
-            _raise_if_of_another(config)
             raise AgentError(str(error)) from error
     except TimeoutError:
         raise AgentError("The agent did not finish the renewal in time.", "See its log.") from None
@@ -143,21 +142,6 @@ def renew(config: AgentConfig) -> Identity:
             "There is no certificate.", f"Run: device-agent --home {shlex.quote(str(config.home))} enroll."
         )
     return renewed
-
-
-def _raise_if_of_another(config: AgentConfig) -> None:
-    """Raises: KeyOfAnother."""
-    from device_agent.store.device_key import load_key  # `cryptography`, for a failure alone
-    from device_agent.store.hardware_key import KeyOfAnother
-
-    current = IdentityStore(config.home).current()
-    try:
-        if current is not None:
-            load_key(current.key_file, config.key_store)
-    except KeyOfAnother:
-        raise
-    except (ClientError, OSError):
-        pass  # it does not answer, which is known
 
 
 def _raise_unless_ok(outcome: Outcome) -> None:

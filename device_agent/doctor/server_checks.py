@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 
 from device_agent.core import Setback
 from device_agent.doctor.findings import TIMEOUT_SECONDS, Finding, Patient, Server, State
@@ -236,9 +237,7 @@ def _refusal(patient: Patient, server: Server) -> str:
     for protocol in (MQTT_5, MQTT_3):
         waker = Waker()
         try:
-            lost = _first_answer(MqttLink(target, _context(patient), protocol, waker.wake), waker)
-        except ClientError as error:
-            return error.message.rstrip(".")
+            lost = _first_answer(MqttLink(target, partial(_context, patient), protocol, waker.wake), waker)
         finally:
             waker.close()
         if lost is None or lost.setback is not Setback.PROTOCOL:

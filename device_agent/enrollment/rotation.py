@@ -35,7 +35,8 @@ class Rotation:
     promote_at: float = 0.0
     quiescing_until: float = 0.0
     ended: bool = False
-    """The server has said that the current certificate can never be renewed; the next attempt is another one."""
+    """The current certificate can never be renewed, as the server has said, or for want of its key; the next attempt is
+    another one."""
     recovers: bool = False
     """The last child was started to enroll with the bootstrap credential."""
     renews: str = ""
@@ -125,6 +126,13 @@ class Rotation:
         self.prove_at = self.renew_at = self.monotonic() + wait
         self.answer_waiting(message, "The working certificate is kept.")
         return wait
+
+    def key_is_lost(self, *, is_candidates: bool) -> None:
+        """The key of the candidate, or of the current certificate, is of another TPM: it proves and renews nothing."""
+        if is_candidates:
+            self.candidate_refused = True
+        else:
+            self.ended = True
 
     def succeeded(self) -> None:
         """The candidate is current."""

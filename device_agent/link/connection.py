@@ -6,6 +6,7 @@ Owns the links and their backoff. `core.decide` decides when to connect, and wit
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from device_agent.config.agent_config import AgentConfig
 from device_agent.core import Link, Role, Setback
@@ -15,11 +16,11 @@ from device_agent.link.mqtt_link import MQTT_5, Acknowledged, Connected, Lost, M
 from device_agent.link.network_watch import NetworkChange
 from device_agent.link.pace import Pace
 from device_agent.link.server_choice import ServerChoice
-from device_agent.link.tls_context import tls_context
+from device_agent.link.tls_context import KEY_SECONDS_MAX, tls_context
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import Identity
-from fleet.est_client.errors import ClientError
+from device_agent.store.key_store import FILE
 
 CONNECTING_SECONDS_MAX = 30.0  # from the first packet to CONNACK
 STABLE_SECONDS = 30.0  # a connection that was up this long resets the backoff
@@ -156,27 +157,17 @@ class Connection:
             self.retry_now()
 
     def connect(self, identity: Identity, role: Role, check_time: bool, at: datetime | None = None) -> None:
-        """Start the connection in use. Its outcome is an Up or Down event. `at`: judges dates if `check_time` does not.
-
-        Raises: ClientError if the identity or the CA file cannot be loaded; call `failed_to_start` then.
-        """
+        """Start the connection in use, whose outcome is an Up or Down. `at`: judges dates if `check_time` does not."""
         self.uses, self.identity = role, identity
         self._link = self.new_link(identity, check_time, at)
         self.state = Link.CONNECTING
-        self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
+        self.connecting_until = self._monotonic() + self._connecting_seconds_max
         self._link.open()
 
-    def failed_to_start(self, error: ClientError) -> Down:
-        """Record an identity that could not be loaded as a failed attempt."""
-        return self._down(Lost(Setback.NETWORK, error.message))
-
     def prove(self, identity: Identity, check_time: bool, at: datetime | None = None) -> None:
-        """Start the candidate's connection beside the one in use. Its outcome is a Proven or ProofFailed event.
-
-        Raises: ClientError if the identity cannot be loaded.
-        """
+        """Start the candidate's connection beside the one in use. Its outcome is a Proven or ProofFailed event."""
         self._proving, self._proving_identity = self.new_link(identity, check_time, at), identity
-        self.connecting_until = self._monotonic() + CONNECTING_SECONDS_MAX
+        self.connecting_until = self._monotonic() + self._connecting_seconds_max
         self._proving.open()
 
     def drop_proof(self) -> None:
@@ -259,7 +250,7 @@ class Connection:
 
     def collect(self) -> list[ConnectionEvent]:
         """Events since the last call. The proof comes last: acknowledgements that arrived on the old connection before
-        it count."""
+        it count. Raises: KeyStoreLost."""
         for link in self.links:
             link.tick()
         if self._is_stable():
@@ -297,6 +288,11 @@ class Connection:
             self._link.close()
         self._link, self._proving = self._proving, None
         self.uses, self.identity = Role.CANDIDATE, self._proving_identity
+
+    @property
+    def _connecting_seconds_max(self) -> float:
+        in_hardware = self._config.key_store.kind != FILE
+        return CONNECTING_SECONDS_MAX + (KEY_SECONDS_MAX if in_hardware else 0.0)
 
     def _not_refused(self) -> None:
         self._refused, self.both_refused_since = set(), None
@@ -351,7 +347,7 @@ class Connection:
         return self.state is Link.UP and self._monotonic() - self._up_since >= STABLE_SECONDS
 
     def new_link(self, identity: Identity, check_time: bool, at: datetime | None) -> MqttLink:
-        """A link that is not open yet. Raises: ClientError, KeyStoreLost."""
+        """A link that is not open yet."""
         self._known.add(identity)
-        context = tls_context(self._config, identity, check_time, at)
-        return MqttLink(self._choice.target, context, self.protocol, self._wake)
+        make_context = partial(tls_context, self._config, identity, check_time, at)
+        return MqttLink(self._choice.target, make_context, self.protocol, self._wake)

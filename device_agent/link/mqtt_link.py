@@ -1,8 +1,8 @@
 """One MQTT connection over mutual TLS, used once. paho implements the protocol; retries are the agent's.
 
 Each connection is a new link, with a new paho Client and a new TLS context: paho accepts a TLS context only once, and a
-rotated certificate needs a fresh one. Name lookup, TCP connect and TLS handshake block, so they run in a thread; all
-else runs in the thread of the runner's loop, which polls `socket` and calls `handle_io` and `tick`.
+rotated certificate needs a fresh one. Loading the key, name lookup, TCP connect and TLS handshake block, so they run in
+a thread; all else runs in the thread of the runner's loop, which polls `socket` and calls `handle_io` and `tick`.
 """
 
 import contextlib
@@ -19,11 +19,13 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent.core import Setback
+from device_agent.errors import KeyStoreLost
 from device_agent.link.light_paho import paho
 from device_agent.link.packet_bounds import PACKET_SIZE_MAX, BoundedClient, PacketRefused
 from device_agent.link.refusals import explained, explained_connack, explained_disconnect, explained_text, with_reason
 from device_agent.link.websocket import Websocket
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed, identifier, received, refusal
+from fleet.est_client.errors import ClientError
 
 STEP_TIMEOUT_SECONDS = 10.0  # for the TCP connect and for each read of the handshake
 RECEIVE_MAXIMUM_DEFAULT = 65535  # MQTT 5.0, 3.2.2.3.3
@@ -81,10 +83,13 @@ LinkEvent = Connected | Acknowledged | Received | Subscribed | Lost
 
 class MqttLink:
     """`wake` is called from another thread when the blocking part is done; call `tick` then. `events()` returns events,
-    oldest first."""
+    oldest first. `make_context` is called in that thread: a TPM may take seconds to load a key."""
 
-    def __init__(self, target: Target, context: ssl.SSLContext, protocol: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, target: Target, make_context: Callable[[], ssl.SSLContext], protocol: int, wake: Callable[[], None]
+    ) -> None:
         self._target = target
+        self._make_context = make_context
         self._protocol = protocol
         self._wake = wake
         self._events: list[LinkEvent] = []
@@ -100,7 +105,7 @@ class MqttLink:
         self._answered = False
         self._identifies = False
         self._last_error = ""
-        self._client = self._new_client(context)
+        self._client = self._new_client()
 
     def open(self) -> None:
         """Start connecting."""
@@ -147,12 +152,14 @@ class MqttLink:
                 self._check(self._client.loop_write())
 
     def tick(self) -> None:
-        """Call at least once a second: keep-alive, and the result of the connecting thread."""
+        """Call at least once a second: keep-alive, and the result of the connecting thread. Raises: KeyStoreLost."""
         if not self._usable:
             with self._lock:
                 if not self._opened:
                     return
                 error = self._opening_error
+            if isinstance(error, KeyStoreLost):
+                raise error
             if error is not None:
                 self._end(*explained(error, is_authenticated=self._authenticated))
                 return
@@ -238,8 +245,9 @@ class MqttLink:
             options = {"clean_start": False, "properties": properties}
         error: Exception | None = None
         try:
+            self._client.tls_set_context(self._make_context())
             self._client.connect(target.host, target.port, target.keepalive_seconds, **options)
-        except (OSError, ValueError) as failure:  # ValueError: a host name that IDNA cannot encode
+        except (OSError, ValueError, ClientError, KeyStoreLost) as failure:  # ValueError: a name IDNA cannot encode
             error = failure
         with self._lock:
             self._opened = True
@@ -253,7 +261,7 @@ class MqttLink:
         else:
             self._wake()
 
-    def _new_client(self, context: ssl.SSLContext) -> paho.Client:
+    def _new_client(self) -> paho.Client:
         clean = {} if self._protocol == MQTT_5 else {"clean_session": False}
         client = BoundedClient(
             CallbackAPIVersion.VERSION2,
@@ -264,7 +272,6 @@ class MqttLink:
             reconnect_on_failure=False,  # its delays have no jitter, and it would reuse the old certificate
             **clean,
         )
-        client.tls_set_context(context)
         if self._target.path:
             client._create_socket = self._connect_websocket  # type: ignore[method-assign]
         client._create_socket_connection = self._connect_socket  # type: ignore[method-assign]

@@ -7,6 +7,8 @@ from typing import Any
 from paho.mqtt.reasoncodes import ReasonCode
 
 from device_agent.core import Setback
+from device_agent.errors import KeyStoreFailed
+from fleet.est_client.errors import ClientError
 from fleet.est_client.tls import is_refusal, is_refusal_text
 
 REASON_SIZE_MAX = 300  # characters of the server's sentence that are repeated
@@ -47,6 +49,8 @@ _BAD_VERSION = 0x84
 
 def explained(error: Exception, *, is_authenticated: bool) -> tuple[Setback, str]:
     """Of an attempt that failed before CONNECT. `is_authenticated`: the server is, since the handshake was over."""
+    if isinstance(error, ClientError):
+        return Setback.UNUSABLE if isinstance(error, KeyStoreFailed) else Setback.NETWORK, error.message.rstrip(".")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Setback.UNTRUSTED, f"the server's certificate did not verify: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

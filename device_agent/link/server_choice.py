@@ -51,7 +51,7 @@ class ServerChoice:
             return False
         self._index = (self._index + 1) % len(self._targets)
         self._tried += 1
-        if lost.setback.is_refusal or self._tried >= len(self._targets):
+        if lost.setback.is_refusal or lost.setback is Setback.UNUSABLE or self._tried >= len(self._targets):
             self._tried = 0
             return False
         return True

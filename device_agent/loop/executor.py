@@ -114,10 +114,7 @@ class Executor(AgentState):
         if not by_system and at is None:
             self._log.event("clock-not-set", now=self.clock.now(), note="dates are not checked")
         self._saves_time = by_system or at is not None
-        try:
-            self.connection.connect(identity, role, by_system, at)
-        except ClientError as error:
-            self._after(self.connection.failed_to_start(error))
+        self.connection.connect(identity, role, by_system, at)
 
     def _learn_time(self) -> None:
         """A child process may have heard from a server what time it is."""
@@ -132,11 +129,8 @@ class Executor(AgentState):
         if self.candidate is None:
             self.phase = Phase.SERVING
             return
-        try:
-            by_system, at = self.clock.judges_dates()
-            self.connection.prove(self.candidate, by_system, at)
-        except ClientError as error:
-            self._after(ProofFailed(Setback.NETWORK, error.message))
+        by_system, at = self.clock.judges_dates()
+        self.connection.prove(self.candidate, by_system, at)
 
     def _abandon_proof(self) -> None:
         proving = self.phase is Phase.PROVING
@@ -217,6 +211,8 @@ class Executor(AgentState):
             self.schedule.refused()
             last_refusal.record(self.home, self.clock.now(), event.reason)
             self.handlers.refused(event.reason)
+        if event.setback is Setback.UNUSABLE:
+            self.rotation.key_is_lost(is_candidates=self.connection.last_tried is Role.CANDIDATE)
         if event.setback is Setback.UNTRUSTED:
             self.schedule.refused()  # if its dates are the obstacle, EST knows the time
         name = "disconnected" if event.was_up else "connect-failed"

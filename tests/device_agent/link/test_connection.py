@@ -21,8 +21,7 @@ from device_agent.link.network_watch import NetworkChange
 from device_agent.renewal import ENDED_SECONDS_MAX
 from device_agent.spool.outbox import WINDOW_MAX
 from device_agent.store.identity_store import CertificateInfo, Identity
-from device_agent.store.key_store import KeyStore
-from fleet.est_client.errors import BadCredentials
+from device_agent.store.key_store import TPM2, KeyStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BASE, CAP, REFUSED = 1.0, 8.0, 100.0
@@ -52,8 +51,9 @@ CANDIDATE = Identity("slot-b", 2, INFO, Path("b/cert.pem"), Path("b/key.pem"))
 class FakeLink:
     """One connection; `happen` is what it tells next."""
 
-    def __init__(self, target: Target, context: object, protocol: int, wake: Callable[[], None]) -> None:
-        self.target, self.context, self.protocol = target, context, protocol
+    def __init__(self, target: Target, make_context: Callable[[], object], protocol: int, _: object) -> None:
+        self.target, self.protocol = target, protocol
+        make_context()  # a link does it in its thread
         self.opened = self.closed = False
         self.local_address = ""
         self.ticks = 0
@@ -277,12 +277,15 @@ def test_the_session_may_be_taken_over_before_the_proof_is_heard(world: World) -
     assert world.tell(world.links[-1], connected()) == [Proven(session_present=False)]
 
 
-def test_an_identity_that_cannot_be_loaded_counts_as_a_failure(world: World) -> None:
-    world.connection.uses = Role.CURRENT
-    down = world.connection.failed_to_start(BadCredentials("The key is gone."))
-    assert (down.setback, down.reason, down.was_up) == (Setback.NETWORK, "The key is gone.", False)
-    assert down.retry_seconds == BASE / 2
-    assert world.fail(Setback.NETWORK).retry_seconds == BASE
+def test_a_key_of_another_tpm_is_no_fault_of_the_server(world: World) -> None:
+    world.connection.use(replace(CONFIG, mqtt_others=OTHERS))
+    assert world.fail(Setback.UNUSABLE).retry_seconds == BASE / 2  # the next server is not tried at once
+
+
+def test_a_key_in_hardware_gets_its_time_to_be_loaded(world: World) -> None:
+    world.connection.use(replace(CONFIG, key_store=KeyStore(Path("/nowhere"), TPM2)))
+    world.connect()
+    assert world.connection.connecting_until == world.now + 30.0 + tls_context.KEY_SECONDS_MAX
 
 
 def test_hanging_up_and_closing(world: World) -> None:

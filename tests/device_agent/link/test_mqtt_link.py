@@ -19,6 +19,7 @@ import pytest
 from paho.mqtt.properties import VariableByteIntegers
 
 from device_agent.core import Setback
+from device_agent.errors import KeyStoreFailed, KeyStoreLost
 from device_agent.link.mqtt_link import (
     MQTT_3,
     MQTT_5,
@@ -32,6 +33,7 @@ from device_agent.link.mqtt_link import (
 from device_agent.link.packet_bounds import CONTROL_SIZE_MAX, PACKET_SIZE_MAX, PROPERTIES_SIZE_MAX
 from device_agent.link.websocket import FRAME_SIZE_MAX
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
+from fleet.est_client.errors import BadCredentials
 from fleet.est_client.server_checks import also_check
 from fleet.est_client.tls import client_context
 from tests.device_agent.fleet_parts import DEADLINE_SECONDS, Authority, Broker, Subscriber, have_mosquitto
@@ -54,7 +56,7 @@ class Driver:
         **target: Any,
     ) -> None:
         host, keepalive, path = target.get("host", "localhost"), target.get("keepalive", 60), target.get("path", "")
-        self.link = MqttLink(Target(host, port, name, keepalive, 60, path), context, protocol, lambda: None)
+        self.link = MqttLink(Target(host, port, name, keepalive, 60, path), lambda: context, protocol, lambda: None)
         self.link.open()
         self._events: list[LinkEvent] = []
 
@@ -162,6 +164,50 @@ def test_nobody_there(context: ssl.SSLContext, drive: Callable[..., Driver]) -> 
     event = drive(free_port(), context).next_event()
     assert isinstance(event, Lost)
     assert event.setback is Setback.NETWORK
+
+
+def test_a_slow_key_store_does_not_hold_the_loop(broker: Broker, context: ssl.SSLContext) -> None:
+    """The context, with the key in it, is made in the connecting thread."""
+    called, answered = threading.Event(), threading.Event()
+
+    def make_context() -> ssl.SSLContext:
+        called.set()
+        assert answered.wait(DEADLINE_SECONDS)
+        return context
+
+    target = Target("localhost", broker.port, "link-1", 60, 60)
+    link = MqttLink(target, make_context, MQTT_5, answered.clear)
+    link.open()
+    assert called.wait(DEADLINE_SECONDS)
+    link.tick()
+    assert (link.socket, link.events()) == (None, [])
+    link.close()
+    answered.set()
+
+
+@pytest.mark.parametrize(
+    ("error", "setback"),
+    [
+        (BadCredentials("The key is gone."), Setback.NETWORK),
+        (KeyStoreFailed("The key is gone."), Setback.UNUSABLE),
+        (KeyStoreLost("tpm2"), None),
+    ],
+)
+def test_a_key_that_cannot_be_loaded(error: Exception, setback: Setback | None) -> None:
+    def make_context() -> ssl.SSLContext:
+        raise error
+
+    done = threading.Event()
+    link = MqttLink(Target("localhost", 1, "link-1", 60, 60), make_context, MQTT_5, done.set)
+    link.open()
+    assert done.wait(DEADLINE_SECONDS)
+    if setback is None:
+        with pytest.raises(KeyStoreLost):
+            link.tick()
+    else:
+        link.tick()
+        assert link.events() == [Lost(setback, "The key is gone")]
+    link.close()
 
 
 @pytest.mark.parametrize(

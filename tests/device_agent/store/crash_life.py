@@ -214,7 +214,7 @@ def in_process(server: ModelServer) -> Iterator[None]:
             (renewal_schedule, "EnrollmentProcess", EndedProcess),
             (enrollment, "enroll_and_wait", lambda job: enroll_child.outcome_of(job, NOW)),
             (tls_context, "client_context", lambda _ca, files, **_: files),
-            (connection, "MqttLink", lambda _target, files, *_: ModelLink(server, files)),
+            (connection, "MqttLink", lambda _target, make_context, *_: ModelLink(server, make_context())),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         yield

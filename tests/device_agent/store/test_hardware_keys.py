@@ -240,6 +240,24 @@ def test_the_key_of_another_tpm_is_named_and_a_new_token_helps(device: Device, t
         device.tpm = first
 
 
+def test_a_cleared_tpm_is_a_rung_of_the_ladder(device: Device, tmp_path: Path) -> None:
+    """The kept token enrolls again, with a key of the TPM as it is now."""
+    uses = run_fleet(device.served.home, "token", "create", "--device", device.name, "--uses", "9")
+    device.agent("enroll", "--keep", give=uses)
+    before = device.key
+    first, device.tpm = device.tpm, Tpm(tmp_path / "other")
+    running = device.run()
+    try:
+        running.wait_for(lambda line: "does not belong to this TPM" in line, "what is the matter")
+        running.wait_for(connected, "connected")
+        wait_until(lambda: device.key != before, "the new certificate is not in use")
+    finally:
+        running.process.terminate()
+        assert running.process.wait(PATIENCE_SECONDS) == 0
+        device.tpm.stop()
+        device.tpm = first
+
+
 def test_a_key_signs_and_is_not_given_away(store: KeyStore) -> None:
     key = generate_key("EC-P384", store)
     data = b"what is signed"
