@@ -59,7 +59,7 @@ unsupported | 400 | A version, type or option is not supported. | Use a document
 ## Enrollment and authentication
 already-enrolled | 403 | The device holds a valid certificate. | Renew it with simplereenroll, or use a token for this device to enroll a new key.
 approval-pending | 202 | The request waits for an operator's approval. | Send the same request again after Retry-After.
-bad-client-certificate | 403 | The certificate that a reverse proxy forwarded cannot be read. | Configure the proxy as described in fleet/servers/forward_auth.
+bad-client-certificate | 403 | The certificate that a reverse proxy or a broker forwarded cannot be read. | Configure the proxy as described in fleet/servers/forward_auth, the broker as in fleet/servers/broker_auth.
 bad-csr | 400 | `csr` is not a certificate request in PEM. | Create one with openssl req.
 bad-idevid | 400 | The manufacturer's certificate has no usable serial number, or is malformed. | Check the IDevID.
 bad-proxy-secret | 403 | The request does not carry the secret of the reverse proxy. | Set X-Proxy-Secret in the proxy to what the secret file holds.

@@ -267,6 +267,7 @@ class HttpServer:
                 status=status,
                 ms=round((time.perf_counter() - started) * 1000, 1),
                 address=peer.address,
+                **({"reason": outcome.reason} if outcome.reason else {}),
             )
 
     def _allows_line(self, kind: str, peer: Peer) -> bool:

@@ -56,6 +56,8 @@ class Outcome:
     holder: str = "-"
     serial: str = "-"
     code: str = "ok"
+    reason: str = ""
+    """What is wrong with the request, where its answer does not say it."""
     is_routine: bool = False
     """A health check: logged as INFO where its code is another than at the last of that client."""
 

@@ -4,7 +4,7 @@
     HAProxy   ssl_c_der,base64                base64 of DER
     Traefik   X-Forwarded-Tls-Client-Cert     base64 of DER, the client's own certificate first, commas in between
     Envoy     X-Forwarded-Client-Cert         Cert="..." of one element: PEM, percent-encoded
-    EMQX      ${cert_pem} in a JSON body      base64 of PEM or of DER, or PEM
+    EMQX      ${cert_pem} in a JSON body      base64 of PEM or of DER, or PEM; a chain in PEM, its own first
 
 Each reads one certificate, the one whose key TLS has proved, and nothing of what is in it but its outer form.
 """
@@ -52,14 +52,23 @@ def from_emqx(value: str) -> bytes:
         raise Malformed(not_pem)
     text = value.encode()
     if text.startswith(_BEGIN):
-        return _in_pem(text, not_pem)
+        return _first_in_pem(text, not_pem)
     data = unwrap(text)
     if data is None:
         raise Malformed(not_pem)
     if data.startswith(_BEGIN):
-        return _in_pem(data, not_pem)
+        return _first_in_pem(data, not_pem)
     certificate_fields(data)
     return data
+
+
+def _first_in_pem(text: bytes, otherwise: str) -> bytes:
+    """DER of the first of a chain's certificates, all of which are read. Raises: Malformed, TooLarge."""
+    _, *chain = text.split(_BEGIN)
+    if len(chain) > CHAIN_MAX:
+        raise TooLarge(f"There are more than {CHAIN_MAX} certificates.")
+    first, *_ = [_in_pem(_BEGIN + each, otherwise) for each in chain]
+    return first
 
 
 def from_base64(value: str) -> bytes:

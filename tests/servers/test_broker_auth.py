@@ -297,7 +297,11 @@ async def test_emqx_is_told_until_when_and_what(house: House) -> None:
     one = await house.enroll("cam-1", OPEN)
     ends = int(one.not_after.timestamp())
     seen = {"peerhost": "192.0.2.7", "username": "", "cert_common_name": "cam-1", "cert_subject": "CN=cam-1"}
-    for shape in (base64.b64encode(one.der), base64.b64encode(pem(one.der)), pem(one.der)):
+    chain = pem(one.der) + pem(certificate("issuer"))
+    for shape in (
+        *(base64.b64encode(each) for each in (one.der, pem(one.der), chain)),
+        *(pem(one.der), chain, chain.replace(b"\n", b"\r\n"), pem(one.der) + b"\n" + pem(certificate("issuer"))),
+    ):
         answer = await house.emqx("authn", clientid="cam-1", cert_pem=shape.decode(), **seen)
         assert answer == {"result": "allow", "is_superuser": False, "expire_at": ends}
     encoded = base64.b64encode(one.der).decode()
@@ -315,12 +319,36 @@ async def test_emqx_is_told_until_when_and_what(house: House) -> None:
         ({"clientid": "cam-2", "cert_pem": encoded}, "client-id-mismatch"),
         ({"clientid": "cam-1", "cert_pem": ""}, "no-certificate"),
         ({"clientid": "cam-1", "cert_pem": encoded[:-4]}, "bad-client-certificate"),
+        ({"clientid": "cam-1", "cert_pem": (chain + b"x").decode()}, "bad-client-certificate"),
+        ({"clientid": "cam-1", "cert_pem": (pem(one.der) + chain[:-9]).decode()}, "bad-client-certificate"),
+        (
+            {"clientid": "cam-1", "cert_pem": (pem(certificate("issuer")) + pem(one.der)).decode()},
+            "certificate-unknown",
+        ),
         ({"clientid": "cam-1", "cert_pem": base64.b64encode(certificate("x")).decode()}, "certificate-unknown"),
         ({"clientid": "cam-1"}, "bad-request"),
         ({"clientid": "cam-1", "cert_pem": encoded, "password": "x"}, "bad-request"),
         ({"clientid": None, "cert_pem": encoded}, "malformed"),
     ):
         assert await house.emqx("authn", **members) == {"result": "deny", "code": code}, members
+
+
+async def test_what_emqx_asks_wrongly_is_named_in_the_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    one = await house.enroll("cam-1")
+    caplog.set_level(logging.INFO, "fleet.servers.broker_auth")
+    encoded = base64.b64encode(one.der).decode()
+    for members, reason in (
+        ({"clientid": "cam-1"}, "The question lacks cert_pem."),
+        (
+            {"clientid": "cam-1", "cert_pem": encoded, "password": "secret", "a b" * 99: "1"},
+            f"The question has members that are not known: {('a b' * 99)[:40]}, password.",
+        ),
+        ({"clientid": "cam-1", "cert_pem": "!"}, "cert_pem: The certificate is not PEM, nor base64 of a certificate."),
+    ):
+        caplog.clear()
+        assert (await house.emqx("authn", **members))["result"] == "deny"
+        assert f'reason="{reason}"' in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_emqx_asks_about_topics(house: House) -> None:

@@ -96,7 +96,9 @@ async def _admitted(question: Question, *, needs_certificate: bool = False) -> A
         try:
             der = from_emqx(members["cert_pem"])
         except WireError as error:
-            raise await question.refused(client_id, Refused("bad-client-certificate", f"cert_pem: {error}")) from error
+            question.exchange.reason = f"cert_pem: {error}"
+            unreadable = Refused("bad-client-certificate", question.exchange.reason)
+            raise await question.refused(client_id, unreadable) from error
         question.exchange.peer = peer = context.peer_with(peer, der)
         admission = await admit(context.registry, peer, client_id, now, maps_client_id=False)
     question.note(admission)

@@ -14,6 +14,9 @@ from fleet.services.refusals import audit_refusal
 
 BODY_SIZE_MAX = 128 * 1024  # a topic of 64 KB, and a certificate beside it
 
+NAMES_MAX = 8  # of members, in a message
+NAME_SIZE_MAX = 40
+
 HEADERS = {"Cache-Control": "no-store"}
 
 
@@ -38,8 +41,10 @@ class Question:
         """Raises: HttpRefused (`bad-request`): a member is missing, or there is one that we do not know."""
         missing, unknown = needed - self.members.keys(), self.members.keys() - needed - optional
         if missing or unknown:
-            what = f"lacks {', '.join(sorted(missing))}" if missing else "has members that are not known"
-            raise HttpRefused(400, "bad-request", f"The question {what}: see fleet/servers/broker_auth.")
+            names = ", ".join(name[:NAME_SIZE_MAX] for name in sorted(missing or unknown)[:NAMES_MAX])
+            what = f"lacks {names}" if missing else f"has members that are not known: {names}"
+            self.exchange.reason = f"The question {what}."
+            raise HttpRefused(400, "bad-request", f"{self.exchange.reason} See fleet/servers/broker_auth.")
 
     async def refused(self, name: str, refusal: FleetError) -> FleetError:
         """`refusal`, of a CONNECT of who goes by `name`, when it is audited: no admission does that."""
