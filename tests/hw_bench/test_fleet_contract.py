@@ -30,6 +30,7 @@ from fleet.wire.mqtt.reader import PacketReader
 from hw_bench.simulation.authority import Authority, Rules
 from tests.servers.est_fixtures import Identity, renewal_csr
 from tests.tenant_fixtures import TenantsHarness, open_tenants
+from tests.waiting import until
 
 NAME = "cam-1"
 LIFE, GRACE = timedelta(days=90), timedelta(days=7)
@@ -142,7 +143,12 @@ class Real:
         return Setback.REFUSED  # by an alert
 
     async def revoke(self) -> None:
-        await revocation.revoke(self._served.registry, NAME, act=Act("test", self._served.clock()), reason="lost")
+        registry, worker = self._served.registry, self._served.worker
+        await revocation.revoke(registry, NAME, act=Act("test", self._served.clock()), reason="lost")
+        assert worker is not None
+        newest = await registry.last_event()
+        # A CONNECT that the event itself ends is told less than one that the registry refuses.
+        await until(lambda: worker.gateway._feed._received == newest)
 
     def allow_one_request(self) -> None:
         assert self._served.worker is not None
