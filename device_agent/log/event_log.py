@@ -16,7 +16,7 @@ Clock = Callable[[], datetime]
 Listener = Callable[[str, dict[str, object]], None]
 VALUE_CHARACTERS_MAX = 400
 
-PROBLEMS = frozenset({"clock-not-set", "disconnected", "enrolling-again", "spool-damaged"})
+PROBLEMS = frozenset({"clock-not-set", "disconnected", "enrolling-again", "spool-damaged", "subscriptions-damaged"})
 """Events that `run --quiet` shows, of priority WARNING, besides those whose names end in `-failed` or `-refused`."""
 DETAILS = frozenset({"decided", "hook-started"})
 """Events that only `run -v` shows, of priority DEBUG."""

@@ -5,11 +5,16 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 
+from device_agent.config.topics import filter_for
+from device_agent.log.event_log import EventLog
 from device_agent.store.atomic_files import read_capped
+from fleet.est_client.errors import BadConfig
 
 FILE_NAME = "subscriptions.json"
+DAMAGED_NAME = "subscriptions.damaged.json"
 _SIZE_MAX = 1024 * 1024  # bytes; 256 filters of 1 KiB, escaped
 
 Keep = dict[int, float]
@@ -19,9 +24,18 @@ Keep = dict[int, float]
 class SavedFilters:
     """What is in the file. It stands for a few UNSUBSCRIBEs: it is not synced, and without it they are not sent."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, log: EventLog | None = None) -> None:
         self._file = home / FILE_NAME
-        self.filters: dict[str, Keep] = _read(self._file)
+        self.filters: dict[str, Keep] = {}
+        try:
+            self.filters = _filters(read_capped(self._file, _SIZE_MAX))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, BadConfig) as error:
+            with contextlib.suppress(OSError):
+                self._file.rename(home / DAMAGED_NAME)
+            if log is not None:
+                log.event("subscriptions-damaged", kept_as=DAMAGED_NAME, reason=error)
 
     def cover(self, topic_filter: str, keep: Mapping[int, float]) -> bool:
         """Whether the file has the filter, kept at least so long."""
@@ -39,9 +53,18 @@ class SavedFilters:
             fresh.rename(self._file)
 
 
-def _read(file: Path) -> dict[str, Keep]:
-    try:
-        tree = json.loads(read_capped(file, _SIZE_MAX))
-        return {str(name): {int(uid): float(seconds) for uid, seconds in keep.items()} for name, keep in tree.items()}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return {}
+def _filters(text: bytes) -> dict[str, Keep]:
+    """Raises: ValueError, TypeError, AttributeError, OverflowError, RecursionError, BadConfig if it is damaged."""
+    tree = json.loads(text)
+    # None of them has "{id}" in it, which stands for the device's id in what programs ask for.
+    return {
+        filter_for(name, ""): {int(uid): _seconds(seconds) for uid, seconds in keep.items()}
+        for name, keep in tree.items()
+    }
+
+
+def _seconds(value: float) -> float:
+    seconds = float(value)
+    if not isfinite(seconds):
+        raise ValueError("a time without end")
+    return seconds

@@ -27,7 +27,7 @@ class Spool:
         settings = config.spool
         self.database: Database | None = None
         self.inbox: StoredInbox | None = None
-        self.filters = SavedFilters(config.home)
+        self.filters = SavedFilters(config.home, log)
         if settings.enabled:
             self.database = Database(config.home, log, now, monotonic)
             queues = self.database.queues

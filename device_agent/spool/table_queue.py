@@ -15,6 +15,8 @@ ROW_SIZE = 100  # bytes of a row beside topic and payload, about
 BATCH_MAX = 128  # messages stored together: they are in memory until then
 BATCH_SIZE_MAX = 512 * 1024  # bytes of these: a commit is in the log at once, whatever is bounded otherwise
 OVERDUE_MAX = 100  # rows looked at together
+ROW_MAX = 2**62  # no device gets there: a larger one is damaged, and after the largest of SQLite there is none
+TIME_MAX = 253402300800.0  # seconds since 1970: the end of the year 9999
 READ_SIZE_MAX = 512 * 1024  # bytes of payload read together: they are in memory until sent
 
 # TABLE_ is the name of the table.
@@ -26,8 +28,8 @@ _SCHEMA = (
 _SELECT = "SELECT row, at, expires_at, qos, id, topic, payload, extras, note, checksum FROM TABLE_"
 _INSERT = "INSERT INTO TABLE_ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT = (
-    "SELECT coalesce(max(row), 0), count(*), coalesce(sum(length(topic) + length(payload) + length(extras) + ?), 0)"
-    " FROM TABLE_"
+    "SELECT coalesce(min(row), 1), coalesce(max(row), 0), count(*),"
+    " coalesce(sum(length(topic) + length(payload) + length(extras) + ?), 0) FROM TABLE_"
 )
 _CORRECT_TIMES = "UPDATE TABLE_ SET expires_at = expires_at - at + :now, at = :now WHERE at < :floor OR at > :now"
 
@@ -111,9 +113,13 @@ class TableQueue:
             self._execute(connection, statement)
 
     def load(self, connection: "sqlite3.Connection") -> None:
-        """Count what is in the table."""
-        row, self.count, self.size = self._execute(connection, _COUNT, (ROW_SIZE,)).fetchone()
-        self._row = max(self._row, row)
+        """Count what is in the table. Raises: sqlite3.Error, also if it has a row of a number that we never give."""
+        import sqlite3
+
+        first, last, self.count, self.size = self._execute(connection, _COUNT, (ROW_SIZE,)).fetchone()
+        if first < 1 or last > ROW_MAX:
+            raise sqlite3.DatabaseError(f"it has a row of number {first if first < 1 else last}")
+        self._row = max(self._row, last)
         there = {row for (row,) in self._execute(connection, "SELECT row FROM TABLE_")} if self._removed else set()
         for row, size in self._removed.items():
             if row in there:
@@ -209,7 +215,7 @@ def _entry(values: tuple[Any, ...]) -> Entry | None:
     row, at, _, qos, *columns, checksum = values
     if not all(isinstance(column, bytes) for column in columns) or checksum != _checksum(*columns):
         return None
-    if not isinstance(at, float) or qos not in (0, 1):
+    if not 1 <= row <= ROW_MAX or not isinstance(at, float) or not 0.0 <= at < TIME_MAX or qos not in (0, 1):
         return None
     message_id, topic, payload, extras, note = columns
     message = Message(_text(topic), payload, qos, extras=_decoded(extras), id=message_id.hex())

@@ -1,5 +1,6 @@
 """Who gets a message, and when it is acknowledged: with a server and programs of lists."""
 
+import io
 import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from device_agent.apps.inbound import (
 )
 from device_agent.apps.subscriptions import ENDED, FILTERS_MAX, RETURN_SECONDS_MIN
 from device_agent.errors import SubscriptionRefused
+from device_agent.log.event_log import EventLog
 from device_agent.packets import Extras, Received, Subscribed, identifier
 from device_agent.spool.inbox import Inbox, Incoming
 from device_agent.spool.outbox import PAYLOAD_SIZE_MAX
-from device_agent.spool.saved_filters import FILE_NAME, SavedFilters
+from device_agent.spool.saved_filters import DAMAGED_NAME, FILE_NAME, SavedFilters
 
 
 @dataclass
@@ -491,9 +493,23 @@ def test_the_file_of_filters_is_written_for_what_is_new_alone(tmp_path: Path) ->
         program = world.program("a/#")
         world.inbound.unsubscribe(program, "a/#")
     assert (file.stat().st_ino, file.read_bytes()) == written
-    for data in (b"", b"[]", b'{"a": 1}', b'{"a": {"x": 1}}', b"\xff", b"[" * 10_000, b'{"a": {"1": null}}'):
-        file.write_bytes(data)
-        assert SavedFilters(tmp_path).filters == {}
     file.unlink()
     file.mkdir()
     World(SavedFilters(tmp_path)).program("a/#")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"[]", b'{"a": 1}', b'{"a": {"x": 1}}', b"\xff", b"[" * 10_000, b'{"a": {"1": null}}'),
+        *(b'{"a": {"1": Infinity}}', b'{"a": {"1": NaN}}', b'{"": {"0": 0}}', b'{"a/#/b": {"0": 0}}'),
+        *(b'{"a/\\ud800": {"0": 0}}', b'{"a/\\u0000": {"0": 0}}', b'{"%s": {"0": 0}}' % (b"a" * 70_000)),
+    ],
+)
+def test_a_damaged_file_of_filters_is_set_aside(tmp_path: Path, data: bytes) -> None:
+    """What it holds goes into an UNSUBSCRIBE, which is made of filters alone."""
+    log, file = io.StringIO(), tmp_path / FILE_NAME
+    file.write_bytes(data)
+    assert SavedFilters(tmp_path, EventLog(stream=log)).filters == {}
+    assert "subscriptions-damaged kept_as=subscriptions.damaged.json" in log.getvalue()
+    assert (file.exists(), (tmp_path / DAMAGED_NAME).read_bytes()) == (False, data)

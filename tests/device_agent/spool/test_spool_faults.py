@@ -16,6 +16,7 @@ from device_agent.spool.line_reader import LineReader
 from device_agent.spool.message_queue import Message
 from device_agent.spool.outbox import Bounds, Outbox
 from device_agent.spool.publisher import PublishInput, take_lines
+from device_agent.spool.rejected import shown
 from tests.device_agent.spool_parts import Kept, deliver
 from tests.small_files import files_of_at_most
 from tests.tiers import Tier
@@ -276,6 +277,41 @@ def test_what_was_answered_survives_sigkill(tmp_path: Path, tier: Tier) -> None:
         sent = deliver(Kept(home).outbox)
         assert sent == [str(number) for number in range(len(sent))]
         assert len(sent) >= answered
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, 2**62 + 1, 0, -(2**63)])
+@pytest.mark.parametrize("table", ["outgoing", "rejected", "incoming"])
+def test_a_row_of_a_number_that_is_never_given_is_set_aside(tmp_path: Path, number: int, table: str) -> None:
+    """The next message would get the number after it, which SQLite does not have."""
+    kept = Kept(tmp_path)
+    kept.put("1", "2", "3")
+    kept.spool.close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as other:
+        if table != "outgoing":
+            other.execute("INSERT INTO TABLE_ SELECT * FROM outgoing WHERE row = 1".replace("TABLE_", table))
+        other.execute("UPDATE TABLE_ SET row = ? WHERE row = 1".replace("TABLE_", table), (number,))
+    other.close()
+    for _ in range(2):  # a start, and the next one
+        kept = Kept(tmp_path)
+        assert kept.put("new") == [""]
+        assert deliver(kept.outbox)[-1:] == ["new"]
+        assert len(kept.outbox) == 0
+        kept.spool.close()
+    assert (tmp_path / DAMAGED_NAME).exists()
+
+
+@pytest.mark.parametrize("at", [9e99, -9e99, float("inf")])
+def test_a_row_of_a_time_that_is_none_is_left_out(tmp_path: Path, at: float) -> None:
+    kept = Kept(tmp_path)
+    kept.put("1", "2")
+    kept.spool.close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as other:
+        other.execute("UPDATE outgoing SET at = ? WHERE row = 1", (at,))
+        other.execute("INSERT INTO rejected SELECT * FROM outgoing")
+    other.close()
+    kept = Kept(tmp_path)
+    assert [shown(entry)["size"] for entry in kept.outbox.rejected.entries()] == [1] * len(kept.outbox.rejected)
+    assert deliver(kept.outbox)[-1:] == ["2"]
 
 
 def test_a_row_of_another_kind_is_left_out(tmp_path: Path) -> None:
