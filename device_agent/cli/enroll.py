@@ -12,7 +12,7 @@ from device_agent.cli.deploy import deploy_unless_running
 from device_agent.cli.options import pass_home, usage_errors
 from device_agent.config.agent_config import read_config
 from device_agent.link.clock import device_clock
-from device_agent.store.key_store import use_here, use_in_children
+from device_agent.store.key_store import FILE, use_here, use_in_children
 from device_agent.times import shown
 from fleet.est_client.arguments import AGENT_KEY_TYPES, check_printable
 from fleet.wire.errors import Malformed
@@ -45,6 +45,12 @@ def _opened(context: click.Context, _: click.Parameter, file: Path | None) -> Bi
     "certificate is lost or has ended, if the device's model allows it.",
 )
 @click.option(
+    "--keep-in-clear",
+    is_flag=True,
+    help="The same in a home whose keys are in hardware: the token, or the key of --certificate, is a file there, with "
+    "which whoever copies the disk can enroll.",
+)
+@click.option(
     "--key-type",
     type=click.Choice(AGENT_KEY_TYPES),
     default=AGENT_KEY_TYPES[0],
@@ -66,6 +72,7 @@ def enroll(
     certificate: Path | None,
     key: Path | None,
     keep: bool,
+    keep_in_clear: bool,
     key_type: str,
     approval: bool,
     model: str,
@@ -83,6 +90,12 @@ def enroll(
     """
     config = read_config(home)
     use_in_children(config.key_store)
+    if keep and not keep_in_clear and config.key_store.kind != FILE:
+        raise click.UsageError(
+            f"Keys are kept in {config.key_store.kind}, and what --keep keeps would be a file: whoever copies the disk "
+            "could enroll with it. Pass --keep-in-clear if that may be."
+        )
+    keep = keep or keep_in_clear
     given = (approval, certificate is not None, token_file is not None or token_env is not None)
     if sum(given) > 1 or (certificate is None) != (key is None) or (approval and keep):
         raise click.UsageError("Pass a token, --certificate with --key, or --approval; --keep goes with the first two.")

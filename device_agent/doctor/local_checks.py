@@ -16,6 +16,7 @@ from device_agent.doctor.health import problem_of
 from device_agent.enrollment.pending_enrollment import pending_note
 from device_agent.hooks.deployment_marks import HookState, read_marks, state_of
 from device_agent.store.atomic_files import read_file
+from device_agent.store.bootstrap import bootstrap_of
 from device_agent.store.device_key import load_key, spki_der
 from device_agent.store.hardware_key import check
 from device_agent.store.key_store import FILE, use_in_children
@@ -95,6 +96,9 @@ def anchors_are_valid(patient: Patient) -> Iterator[Finding]:
         yield Finding("anchors", State.OK, f"{len(anchors)} in {file.name}, valid until {times.shown(last)}.")
 
 
+_IN_CLEAR = "What is kept in bootstrap is a file: whoever copies the disk can enroll with it, without the key store."
+
+
 def key_store_answers(patient: Patient) -> Iterator[Finding]:
     """The TPM or token that has the private keys can be used; nothing is said of keys in files."""
     store = patient.config.key_store
@@ -103,6 +107,8 @@ def key_store_answers(patient: Patient) -> Iterator[Finding]:
         if store.kind != FILE:
             check(store)
             yield Finding("key store", State.OK, f"Keys are kept in {store.kind}, which answers.")
+            if bootstrap_of(patient.home) is not None:
+                yield Finding("key store", State.WARNING, _IN_CLEAR, "Remove the folder bootstrap if that may not be.")
     except ClientError as error:
         yield Finding("key store", State.FAILED, error.message, error.advice)
 

@@ -243,7 +243,10 @@ def test_the_key_of_another_tpm_is_named_and_a_new_token_helps(device: Device, t
 def test_a_cleared_tpm_is_a_rung_of_the_ladder(device: Device, tmp_path: Path) -> None:
     """The kept token enrolls again, with a key of the TPM as it is now."""
     uses = run_fleet(device.served.home, "token", "create", "--device", device.name, "--uses", "9")
-    device.agent("enroll", "--keep", give=uses)
+    assert "would be a file" in device.agent("enroll", "--keep", give=uses, expect=2)
+    assert not (device.home / "bootstrap").exists()
+    device.agent("enroll", "--keep-in-clear", give=uses)
+    assert "whoever copies the disk can enroll" in device.agent("doctor")
     before = device.key
     first, device.tpm = device.tpm, Tpm(tmp_path / "other")
     running = device.run()
