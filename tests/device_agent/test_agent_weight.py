@@ -18,7 +18,7 @@ from tests.tiers import Tier
 RSS_MAX_KB = 28 * 1024
 RSS_WITH_SPOOL_MAX_KB = 31 * 1024
 START_MAX_SECONDS = 0.5
-IDLE_SHARE_MAX = 0.0002
+IDLE_WAKINGS_MAX = 30
 IDLE_SECONDS = 60  # the keep-alive's default: one PINGREQ is in it
 GROUP_LIMIT = 64 * 1024 * 1024
 PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
@@ -136,21 +136,27 @@ def test_the_time_from_its_start_until_it_is_online(device: Device, capsys: pyte
     assert min(alone) <= START_MAX_SECONDS
 
 
+def wakings(pid: int) -> int:
+    """How often its threads have waited for something."""
+    states = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(state.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for state in states)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("spool", ["false", "true"])
-def test_idle_it_takes_no_processor_time(device: Device, spool: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_idle_it_hardly_wakes(device: Device, spool: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What that costs depends on what else runs here: it is printed."""
     device.set("enabled", spool)
     agent = device.run()
     agent.wait_for("connected")
-    used, began = schedule(agent.process.pid)[0], time.monotonic()
-    if not used:
-        pytest.skip("schedstat: not in this kernel")
+    before, used, began = wakings(agent.process.pid), schedule(agent.process.pid)[0], time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         agent.process.wait(IDLE_SECONDS)
+    woken = wakings(agent.process.pid) - before
     share = (schedule(agent.process.pid)[0] - used) / (time.monotonic() - began)
     with capsys.disabled():
-        print(f"\nspool {spool}, idle for {IDLE_SECONDS} s: {share:.4%} of a processor")
-    assert share <= IDLE_SHARE_MAX
+        print(f"\nspool {spool}, idle for {IDLE_SECONDS} s: woken {woken} times, {share:.4%} of a processor")
+    assert woken <= IDLE_WAKINGS_MAX
     assert agent.stop() == 0
 
 
