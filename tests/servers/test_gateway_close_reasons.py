@@ -55,6 +55,7 @@ CONNECT = {
     "MALFORMED_CONNECT": ("malformed-connect", 0, 0x81, True),
     "MALFORMED_CONNECT_311": ("malformed-connect", 0, 0, True),
     "CONNECT_PROTOCOL_ERROR": ("protocol-error", 0, 0x82, True),
+    "CONNACK_TOO_LARGE": ("connack-too-large", 0, 0x95, True),
     "SESSION_QUOTA": ("session-quota", 0, 0x97, True),
     "CONNECT_TOO_LARGE": ("too-large", 0, 0x95, True),
     "CONNECT_TOO_LARGE_311": ("too-large", 0, 0, True),

@@ -241,6 +241,34 @@ async def test_a_protocol_error_is_named(tmp_path: Path, properties: Properties,
         assert h.gateway.stats == {"mqtt.connect.protocol-error": 1}
 
 
+@pytest.mark.parametrize(("size", "code"), [(1, 0x95), (31, 0x95), (32, 0)])
+async def test_a_client_whose_packets_have_no_room_for_a_connack(tmp_path: Path, size: int, code: int) -> None:
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V5, "cam-1", properties=((Property.MAXIMUM_PACKET_SIZE, size),))))
+        if code:
+            assert (await wire.packet()).body == bytes((0, code, 0))  # and no Reason String
+            assert h.gateway.stats == {"mqtt.connect.connack-too-large": 1}
+        else:
+            await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
+
+
+@VERSIONS
+@pytest.mark.parametrize(("slashes", "is_refused"), [(200, False), (201, True)])
+async def test_the_levels_of_a_wills_topic(tmp_path: Path, version: int, slashes: int, is_refused: bool) -> None:
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        topic = "devices/cam-1/up/" + "/" * (slashes - 3)
+        wire.send(encode_connect(Connect(version, "cam-1", will=Will(topic, b"x"))))
+        if is_refused:
+            await wire.until_closed()
+            assert h.gateway.stats == {"mqtt.connect.malformed-connect": 1}
+        else:
+            await asyncio.wait_for(h.broker.sessions.get(), PATIENCE_SECONDS)
+
+
 async def test_an_authentication_method(tmp_path: Path) -> None:
     async with open_gateway(tmp_path) as h:
         (cam,) = await populate(h.registry, "cam-1")

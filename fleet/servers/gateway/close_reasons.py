@@ -148,6 +148,10 @@ CONNECT_PROTOCOL_ERROR = connect_refused(
     "protocol-error", Reason.PROTOCOL_ERROR, "The CONNECT has what MQTT 5.0 calls a protocol error."
 )
 """Its Reason String says which. 3.1.1 has no such answer: only properties are refused for it."""
+CONNACK_TOO_LARGE = connect_refused(
+    "connack-too-large", Reason.PACKET_TOO_LARGE, "The Maximum Packet Size of the CONNECT has no room for a CONNACK."
+)
+"""[MQTT-3.1.2-24]: it could be sent nothing that says what was agreed on; mosquitto closes the connection."""
 SESSION_QUOTA = connect_refused(
     "session-quota",
     Reason.QUOTA_EXCEEDED,

@@ -24,11 +24,14 @@ from fleet.servers.gateway.wills.waiting import may_wait, will_of
 from fleet.services.admission import Admission, admit, will_refusal
 from fleet.wire.errors import Malformed, ProtocolError, TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
-from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect
+from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect, packet_size_max
 from fleet.wire.mqtt.fields import is_plain
 from fleet.wire.mqtt.properties import Property, are_plain, value_of, without
 from fleet.wire.mqtt.reader import PacketReader, remaining_length
 from fleet.wire.mqtt.topics import BRIDGE_TOPICS, is_topic_name
+
+WILL_SLASHES_MAX = 200  # with more, mosquitto closes the connection without an answer
+CONNACK_SIZE = 32  # of one with every property that is a number
 
 CONNACK_REASONS: dict[str, Reason] = {
     "client-id-mismatch": Reason.CLIENT_IDENTIFIER_NOT_VALID,
@@ -70,6 +73,8 @@ def connect_in(body: bytes, is_whole: bool) -> Connect:
         will_topic, will_properties = (connect.will.topic, connect.will.properties) if connect.will else ("", ())
         if not is_plain(will_topic) or not are_plain((*connect.properties, *will_properties)):
             raise Malformed("A string has a control character or a noncharacter.")
+        if will_topic.count("/") > WILL_SLASHES_MAX:
+            raise Malformed("The will's topic has too many levels.")
     except Unsupported as error:
         raise CloseSession(UNSUPPORTED_VERSION) from error
     except ProtocolError as error:
@@ -85,6 +90,8 @@ def connect_in(body: bytes, is_whole: bool) -> Connect:
 
 def must_be_servable(connect: Connect, *, speaks_v5: bool, feed_is_up: bool) -> None:
     """Require what an admission needs of the CONNECT, the broker and the registry's feed. Raises: CloseSession."""
+    if (packet_size_max(connect) or CONNACK_SIZE) < CONNACK_SIZE:
+        raise CloseSession(close_reasons.CONNACK_TOO_LARGE)
     if value_of(connect.properties, Property.AUTHENTICATION_METHOD) is not None:
         raise CloseSession(close_reasons.AUTH_METHOD)
     if connect.version == V5 and not speaks_v5:
