@@ -8,10 +8,12 @@ from xml.etree import ElementTree
 import pytest
 
 from device_agent.core import Setback
+from device_agent.enrollment.enrollment import EnrollmentJob
 from device_agent.store.identity_store import CertificateInfo
 from hw_bench.processes import BenchError
 from hw_bench.scenarios.fleet_year import FleetYear, Year
 from hw_bench.simulation.authority import Authority, Outage, Refusal, Rules
+from hw_bench.simulation.device import Board, ModelProcess, World
 from hw_bench.turns import Plan
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
@@ -53,6 +55,19 @@ def test_expired_revoked_and_too_many_are_refused_each_in_its_way() -> None:
     assert late.ended
     authority.account("cam").revoked = True
     assert authority.setback("cam", first.fingerprint, 1 * DAY) is Setback.ENDED
+
+
+def test_a_clock_that_is_not_set_takes_the_time_of_the_first_answer(tmp_path: Path) -> None:
+    """As the agent's does: tests/device_agent/link/test_est_access.py."""
+    world = World(Authority(Rules(), START))
+    world.now = 9 * DAY
+    board = Board("cam", tmp_path, world, Random(1))
+    board.forget_time()
+    assert not board.device_clock().reading().is_set
+    process = ModelProcess(board, EnrollmentJob(tmp_path, "window"))
+    world.now = process.ends_at
+    assert process.read() is not None
+    assert board.device_clock().now() == world.authority.time(world.now)
 
 
 def test_a_year_is_survived_by_every_device_and_drawn(tmp_path: Path) -> None:

@@ -93,6 +93,17 @@ def test_no_stranger_sets_the_clock(old: Authority, authority: Authority, tmp_pa
         assert not home.clock.reading().corrected
 
 
+def test_a_clock_that_is_not_set_takes_the_time_of_the_first_answer(authority: Authority, tmp_path: Path) -> None:
+    """hw_bench's model of a device does the same: tests/hw_bench/test_fleet_year.py."""
+    with tls_server(authority, says(authority, REAL)) as port:
+        home = Home(tmp_path, authority, port)
+        home.clock = DeviceClock(tmp_path / "home", lambda: datetime.fromtimestamp(0, UTC), lambda: Uptime("boot", 5.0))
+        assert not home.clock.reading().is_set
+        home.cacerts()
+        assert home.clock.reading().is_set
+        assert abs(home.clock.now() - REAL) < timedelta(minutes=5)
+
+
 def test_nobody_sets_it_below_the_floor(old: Authority, tmp_path: Path) -> None:
     with tls_server(old, says(old, TRUE)) as port:
         home = Home(tmp_path, old, port)
