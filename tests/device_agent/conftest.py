@@ -1,5 +1,6 @@
 """One CA, one EST server and one broker for the session; a device's home, in a path with a space, for each test."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,17 @@ from tests.device_agent.fleet_parts import (
     device_id_for,
     have_mosquitto,
 )
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may read, at a path that they may pass through.
+
+    Below `tmp_path` they may not for long: any other pytest that starts makes the folder of all of them private again.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

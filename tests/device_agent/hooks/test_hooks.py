@@ -178,13 +178,13 @@ def test_owner_and_mode_and_what_is_there_already(home: Path, tmp_path: Path) ->
 
 
 @ROOT_ONLY
-def test_what_root_writes_belongs_to_the_owner_of_the_home(home: Path, tmp_path: Path) -> None:
+def test_what_root_writes_belongs_to_the_owner_of_the_home(open_folder: Path, authority: Authority) -> None:
+    home = make_home(open_folder / "a home", authority)
     add(home, '[[hook]]\nname = "x"\nrun = ["true"]\n')
-    (tmp_path / "of root").write_text("x")
+    (open_folder / "of root").write_text("x")
     for path in [home, *home.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
-    (home / "linked").hardlink_to(tmp_path / "of root")
-    open_to_all(tmp_path)
+    (home / "linked").hardlink_to(open_folder / "of root")
     assert forked(lambda: (0, call(home, "deploy")))[0] == 0
     os.chown(home / "ca.pem", 0, 0)
     assert forked(lambda: (0, call(home, "deploy", "--again")))[0] == 0
@@ -240,30 +240,20 @@ def test_a_command_is_confined(tmp_path: Path) -> None:
     assert (tmp_path / "said").read_text() == f"True ['0', '1', '2', '3'] {environment} / 0 \n"
 
 
-def open_to_all(folder: Path) -> None:
-    """Other users may read it, and pass through what is above it."""
-    folder.chmod(0o755)
-    for above in folder.parents:
-        if above != Path("/tmp") and above.is_relative_to("/tmp"):
-            above.chmod(above.stat().st_mode | 0o011)
-
-
 @ROOT_ONLY
-def test_a_command_runs_as_another_user(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    os.chown(tmp_path / "out", pwd.getpwnam("nobody").pw_uid, -1)
-    open_to_all(tmp_path)
-    problem = run_confined(
-        Confined(("sh", "-c", f"id -un > {tmp_path}/out/said; id -Gn >> {tmp_path}/out/said"), user="nobody")
-    )
+def test_a_command_runs_as_another_user(open_folder: Path) -> None:
+    said = open_folder / "out" / "said"
+    said.parent.mkdir()
+    os.chown(said.parent, pwd.getpwnam("nobody").pw_uid, -1)
+    problem = run_confined(Confined(("sh", "-c", f"id -un > {said}; id -Gn >> {said}"), user="nobody"))
     assert problem == ""
-    assert (tmp_path / "out" / "said").read_text().split() == ["nobody", "nogroup"]
+    assert said.read_text().split() == ["nobody", "nogroup"]
     assert run_confined(Confined(("true",), user="no-such-user")) == "there is no user 'no-such-user'"
 
 
 @ROOT_ONLY
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv: not installed")
-def test_a_command_has_none_of_the_agents_capabilities(tmp_path: Path) -> None:
+def test_a_command_has_none_of_the_agents_capabilities(open_folder: Path) -> None:
     code = (
         "import sys; from device_agent.hooks.confined import *; "
         "sys.stdout.write(open('/proc/self/status').read()); sys.stdout.flush(); "
@@ -279,9 +269,8 @@ def test_a_command_has_none_of_the_agents_capabilities(tmp_path: Path) -> None:
     ]
     if subprocess.run([*command, "-c", ""], cwd="/", capture_output=True, check=False).returncode:
         pytest.skip("this Python is not every user's to run")
-    shutil.copytree(PROJECT / "device_agent", tmp_path / "device_agent")
-    open_to_all(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    shutil.copytree(PROJECT / "device_agent", open_folder / "device_agent")
+    environment = os.environ | {"PYTHONPATH": str(open_folder)}
     done = subprocess.run([*command, "-c", code], cwd="/", env=environment, capture_output=True, text=True, check=False)
     assert "CapAmb:\t0000000000000001" in done.stdout, done.stderr
     assert done.stdout.endswith("CapEff:\t0000000000000000\n")
