@@ -114,6 +114,9 @@ in_flight_bytes_max = {in_flight_bytes_max}
 queued_messages_per_device_max = {queued_messages_per_device_max}
 queued_bytes_per_device_max = {queued_bytes_per_device_max}
 unacknowledged_bytes_per_device_max = {unacknowledged_bytes_per_device_max}
+# Retained messages of one device at our own mosquitto: topics, and bytes of its memory. Beyond it one more is refused.
+retained_messages_per_device_max = {retained_messages_per_device_max}
+retained_bytes_per_device_max = {retained_bytes_per_device_max}
 # What waits in the gateway for a client that does not read: beyond the first, QoS 0 is dropped for it; beyond the
 # second, which is for all clients, the session with most of it is closed.
 unread_bytes_per_device_max = {unread_bytes_per_device_max}

@@ -339,6 +339,7 @@ def _gateway_options(
         limits=limits,
         kept_filters=KeptFilters(limits, home.run / KEPT_FILTERS),
         database=home.run / DATABASE if settings.durable else None,
+        saved=home.run / DATABASE,
         purges=not place.is_shared,
         held_elsewhere=place.supervision.held_elsewhere,
         broker_stops=lambda: place.supervision.broker_stops,

@@ -44,6 +44,7 @@ class RelayHarness:
         limits: Limits = LIMITS,
         properties: Properties = (),
         hold_acks: Callable[[Receiver], HeldAcks] | None = None,
+        retain: Callable[[str, int], bool] | None = None,
     ) -> None:
         self.version = version
         self.to_broker = bytearray()
@@ -53,7 +54,7 @@ class RelayHarness:
         self.reasons: list[str] = []
         """That of each of `notes`, where there is one."""
         in_flight = InFlight(InFlightTotal(limits))
-        terms = Terms(policy, DEFAULT_RULES.mqtt, limits, FilterSet(limits), in_flight, hold_acks)
+        terms = Terms(policy, DEFAULT_RULES.mqtt, limits, FilterSet(limits), in_flight, hold_acks, retain)
         connect = Connect(version, "cam-1", properties=properties)
         self.relay = Relay(connect, terms, self._broker, self._device, self._note)
         if greeted:

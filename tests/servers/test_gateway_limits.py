@@ -45,6 +45,8 @@ BOUNDS = {
     "queued_messages_per_device_max": (1, 100_000),
     "queued_bytes_per_device_max": (1_024, 67_108_864),
     "unacknowledged_bytes_per_device_max": (1_024, 67_108_864),
+    "retained_messages_per_device_max": (1, 1_000_000),
+    "retained_bytes_per_device_max": (1_024, 134_217_728),
     "unread_bytes_per_device_max": (65_536, 67_108_864),
     "unread_bytes_max": (1_048_576, 1_073_741_824),
 }

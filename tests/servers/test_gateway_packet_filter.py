@@ -311,6 +311,9 @@ class Verdicts:
     def hold(self, topic: str, packet_id: int, size: int) -> bool:
         return True
 
+    def may_retain(self, topic: str, qos: int, packet_id: int, size: int) -> bool:
+        return True
+
     def response_allowed(self, topic: str) -> bool:
         return True
 

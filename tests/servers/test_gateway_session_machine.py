@@ -93,6 +93,7 @@ class FakeContext:
     broker_links: BrokerLinks = field(default_factory=BrokerLinks)
     wills: WaitingWills = field(default_factory=lambda: WaitingWills(10))
     budgets: Budgets = field(default_factory=lambda: Budgets(10))
+    retained: None = None
     unread: UnreadTotal = field(default_factory=lambda: UnreadTotal(lambda: None))
     v5: bool = True
     feed: bool = True

@@ -29,6 +29,7 @@ from fleet.servers.gateway.events.session_purge import OTHERS_SECONDS, SessionPu
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.limits.rates import Budgets
+from fleet.servers.gateway.limits.retained import RetainedMessages
 from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.limits.unread import UnreadTotal
 from fleet.servers.gateway.outcome_log import OutcomeLog
@@ -64,6 +65,10 @@ class GatewayOptions:
     """None: in memory alone."""
     database: Path | None = None
     """Of our own mosquitto: devices get the acknowledgement of what is saved there. None: as the broker sends it."""
+    saved: Path | None = None
+    """The same database, by which the retained messages of each device at a broker of ours are limited; None: they are
+    not.
+    """
     purges: bool = True
     """Whether it also purges the broker's sessions of revoked and retired devices. Of several gateways in front of one
     broker none should: the process that started them does, once all have received the event.
@@ -107,6 +112,7 @@ class Gateway:
             wills=wills,
             budgets=Budgets(2 * limits.sessions_max, limits),
             unread=UnreadTotal(partial(outcomes.count, "mqtt.deliver.unread"), limits),
+            retained=RetainedMessages(options.saved, limits) if options.saved and upstream.is_ours else None,
             kept_filters=options.kept_filters or KeptFilters(limits),
             denials=DenialAudit(registry, clock),
             presence=options.presence,
@@ -134,6 +140,8 @@ class Gateway:
 
     async def run(self) -> None:
         """Follow the registry until cancelled. Start it before anything listens."""
+        if self.context.retained is not None:
+            self._tasks.start(self.context.retained.watch())
         await self._feed.run()
 
     async def following(self) -> None:
@@ -177,6 +185,8 @@ class Gateway:
         self.context.kept_filters.set_limits(limits)
         self.context.budgets.set_limits(limits)
         self.context.unread.limits = limits
+        if self.context.retained is not None:
+            self.context.retained.limits = limits
 
     def set_server_reference(self, reference: str) -> None:
         """Where clients of MQTT 5.0 are sent at a stop; "": nowhere."""

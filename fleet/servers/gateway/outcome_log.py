@@ -21,7 +21,7 @@ COUNTERS = {
     "mqtt.delay.applied": "CONNECTs that had to wait",
     "mqtt.publish.refused": "PUBLISHes that are not allowed (with `reason`: `retain`, `qos`, `reserved`, `dot`)",
     "mqtt.publish.response-refused": "those with a Response Topic that the device may not subscribe to",
-    "mqtt.publish.quota": "those of QoS 2 over the limits of bytes in flight",
+    "mqtt.publish.quota": "those over a limit: of QoS 2 in flight, or retained (`reason` `retained`)",
     "mqtt.subscribe.refused": "topic filters that the model does not allow (`reason`: `shared`), or the broker (`dot`)",
     "mqtt.subscribe.quota": "topic filters over a limit",
     "mqtt.deliver.refused": "messages of the broker that the device may not receive",

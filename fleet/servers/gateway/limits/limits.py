@@ -47,6 +47,10 @@ class Limits:
     """The bytes of those of QoS 1 and 2."""
     unacknowledged_bytes_per_device_max: int = 4_194_304
     """Of QoS 1 and 2 that our own mosquitto has sent to a client, and that are not acknowledged."""
+    retained_messages_per_device_max: int = 10_000
+    """Topics on which our own mosquitto keeps a retained message of one device."""
+    retained_bytes_per_device_max: int = 8_388_608
+    """Its memory for them, unless it is a single one."""
     unread_bytes_per_device_max: int = 4_194_304
     """What waits in the gateway for a client that does not read, before QoS 0 is dropped for it."""
     unread_bytes_max: int = 134_217_728

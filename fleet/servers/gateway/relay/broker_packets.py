@@ -54,6 +54,9 @@ class BrokerHandler:
             self._relay.note("mqtt.deliver", "unread", topic)
         return False
 
+    def may_retain(self, topic: str, qos: int, packet_id: int, size: int) -> bool:
+        return True  # the device keeps what it likes
+
     def response_allowed(self, topic: str) -> bool:
         return True  # the device may publish its response only where its model allows
 

@@ -7,7 +7,12 @@ from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.relay.outcome import Fate, Outcome
 from fleet.servers.gateway.relay.publish_head import PROPERTIES_EACH
-from fleet.servers.gateway.relay.reason_strings import PUBLISH_REFUSED, RESPONSE_REFUSED, TOO_MUCH_IN_FLIGHT
+from fleet.servers.gateway.relay.reason_strings import (
+    PUBLISH_REFUSED,
+    RESPONSE_REFUSED,
+    TOO_MUCH_IN_FLIGHT,
+    TOO_MUCH_RETAINED,
+)
 from fleet.wire.errors import Malformed
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, PacketType, Reason
@@ -51,6 +56,14 @@ class DeviceHandler:
         relay.refuse_publish(2, packet_id, Reason.QUOTA_EXCEEDED, TOO_MUCH_IN_FLIGHT)
         return False
 
+    def may_retain(self, topic: str, qos: int, packet_id: int, size: int) -> bool:
+        relay = self._relay
+        if relay.retain is None or relay.retain(topic, size):
+            return True
+        relay.note("mqtt.publish", "quota", topic, "retained")
+        self._deny(topic, qos, packet_id, Reason.QUOTA_EXCEEDED, TOO_MUCH_RETAINED)
+        return False
+
     def response_allowed(self, topic: str) -> bool:
         relay = self._relay
         return not relay.rules.check_response_topic or relay.policy.may_ask_for_response(topic)
@@ -68,6 +81,10 @@ class DeviceHandler:
         relay.note("mqtt.publish", "refused", topic, reason)
         if refusal == "qos" and relay.version == V5:
             raise CloseSession(close_reasons.QOS_REFUSED)
+        self._deny(topic, qos, packet_id, Reason.NOT_AUTHORIZED, PUBLISH_REFUSED.get(reason, ""))
+
+    def _deny(self, topic: str, qos: int, packet_id: int, code: Reason, text: str) -> None:
+        relay = self._relay
         if relay.version != V5:
             # [MQTT-3.3.5-2] of 3.1.1: acknowledge or close. A client with a persistent session sends what was not
             # acknowledged again after each connection, and nothing behind it.
@@ -77,7 +94,7 @@ class DeviceHandler:
             if qos == 2 and len(self._unreleased) < UNRELEASED_MAX:
                 self._unreleased[packet_id] = None
         if qos:
-            relay.refuse_publish(qos, packet_id, Reason.NOT_AUTHORIZED, PUBLISH_REFUSED.get(reason, ""))
+            relay.refuse_publish(qos, packet_id, code, text)
 
     def packet(self, first: int, body: bytes) -> Outcome:
         relay = self._relay

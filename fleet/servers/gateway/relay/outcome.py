@@ -25,6 +25,11 @@ class Handler(Protocol):
         not, the handler has answered it.
         """
 
+    def may_retain(self, topic: str, qos: int, packet_id: int, size: int) -> bool:
+        """Whether its receiver may retain this PUBLISH with `size` bytes of payload; when not, the handler has answered
+        it.
+        """
+
     def response_allowed(self, topic: str) -> bool:
         """Whether a PUBLISH may ask for a response on `topic`."""
 

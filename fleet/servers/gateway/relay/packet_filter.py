@@ -328,6 +328,10 @@ class PacketFilter:
         elif found is not None and found.response is not None and not self._handler.response_allowed(found.response):
             self._handler.response_refused(found.response, qos, packet_id)
             allowed = False
+        elif retain and not self._handler.may_retain(
+            topic.decode(), qos, packet_id, head.payload_size(data, v5=self._v5)
+        ):
+            allowed = False
         elif qos != 1:
             allowed = self._handler.hold(topic.decode(), packet_id, size)
         return outcome if allowed else Fate.DROPPED

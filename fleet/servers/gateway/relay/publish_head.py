@@ -47,6 +47,13 @@ class Head(NamedTuple):
     def packet_id(self, data: bytes) -> bytes:
         return data[self.after - 2 : self.after] if data[self.pos] & 6 else b""
 
+    def payload_size(self, data: bytes, *, v5: bool) -> int:
+        if self.marked or not v5:
+            return self.stop - (self.marked.payload_at if self.marked else self.after)
+        fields = Fields(data, self.after, self.stop)
+        fields.take(fields.varint())
+        return self.stop - fields.pos
+
     def payload(self, data: bytes) -> bytes:
         """What there is of the payload, of one that is marked."""
         return data[self.marked.payload_at : self.stop] if self.marked else b""

@@ -12,6 +12,7 @@ from fleet.wire.mqtt.properties import Property, value_of
 TOPIC_REFUSED = "The device's model does not allow this topic."
 RETAIN_REFUSED = "The device's model does not allow retained messages."
 RESPONSE_REFUSED = "The device's model does not allow a response on this topic."
+TOO_MUCH_RETAINED = "The device has too many retained messages, or too long ones."
 TOO_MUCH_IN_FLIGHT = "Too many bytes of QoS 2 messages have not been released."
 
 PUBLISH_REFUSED = {

@@ -58,6 +58,8 @@ class Terms:
     """The device's QoS 2 messages that the broker holds."""
     hold_acks: Callable[[Receiver], HeldAcks] | None = None
     """Holds back the broker's acknowledgements until it has saved what they acknowledge; None: they are not held."""
+    retain: Callable[[str, int], bool] | None = None
+    """Whether the device may retain a message on a topic, with so many bytes of payload; None: any."""
     assigned_client_id: str = ""
     """For CONNACK, when the client has asked for one."""
 
@@ -65,8 +67,8 @@ class Terms:
 class Relay:
     __slots__ = (
         "_has_begun", "_held", "_size_max", "answers", "assigned_client_id", "closing", "connack", "farewell",
-        "in_flight", "note", "policy", "reasons", "releasing", "rules", "subscriptions", "to_broker", "to_device",
-        "unread", "version",
+        "in_flight", "note", "policy", "reasons", "releasing", "retain", "rules", "subscriptions", "to_broker",
+        "to_device", "unread", "version",
     )  # fmt: skip
 
     def __init__(self, connect: Connect, terms: Terms, to_broker: Write, to_device: Write, note: Note) -> None:
@@ -88,6 +90,7 @@ class Relay:
         self.reasons = ReasonStrings(connect)
         self.subscriptions = Subscriptions(version, terms.limits.filters_per_packet_max, terms.filters, self.reasons)
         self.in_flight = terms.in_flight
+        self.retain = terms.retain
         self.releasing = 0
         """Bits: packet identifiers of QoS 2 messages whose PUBREL is on its way to the broker; at most 8 KiB."""
         self._has_begun = False  # the broker has sent something

@@ -11,6 +11,7 @@ from fleet.servers.gateway.denial_audit import DenialAudit
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.limits.rates import Budgets
+from fleet.servers.gateway.limits.retained import RetainedMessages
 from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.limits.unread import UnreadTotal
 from fleet.servers.gateway.outcome_log import OutcomeLog
@@ -42,6 +43,8 @@ class SessionContext(Generic[S]):
     budgets: Budgets
     """What each device may still send, on any connection."""
     unread: UnreadTotal
+    retained: RetainedMessages | None
+    """Those at our own mosquitto; None: the broker is another."""
     kept_filters: KeptFilters
     denials: DenialAudit
     presence: Presence | None

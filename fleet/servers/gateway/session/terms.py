@@ -24,5 +24,6 @@ def terms_of(
         context.kept_filters.of_session(admission.client_id, outlives_connection=connect.outlives_connection),
         in_flight,
         partial(HeldAcks, context.saves, broker.peer_pid()) if context.saves is not None else None,
+        partial(context.retained.put, admission.device.id) if context.retained is not None else None,
         assigned_client_id="" if connect.client_id else admission.client_id,
     )

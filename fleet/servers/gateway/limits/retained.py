@@ -1,0 +1,115 @@
+"""Retained messages that our own broker keeps of each device: one for each topic, for as long as nobody replaces it.
+
+    retained.put("cam-7", topic, size)   # False: over the device's limits
+
+What the broker has saved is read from its database: when a process begins, and again once a device has come to a
+further topic, or was refused one. Between, a process counts what its own sessions publish.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fleet.config.logs import log_event
+from fleet.domain.client_ids import device_of
+from fleet.servers.gateway.broker.saved_messages import Retained, retained_messages
+from fleet.servers.gateway.limits.in_flight import MESSAGE_BYTES
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
+
+LOOK_SECONDS = 10.0
+SAVED_SECONDS = 2.0  # for what was published before a look to be in what the next one reads
+LEVEL_BYTES = 256  # of the broker's memory for each level of a topic
+
+log = logging.getLogger("fleet.gateway")
+
+
+class _Kept:
+    """Of one device."""
+
+    __slots__ = ("bytes", "sizes")
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}  # by topic
+        self.bytes = 0
+
+    def set(self, topic: str, size: int) -> None:
+        """0: none is retained there any more."""
+        self.bytes += size - self.sizes.pop(topic, 0)
+        if size:
+            self.sizes[topic] = size
+
+
+class RetainedMessages:
+    """Those of all devices, as one process knows them."""
+
+    def __init__(self, database: Path, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        self._database = database
+        self._kept: dict[str, _Kept] = {}
+        self._since: dict[tuple[str, str], int] = {}  # (device, topic): what was put since the last look began
+        self._asked = True  # to look again
+        self._looked_at_ns = 0
+
+    def put(self, device_id: str, topic: str, size: int) -> bool:
+        """A device retains a message with a payload of `size` bytes, 0 for none. False: its limits do not allow it."""
+        kept = self._kept.get(device_id) or _Kept()
+        before, cost = kept.sizes.get(topic, 0), cost_of(topic, size)
+        if cost > before and not self._has_room(kept, topic, cost - before):
+            self._asked = True
+            return False
+        if size and not before:
+            self._asked = True
+        if cost != before:
+            kept.set(topic, cost)
+            self._kept[device_id] = kept
+            self._since[device_id, topic] = cost
+        return True
+
+    def _has_room(self, kept: _Kept, topic: str, growth: int) -> bool:
+        limits, others = self.limits, len(kept.sizes) - (topic in kept.sizes)
+        if others >= limits.retained_messages_per_device_max:
+            return False
+        return not others or kept.bytes + growth <= limits.retained_bytes_per_device_max
+
+    async def watch(self, read: Callable[[Path], Iterable[Retained]] = retained_messages) -> None:
+        """Look when there is something to look for, until it is cancelled."""
+        while True:
+            if self._asked and self._saved_at_ns() >= self._looked_at_ns + SAVED_SECONDS * 1e9:
+                self._asked = False
+                self._looked_at_ns = time.time_ns()  # the clock of the file's times
+                await self._look(read)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _saved_at_ns(self) -> int:
+        try:
+            return self._database.stat().st_mtime_ns
+        except OSError:
+            return -1
+
+    async def _look(self, read: Callable[[Path], Iterable[Retained]]) -> None:
+        since, self._since = self._since, {}
+        try:
+            kept = await asyncio.to_thread(_by_device, read, self._database)
+        except OSError as error:
+            log_event(log, logging.WARNING, "retained.not-read", reason=str(error))
+            self._since = since | self._since
+            return
+        for (device_id, topic), cost in (since | self._since).items():
+            kept.setdefault(device_id, _Kept()).set(topic, cost)
+        self._kept = kept
+
+
+def _by_device(read: Callable[[Path], Iterable[Retained]], database: Path) -> dict[str, _Kept]:
+    kept: dict[str, _Kept] = {}
+    for each in read(database):
+        if not each.username.startswith("_"):  # not of the fleet or of the back end
+            of_device = kept.setdefault(device_of(each.client_id), _Kept())
+            of_device.set(each.topic, cost_of(each.topic, each.size))
+    return kept
+
+
+def cost_of(topic: str, size: int) -> int:
+    """Bytes of the broker's memory for a message with a payload of `size` bytes; 0: it retains none."""
+    return size and size + MESSAGE_BYTES + len(topic) + LEVEL_BYTES * topic.count("/")
