@@ -3,8 +3,8 @@
 It keeps the rules that decide over a device's life: a certificate is taken until it ends, a renewal until some days
 later; the first use of a certificate, for a session or a renewal, supersedes the ones before; a revoked device is
 refused everything; one key gets one certificate, however often it is asked for, and ends another that waits to be
-used; who comes too many at once is asked to come later. No bytes, no TLS. tests/hw_bench/test_fleet_contract.py holds
-this model and a real fleet to them.
+used; who comes too many at once, or too often in a day, is asked to come later. No bytes, no TLS.
+tests/hw_bench/test_fleet_contract.py holds this model and a real fleet to them.
 """
 
 import hashlib
@@ -36,6 +36,8 @@ class Rules:
     life: timedelta = timedelta(days=30)
     grace: timedelta = timedelta(days=60)
     """For how long after its end a certificate can still be renewed."""
+    certificates_per_day: int = 24
+    """Of a device; in a lifetime, if that is shorter."""
     issued_per_minute_max: int = 1_000_000
     retry_after_seconds: float = 120.0
     outages: tuple[Outage, ...] = ()
@@ -56,6 +58,8 @@ class Account:
     """Fingerprints."""
     superseded: set[str] = field(default_factory=set)
     """Fingerprints."""
+    budget_full_at: float = 0.0
+    """When it may again get as many certificates at once as in a day."""
 
     def known(self, fingerprint: str) -> CertificateInfo | None:
         return next((one for one in self.issued.values() if one.fingerprint == fingerprint), None)
@@ -121,7 +125,16 @@ class Authority:
                 begin + self.rules.life, None,
             )  # fmt: skip
             self.issued_at.append(at)
+            account.budget_full_at = self._budget_full_at(account, at)
         return account.issued[name]
+
+    def _budget_full_at(self, account: Account, at: float) -> float:
+        """After one more certificate."""
+        return max(at, account.budget_full_at) + self._period / self.rules.certificates_per_day
+
+    @property
+    def _period(self) -> float:
+        return min(self.rules.life, timedelta(days=1)).total_seconds()
 
     def renew(self, device: str, fingerprint: str, key: bytes, at: float) -> CertificateInfo | Refusal:
         """A certificate for `key`, asked for with the certificate `fingerprint`."""
@@ -132,6 +145,9 @@ class Authority:
             code = self._code(account, present, at, self.rules.grace)
         if code:
             return Refusal(code, "The server refuses to renew this certificate.", refused=True, ended=True)
+        late = self._budget_full_at(account, at) - at - self._period
+        if late > 0 and hashlib.sha256(key).hexdigest() not in account.issued:
+            return Refusal("certificate-budget", "The device has had its certificates.", retry_after_seconds=late)
         minute, count = int(at // 60), self._minute[1]
         if minute != self._minute[0]:
             count = 0

@@ -190,6 +190,17 @@ async def test_one_key_gets_one_certificate(fleet: Fleet) -> None:
     assert await renewed(fleet, first, "c") != second
 
 
+async def test_a_device_that_renews_without_end_is_asked_to_come_later(fleet: Fleet) -> None:
+    first = await fleet.enroll()
+    made = {await renewed(fleet, first, f"key {number}") for number in range(23)}
+    assert len(made) == 23
+    assert await fleet.renew(first, "another") == Refused("certificate-budget", ended=False, waits=True)
+    assert await renewed(fleet, first, "key 22") in made
+    fleet.pass_time(timedelta(hours=1))
+    await renewed(fleet, first, "another")
+    assert await fleet.renew(first, "one more") == Refused("certificate-budget", ended=False, waits=True)
+
+
 async def test_both_are_good_until_the_new_one_is_used(fleet: Fleet) -> None:
     first = await fleet.enroll()
     second = await renewed(fleet, first, "b")
