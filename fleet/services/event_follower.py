@@ -40,6 +40,7 @@ class EventFollower:
         self._silence_seconds_max = silence_seconds_max
         self._started = asyncio.Event()
         self._received = 0
+        self._progress = asyncio.Event()
         self._down_since: float | None = None
         self._retry_seconds = RETRY_SECONDS_MIN
         self.failures = 0
@@ -48,6 +49,13 @@ class EventFollower:
     async def started(self) -> None:
         """Returns once every event from now on will be received."""
         await self._started.wait()
+
+    async def caught_up(self) -> None:
+        """Returns once every event that is committed by now has been received. Raises: what the registry raises."""
+        newest = await self._registry.last_event()
+        while self._received < newest:
+            self._progress.clear()
+            await self._progress.wait()
 
     def reliable(self) -> bool:
         """Whether events have been received until `silence_seconds_max` ago or later."""
@@ -68,6 +76,7 @@ class EventFollower:
                     log_event(log, logging.ERROR, "feed.missed", heard=self._received, newest=newest)
                     self._received = newest  # before clients are authenticated again: later events are received
                     self._on_missed()
+                    self._progress.set()
                 await self._follow(newest)
             except Unavailable as error:  # an outage, logged at each retry: a traceback adds nothing
                 self._on_down()
@@ -108,6 +117,7 @@ class EventFollower:
         async for event in self._registry.follow(self._received):
             await self._on_event(event)
             self._received = event.seq
+            self._progress.set()
 
     def _on_up(self) -> None:
         if self._down_since is not None:

@@ -29,7 +29,8 @@ from fleet.config.template import render
 from fleet.home.layout import Home, settings_of
 from fleet.home.pki import renew_server_certificate
 from fleet.runtime.heartbeat import PING_SECONDS, UNANSWERED_MAX
-from fleet.wire.mqtt.codes import V5, V311
+from fleet.servers.gateway.events.late_turns import LATE_SECONDS, TICK_SECONDS
+from fleet.wire.mqtt.codes import V5, V311, Reason
 from hw_bench.cpu_time import process_tree
 from tests.end_to_end.serve_fixtures import healthz, server_serial, stopped_before_clients_that_never_read
 from tests.end_to_end.workers_fixtures import (
@@ -456,3 +457,31 @@ async def test_the_embedded_broker_serves_several_workers(home: Path, tmp_path: 
             assert await new.publish("devices/cam-1/up/x", b"here") == 0
     finally:
         assert await asyncio.to_thread(served.stop) == 0
+
+
+@needs_mosquitto
+async def test_nothing_is_taken_of_a_device_that_was_revoked_while_the_workers_stood_still(
+    shared: Served, devices: Devices
+) -> None:
+    identity = devices.enroll("stalled-1")
+    topic = "devices/stalled-1/up/t"
+    client, _ = await devices.connect(identity, V5)
+    backend = await devices.backend(topic)
+    assert await client.publish(topic, b"before") == 0
+    assert await backend.message() == (topic, b"before")
+    before = worker_pids(shared)
+    for worker in before:
+        tell(shared, worker, signal.SIGSTOP)
+    try:
+        await asyncio.to_thread(run_fleet, shared.home, "device", "revoke", "stalled-1", "--reason", "lost")
+        for qos in (1, 0):
+            sent = client.client.publish(topic, b"after", qos)
+        await asyncio.to_thread(sent.wait_for_publish, PATIENCE_SECONDS)  # of QoS 0: it has left
+        await asyncio.sleep(TICK_SECONDS + LATE_SECONDS)  # for less they have not stood still
+    finally:
+        for worker in before:
+            tell(shared, worker, signal.SIGCONT)
+    assert await client.got(client.disconnected) == Reason.ADMINISTRATIVE_ACTION
+    assert worker_pids(shared) == before
+    assert await backend.publish(topic, b"marker") == 0  # behind what was relayed before the session closed
+    assert await backend.message() == (topic, b"marker")

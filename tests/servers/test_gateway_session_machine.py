@@ -15,6 +15,7 @@ from fleet.domain.model_rules import DEFAULT_RULES
 from fleet.domain.topic_policy import policy_of
 from fleet.servers.gateway import close_reasons
 from fleet.servers.gateway.close_reasons import CloseReason, CloseSession, connect_refused
+from fleet.servers.gateway.events.late_turns import LateTurns
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause, block, unblock
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import Limits
@@ -95,6 +96,7 @@ class FakeContext:
     budgets: Budgets = field(default_factory=lambda: Budgets(10))
     retained: None = None
     unread: UnreadTotal = field(default_factory=lambda: UnreadTotal(lambda: None))
+    late_turns: LateTurns = field(init=False)
     v5: bool = True
     feed: bool = True
     time: datetime = field(default_factory=now)
@@ -103,6 +105,12 @@ class FakeContext:
     asked: list[str] = field(default_factory=list)
     tasks: "list[asyncio.Task[None]]" = field(default_factory=list)
     link: BrokerLink = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.late_turns = LateTurns(self.caught_up, self.spawn)
+
+    async def caught_up(self) -> None:
+        """Every event has been received."""
 
     def now(self) -> datetime:
         return self.time

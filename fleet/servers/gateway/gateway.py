@@ -25,6 +25,7 @@ from fleet.servers.gateway.broker.visit import BrokerVisits
 from fleet.servers.gateway.close_reasons import CloseSession
 from fleet.servers.gateway.denial_audit import DenialAudit
 from fleet.servers.gateway.events.effects import EventEffects
+from fleet.servers.gateway.events.late_turns import LateTurns
 from fleet.servers.gateway.events.session_purge import OTHERS_SECONDS, SessionPurger
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
@@ -119,6 +120,7 @@ class Gateway:
             saves=Saves(options.database, self._tasks.start) if options.database is not None else None,
             now=clock,
             admit=self._admit,
+            late_turns=LateTurns(self._caught_up, self._tasks.start),
             feed_is_up=self.feed_is_up,
             spawn=self._tasks.start,
         )
@@ -142,7 +144,14 @@ class Gateway:
         """Follow the registry until cancelled. Start it before anything listens."""
         if self.context.retained is not None:
             self._tasks.start(self.context.retained.watch())
-        await self._feed.run()
+        self.context.late_turns.start()
+        try:
+            await self._feed.run()
+        finally:
+            self.context.late_turns.stop()
+
+    async def _caught_up(self) -> None:
+        await self._feed.caught_up()
 
     async def following(self) -> None:
         """Returns once every event from now on reaches the sessions."""

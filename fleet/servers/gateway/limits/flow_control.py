@@ -21,6 +21,8 @@ class Pause(enum.Enum):
     """The session closes once the cause is known."""
     OVER_RATE = enum.auto()
     """It has sent more than its model allows."""
+    EVENTS_UNREAD = enum.auto()
+    """The event loop was late: the device may have been revoked meanwhile."""
     TURN = enum.auto()
     """It has had its share of this turn of the event loop."""
 

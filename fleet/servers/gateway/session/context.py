@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from fleet.domain.peer import Peer
 from fleet.servers.gateway.broker.access import BrokerAccess
 from fleet.servers.gateway.denial_audit import DenialAudit
+from fleet.servers.gateway.events.late_turns import LateTurns
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.limits.limits import Limits
 from fleet.servers.gateway.limits.rates import Budgets
@@ -54,6 +55,8 @@ class SessionContext(Generic[S]):
     now: Callable[[], datetime]
     admit: Callable[[Peer, Connect], Awaitable[Admission]]
     """Raises: CloseSession."""
+    late_turns: LateTurns
+    """When a device's data waits for the registry's events."""
     feed_is_up: Callable[[], bool]
     """Whether the registry's event feed is up."""
     spawn: Callable[[Coroutine[object, object, None]], None]

@@ -1,42 +1,56 @@
-"""A device's bytes on their way to its relay: so much in each turn of the event loop, and paid for.
+"""A device's bytes on their way to its relay: so much in each turn of the event loop, paid for, and none of a device
+that may have been revoked meanwhile.
 
-    intake = Intake(relay, meter, device, session.data_received, session.close)
+    intake = Intake(relay, meter, device, late_turns, session)
     reason = intake.take(data)
 
-A read may bring more work than other sessions should wait for. What is left of it is taken up by `deliver(b"")`, in the
-next turns in which the device is read.
+A read may bring more work than other sessions should wait for. What is left of it is taken up by
+`session.data_received(b"")`, in the next turns in which the device is read.
 """
 
-from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
 
 from fleet.servers.gateway.close_reasons import CLIENT_GONE, CloseReason
-from fleet.servers.gateway.limits.flow_control import FlowControlledTransport
+from fleet.servers.gateway.events.late_turns import LateTurns
+from fleet.servers.gateway.limits.flow_control import FlowControlledTransport, Pause
 from fleet.servers.gateway.limits.rates import RateMeter
 from fleet.servers.gateway.relay.relay import Relay
 
 
+class _Session(Protocol):
+    def data_received(self, data: bytes) -> None: ...
+
+    def close(self, reason: CloseReason) -> None: ...
+
+
 class Intake:
-    __slots__ = ("_close", "_deliver", "_device", "_is_ended", "_relay", "meter")
+    __slots__ = ("_device", "_is_ended", "_is_released", "_is_waiting", "_late", "_relay", "_session", "meter")
 
     def __init__(
         self,
         relay: Relay,
         meter: RateMeter,
         device: FlowControlledTransport,
-        deliver: Callable[[bytes], None],
-        close: Callable[[CloseReason], None],
+        late: LateTurns,
+        session: _Session,
     ) -> None:
         self._relay = relay
         self.meter = meter
         self._device = device
-        self._deliver = deliver
-        self._close = close
+        self._late = late
+        self._session = session
         self._is_ended = False
+        self._is_waiting = False  # for events
+        self._is_released = False  # has waited for them
 
     def take(self, data: bytes) -> CloseReason | None:
         """Relay `data`, or as much of it as is due now. Raises: CloseSession, WireError."""
         relay, meter = self._relay, self.meter
         meter.size += len(data)
+        if monotonic() > self._late.fresh_until and not self._is_released:
+            self._wait(data)
+            return None
         answers = relay.answers
         relay.to_broker.feed(data)
         if relay.answers != answers or (relay.unread is not None and relay.unread.is_asked(relay.to_broker.packets)):
@@ -53,7 +67,21 @@ class Intake:
         self._is_ended = self._relay.to_broker.is_behind and not self._device.blocked
         return not self._is_ended
 
+    def _wait(self, data: bytes) -> None:
+        """Keep `data` until it is known that the device was not revoked before it was read."""
+        self._relay.to_broker.hold_back(data)
+        self._device.pause(Pause.EVENTS_UNREAD)
+        self._device.end_turn(self._catch_up)
+        if not self._is_waiting:
+            self._is_waiting = True
+            self._late.after(self._release)
+
+    def _release(self) -> None:
+        self._is_waiting, self._is_released = False, True
+        self._device.resume(Pause.EVENTS_UNREAD)
+
     def _catch_up(self) -> None:
-        self._deliver(b"")
+        self._session.data_received(b"")
+        self._is_released = False
         if self._is_ended and not self._relay.to_broker.is_behind:
-            self._close(CLIENT_GONE)
+            self._session.close(CLIENT_GONE)

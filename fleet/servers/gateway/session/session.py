@@ -296,7 +296,7 @@ class Session(asyncio.Protocol):
         terms = terms_of(context, connect, admission, budget, broker)
         self._relay = Relay(connect, terms, broker.write, self._device.write, self._note)
         meter = RateMeter(budget, self._relay.to_broker, self._device, self.close, self._loop)
-        self._intake = Intake(self._relay, meter, self._device, self.data_received, self.close)
+        self._intake = Intake(self._relay, meter, self._device, context.late_turns, self)
         username, has_room = context.broker.username(admission), context.wills.has_room(now)
         self.connect = broker_connect(connect, admission, username, delays_will=has_room)
         broker.write(encode_connect(context.broker.proved(self.connect, admission)))
