@@ -57,6 +57,7 @@ CONNECT = {
     "CONNECT_PROTOCOL_ERROR": ("protocol-error", 0, 0x82, True),
     "CONNACK_TOO_LARGE": ("connack-too-large", 0, 0x95, True),
     "SESSION_QUOTA": ("session-quota", 0, 0x97, True),
+    "WILL_QUOTA": ("will-quota", 0, 0x97, True),
     "CONNECT_TOO_LARGE": ("too-large", 0, 0x95, True),
     "CONNECT_TOO_LARGE_311": ("too-large", 0, 0, True),
     "WILL_RESPONSE_INVALID": ("will-response-topic", 0, 0x82, True),

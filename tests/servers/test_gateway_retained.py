@@ -20,6 +20,7 @@ from fleet.servers.gateway.limits.retained import RetainedMessages, cost_of
 from fleet.servers.gateway.relay.reason_strings import TOO_MUCH_RETAINED
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
+from fleet.wire.mqtt.connect import Will
 from fleet.wire.mqtt.publish import Publish, encode_publish
 from tests.servers.gateway_fixtures import MODEL, Wire, populate
 from tests.servers.gateway_relay_harness import VERSIONS, RelayHarness
@@ -52,7 +53,15 @@ def test_up_to_the_bytes_and_one_past_them(tmp_path: Path) -> None:
     assert messages.put("cam-1", "up/b", left - 1)
     assert messages.put("cam-3", "up/a", 9_000_000)  # a single one
     assert not messages.put("cam-3", "up/b", 1)
-    assert cost_of("a/b/c", 10) > cost_of("a_b_c", 10)
+
+
+def test_levels_count_and_go_on_counting_when_the_message_is_deleted(tmp_path: Path) -> None:
+    messages = kept(tmp_path, size=100 * 768)
+    deep = [f"devices/cam-1/up/{n}" + "/a" * 24 for n in range(5)]
+    taken = [messages.put("cam-1", topic, size) for topic in deep for size in (1, 0, 1, 0)]
+    assert taken == [True] * 12 + [False] * 8
+    assert messages.put("cam-1", deep[0], 5)  # its levels are there already
+    assert not messages.put("cam-2", "/".join("a" * 200), 0)  # even what deletes nothing makes them
 
 
 async def test_what_is_saved_counts_and_what_was_put_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +86,7 @@ async def test_what_is_saved_counts_and_what_was_put_since(tmp_path: Path, monke
     await until(lambda: "old/0" in messages._kept["cam-1"].sizes)
     assert not messages.put("cam-1", "up/newer", 5)
     assert messages.put("cam-1", "up/new", 6)
-    saved.clear()  # the backend has deleted them
+    del saved[1]  # the backend has deleted it
     os.utime(database, ns=(time.time_ns(),) * 2)  # the refusal asks for another look; times of files are coarse
     await until(lambda: messages.put("cam-1", "up/newer", 5))
     assert set(looks) == {database}
@@ -150,6 +159,9 @@ async def test_mosquittos_database_over_a_restart(tmp_path: Path, monkeypatch: p
         assert not await put(wire, "e")
         assert await put(wire, "a", b"")
         assert await put(wire, "e")
+        will = Will("devices/cam-1/up/gone", b"x", retain=True)
+        _, connack = await gateway.harness.connect(cam, V5, will=will)
+        assert connack.code == Reason.QUOTA_EXCEEDED
 
 
 def test_other_files_hold_nothing(tmp_path: Path) -> None:

@@ -157,6 +157,9 @@ SESSION_QUOTA = connect_refused(
     Reason.QUOTA_EXCEEDED,
     "The device has sessions of as many client ids as its model allows.",
 )
+WILL_QUOTA = connect_refused(
+    "will-quota", Reason.QUOTA_EXCEEDED, "The device has too many retained messages for the will to be another."
+)
 CONNECT_TOO_LARGE = connect_refused(
     "too-large", Reason.PACKET_TOO_LARGE, "The CONNECT is larger than the server allows."
 )
