@@ -44,10 +44,10 @@ def _leads_to(
 ) -> bool:
     return (
         link.subject == root.subject
-        and _spki(link) == _spki(root)
         and has_issued(root, root, now)  # a CA that has not expired
         and any(has_issued(anchor, link, now) and is_predecessor(anchor, root) for anchor in anchors)
         and has_issued(link, root, now)  # its signer is a CA that has not expired either
+        and _spki(link) == _spki(root)  # last: a key that has verified a signature can be read
     )
 
 

@@ -47,7 +47,7 @@ def checked_chain(
     Raises: Invalid (`bad-chain`), with the reason.
     """
     spki = spki_of(key)
-    issuing = next((each for each in given if spki_of(each.public_key()) == spki), None)
+    issuing = next((each for each in given if _spki(each) == spki), None)
     if issuing is None:
         raise _bad(
             "no certificate for the key of the request is in the file",
@@ -60,6 +60,14 @@ def checked_chain(
         _check(certificate, now)
         _check_path_length(certificate, chain[:below])
     return chain
+
+
+def _spki(certificate: x509.Certificate) -> bytes | None:
+    """None: of a kind that is unknown here, as some other CA's in the same file may be."""
+    try:
+        return spki_of(certificate.public_key())
+    except (ValueError, UnsupportedAlgorithm):
+        return None
 
 
 def _climbed(issuing: x509.Certificate, pool: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -128,7 +129,7 @@ def _chain_for(request: x509.CertificateSigningRequest, answer: Any, kind: str, 
         chain = tuple(x509.load_pem_x509_certificates(answer["chain"].encode()))
         if chain[0].public_key() == request.public_key():
             return chain
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, UnsupportedAlgorithm):
         pass
     raise CliError(
         f"adding {kind} '{name}'",

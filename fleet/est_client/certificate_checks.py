@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.est_client.errors import EstBadAnswer
@@ -113,7 +113,7 @@ def check_certificate(
     try:
         for check in CHECKS:
             check(issued)
-    except ValueError as error:  # an extension or name in the certificate cannot be decoded
+    except (ValueError, UnsupportedAlgorithm) as error:  # a key, an extension or a name cannot be decoded
         raise EstBadAnswer("The certificate has a field that cannot be decoded.") from error
     return chain
 
@@ -161,7 +161,7 @@ def is_root(certificate: x509.Certificate) -> bool:
     """Whether it is self-signed."""
     try:
         certificate.verify_directly_issued_by(certificate)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return True
 
@@ -179,7 +179,7 @@ def has_issued(issuer: x509.Certificate, certificate: x509.Certificate, now: dat
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         certificate.verify_directly_issued_by(issuer)
-    except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError):
+    except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return constraints.ca and not has_expired(lifetime_of(issuer), now)
 

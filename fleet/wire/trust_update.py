@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire import strict_json
 from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported
+from fleet.wire.parsing import library_errors
 from fleet.wire.spki import spki_of
 
 CONTENT_TYPE = "application/json"
@@ -74,11 +75,9 @@ def decode_trust_update(data: bytes) -> TrustUpdate:
     if not isinstance(encoded, list) or not 0 < len(encoded) <= CHAIN_MAX:
         raise Malformed("The trust update has no chain of one to five certificates.")
     payload, signature = _octets(tree.get("payload")), _octets(tree.get("signature"))
-    try:
+    with library_errors("trust update's chain"):
         chain = tuple(x509.load_der_x509_certificate(_octets(each)) for each in encoded)
         signer = chain[0].public_key()
-    except ValueError:
-        raise Malformed("A certificate of the trust update cannot be read.") from None
     if not isinstance(signer, ec.EllipticCurvePublicKey) or not isinstance(signer.curve, ec.SECP256R1):
         raise Unsupported("The trust update is signed with a key that is not P-256.")
     try:

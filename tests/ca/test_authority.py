@@ -7,7 +7,9 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.ca.authority import Certified, create_issuing, create_root, issue_server_certificate
+from fleet.ca.chain import checked_chain
 from fleet.domain.errors import Invalid
+from tests.unknown_curve import with_unknown_curve
 
 
 def test_root_and_issuing_are_authorities_and_nothing_else(root: Certified, issuing: Certified) -> None:
@@ -94,3 +96,10 @@ def test_a_name_that_cannot_stand_in_a_subject_is_refused(now: datetime, name: s
     with pytest.raises(Invalid) as refused:
         create_root(name, now)
     assert refused.value.code == "bad-name"
+
+
+def test_a_chain_beside_a_ca_whose_curve_is_unknown(root: Certified, issuing: Certified, now: datetime) -> None:
+    given = [with_unknown_curve(root[0]), root[0], issuing[0]]
+    assert checked_chain(given, issuing[1].public_key(), [], now) == (issuing[0], root[0])
+    with pytest.raises(Invalid):
+        checked_chain([given[0], issuing[0]], issuing[1].public_key(), [], now)

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from device_agent.store.device_key import certificate_info
-from fleet.est_client.certificate_checks import check_certificate
+from fleet.est_client.certificate_checks import check_certificate, has_issued, is_root
 from fleet.est_client.errors import EstBadAnswer
 from tests.device_agent.fleet_parts import Authority
+from tests.unknown_curve import with_unknown_curve
 
 NOW = datetime.now(UTC)
 
@@ -91,3 +92,20 @@ def test_the_facts(authority: Authority) -> None:
     assert int(info.serial, 16) == certificate.serial_number
     assert info.not_after == certificate.not_valid_after_utc
     assert info.obtained_at == NOW
+
+
+def test_a_key_on_an_unknown_curve_signs_nothing_and_is_nobodys(authority: Authority) -> None:
+    certificate, _ = authority.issue("cam-7")
+    odd = with_unknown_curve(authority.root)
+    assert not is_root(odd)
+    assert not has_issued(odd, authority.issuing, NOW)
+    assert check(authority, certificate, intermediates=[odd, authority.issuing]) == (authority.issuing,)
+    with pytest.raises(EstBadAnswer, match="cannot be decoded"):
+        check_certificate(
+            with_unknown_curve(certificate),
+            spki_der=b"",
+            device_id="cam-7",
+            intermediates=[],
+            anchors=[authority.root],
+            now=NOW,
+        )

@@ -14,20 +14,23 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec.structs import replace
 
+from fleet.ca.authority import create_root
 from fleet.ca.keys import generate_key
 from fleet.domain.access import Act
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import BARRED_MODEL, DeviceFilter, DeviceId
-from fleet.domain.errors import Conflict
+from fleet.domain.errors import Conflict, Invalid
 from fleet.domain.manifest import ManifestRow
 from fleet.domain.model_rules import AdmissionPath, AdmissionRules
+from fleet.servers.est.idevid_certificate import idevid_certificate
 from fleet.services import anchors, inventory, revocation
 from fleet.services.importing import Importer, Numbered
 from fleet.services.restore_revocations import reapply
 from fleet.wire.est import encode_body
 from tests.servers.est_fixtures import Answer, EstHarness, Identity, basic, csr_for, open_est, renewal_csr
 from tests.servers.makers import AGREES, Maker, new_maker
+from tests.unknown_curve import with_unknown_curve
 
 
 @dataclass
@@ -202,6 +205,12 @@ async def test_a_certificate_without_a_serial_or_with_two(yard: Yard) -> None:
     await yard.expect("cam-2", "SN2")
     assert await yard.verdict("cam-1", yard.device("")) == (400, "bad-idevid")
     assert await yard.verdict("cam-1", yard.device("SN1", hardware=b"SN2")) == (403, "idevid-ambiguous")
+
+
+def test_a_certificate_whose_curve_is_unknown() -> None:
+    der = with_unknown_curve(create_root("Maker", datetime.now(UTC))[0]).public_bytes(Encoding.DER)
+    with pytest.raises(Invalid, match="cannot be read"):
+        idevid_certificate(der)
 
 
 async def test_any_of_this_ca(yard: Yard) -> None:

@@ -14,6 +14,7 @@ from fleet.wire.serial.dialogue.errors import BadBoard, BoardRefused, DialogueEr
 from fleet.wire.serial.dialogue.events import ProvisioningData
 from fleet.wire.serial.frames import FrameReader
 from fleet.wire.serial.messages import FailureCode, decode
+from tests.unknown_curve import with_unknown_curve
 from tests.wire.serial_line import CA, CA_KEY, ORDER, Factory, MemoryBoard, certificate
 
 
@@ -129,6 +130,9 @@ def test_a_certificate_for_another_board_never_goes_down() -> None:
 
     wrong = certificate("pump-7", CA_KEY.public_key())
     fails(Mixed(), FailureCode.KEY_MISMATCH, WrongCertificate)
+
+    wrong = with_unknown_curve(wrong)
+    fails(Mixed(), FailureCode.BAD_CERTIFICATE, WrongCertificate)
 
     class Renamed(Factory):
         def enroll(self, csr: Csr) -> ProvisioningData:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.ca.authority import create_issuing, create_root
-from fleet.wire.errors import BadSignature, Malformed, TooLarge, WireError
+from fleet.wire.errors import BadSignature, Malformed, TooLarge, Unsupported, WireError
 from fleet.wire.trust_update import (
     CHAIN_MAX,
     CONTEXT,
@@ -20,6 +20,7 @@ from fleet.wire.trust_update import (
     key_name,
     sign_trust_update,
 )
+from tests.unknown_curve import with_unknown_curve
 
 NOW = datetime(2030, 1, 1, 12, 30, tzinfo=UTC)
 ROOT, ROOT_KEY = create_root("Acme", NOW)
@@ -93,6 +94,12 @@ def test_contents_that_are_refused_though_signed(payload: object) -> None:
     }
     with pytest.raises(Malformed):
         decode_trust_update(json.dumps(tree).encode())
+
+
+def test_a_signer_whose_curve_is_unknown() -> None:
+    odd = with_unknown_curve(ISSUING)
+    with pytest.raises(Unsupported):
+        decode_trust_update(sign_trust_update([key_name(ROOT)], [odd, ROOT], KEY, NOW))
 
 
 def test_size_is_capped_before_anything_is_read() -> None:

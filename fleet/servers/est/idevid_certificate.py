@@ -3,6 +3,7 @@
 import hashlib
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from fleet.domain.errors import Invalid
 from fleet.domain.idevid import IdevidCertificate, is_serial
@@ -19,7 +20,7 @@ def idevid_certificate(der: bytes) -> IdevidCertificate:
         certificate = x509.load_der_x509_certificate(der)
         subject, alt_names = names_of_certificate(certificate)
         spki = spki_of(certificate.public_key())
-    except (WireError, ValueError) as error:  # ValueError: of the library, UnsupportedAlgorithm is none
+    except (WireError, ValueError, UnsupportedAlgorithm) as error:  # OpenSSL, that is TLS, knows curves more
         raise Invalid("bad-idevid", "The manufacturer's certificate cannot be read.") from error
     in_subject = [value for oid, value in subject if oid == SERIAL_NUMBER]
     modules = [name for name in alt_names if name.startswith("HW:")]

@@ -8,6 +8,7 @@ from cryptography import x509
 from device_agent.store.root_rollover import ANCHORS_MAX, new_roots
 from fleet.ca.authority import create_issuing, create_root, succeed_root
 from fleet.est_client.certificate_checks import find_chain, is_root
+from tests.unknown_curve import with_unknown_curve
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 BEFORE = NOW - timedelta(days=400)
@@ -43,6 +44,8 @@ def test_over_several_roots() -> None:
         [FOREIGN, STEP.new_with_old],  # of the right name, and another key
         [FOREIGN_STEP.certified[0], FOREIGN_STEP.new_with_old, FOREIGN],
         [create_issuing("Acme", OLD, OLD_KEY, NOW)[0]],
+        [NEW, with_unknown_curve(STEP.new_with_old)],
+        [with_unknown_curve(NEW), STEP.new_with_old],
     ],
 )
 def test_nothing_less_will_do(offered: list[x509.Certificate]) -> None:

@@ -9,6 +9,7 @@ from fleet.wire.csr import Csr, decode_csr
 from fleet.wire.errors import WireError
 from fleet.wire.hardware_serial import comparable
 from fleet.wire.names import names_of_certificate
+from fleet.wire.parsing import library_errors
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.dialogue.errors import BadBoard, WrongCertificate
 from fleet.wire.serial.dialogue.events import ProvisioningOrder
@@ -66,9 +67,10 @@ def wanted_csr(data: bytes, order: ProvisioningOrder, info: m.DeviceInfo) -> Csr
 def certificate_fits(certificate: x509.Certificate, csr: Csr, order: ProvisioningOrder) -> None:
     """The certificate is for the CSR's key and the ordered device id.
 
-    Raises: WrongCertificate; WireError if the certificate's names cannot be decoded.
+    Raises: WrongCertificate; WireError if the certificate's key or names cannot be decoded.
     """
-    spki = spki_of(certificate.public_key())
+    with library_errors("certificate"):
+        spki = spki_of(certificate.public_key())
     if spki != csr.spki_der:
         raise WrongCertificate(FailureCode.KEY_MISMATCH, "The certificate is for another key than the board's.")
     subject, _ = names_of_certificate(certificate)

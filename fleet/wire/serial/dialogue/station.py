@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.wire.csr import Csr
-from fleet.wire.errors import WireError
+from fleet.wire.errors import TooLarge, WireError
 from fleet.wire.serial import messages as m
 from fleet.wire.serial.blobs import join_certificates
 from fleet.wire.serial.dialogue import checks
@@ -168,7 +168,8 @@ class StationDialogue:
                 Blob.ANCHORS: join_certificates(c.public_bytes(Encoding.DER) for c in data.anchors),
             }
         except WireError as error:
-            failure = WrongCertificate(FailureCode.TOO_LARGE, str(error))
+            code = FailureCode.TOO_LARGE if isinstance(error, TooLarge) else FailureCode.BAD_CERTIFICATE
+            failure = WrongCertificate(code, str(error))
             self._fail(failure)
             raise failure from error
         except DialogueError as error:
