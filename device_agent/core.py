@@ -30,6 +30,8 @@ class Setback(enum.StrEnum):
 
     NETWORK = "network"
     """No answer, or the connection broke: retry soon."""
+    CLOSED = "closed"
+    """The server has ended it by DISCONNECT: retry soon. Whether it refuses this identity, the next attempt shows."""
     UNTRUSTED = "untrusted"
     """The server's certificate did not verify: retry, and report it."""
     REFUSED = "refused"

@@ -128,6 +128,7 @@ class ControlHandlers:
         exchange.answer(
             pid=os.getpid(),
             connected=agent.connection.state is Link.UP,
+            server=agent.connection.server,
             protocol=agent.connection.protocol_name,
             phase=agent.phase,
             renewing=agent.rotation.running,

@@ -330,7 +330,7 @@ class Connection:
             delay = 0.0
             self.last_tried = None  # the same identity again, with the other version
         else:
-            if lost.setback.is_refusal:
+            if lost.setback.is_refusal and not was_up:  # else the session was taken over
                 self._refused.add(self.uses)
                 if len(self._refused) == len(Role) and self.both_refused_since is None:
                     self.both_refused_since = self._monotonic()

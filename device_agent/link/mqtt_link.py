@@ -304,9 +304,9 @@ class MqttLink:
             )
         )
 
-    def _on_disconnect(self, _client: object, _data: object, flags: Any, code: ReasonCode, _: object) -> None:
+    def _on_disconnect(self, _client: object, _data: object, flags: Any, code: ReasonCode, properties: Any) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._end(*explained_disconnect(code))
+            self._end(*explained_disconnect(code, properties))
         else:
             self._end(*explained_text(self._last_error or f"connection lost: {code}"))
 

@@ -85,15 +85,16 @@ def explained_connack(code: ReasonCode, properties: Any) -> tuple[Setback, str]:
     return setback, f"{meaning} (CONNACK: {with_reason(code, properties)})"
 
 
-def explained_disconnect(code: ReasonCode) -> tuple[Setback, str]:
+def explained_disconnect(code: ReasonCode, properties: Any) -> tuple[Setback, str]:
     """Of the server's DISCONNECT."""
+    said = with_reason(code, properties)
     if code.value != _TAKEN_OVER:
-        return Setback.NETWORK, f"the server disconnected: {code}"
-    return Setback.REFUSED, f"the server disconnected: another client uses this device's id or certificate ({code})"
+        return Setback.CLOSED, f"the server disconnected: {said}"
+    return Setback.REFUSED, f"the server disconnected: another client uses this device's id or certificate ({said})"
 
 
 def with_reason(code: ReasonCode, properties: Any) -> str:
-    """The reason code, and the server's own sentence if it has one (MQTT 5.0, 3.2.2.3.9 and 3.4.2.2.2)."""
+    """The reason code, and the server's own sentence if it has one (MQTT 5.0, 3.2.2.3.9, 3.4.2.2.2 and 3.14.2.2.3)."""
     said = str(getattr(properties, "ReasonString", ""))
     shown = "".join(each for each in said[:REASON_SIZE_MAX] if each.isprintable()).rstrip(".")
     return f"{code}{': ' if shown else ''}{shown}"

@@ -69,10 +69,25 @@ def test_a_suspended_device_is_cut_and_comes_back_when_resumed(served: Served, d
     agent = device.run()
     run_fleet(served.home, "device", "suspend", device.name, "--reason", "test")
     seen = len(agent.lines)
+    agent.wait_for(
+        lambda line: "cause=closed" in line and "has been suspended" in line,
+        "what the gateway says as it ends the session",
+    )
     agent.wait_for(lambda line: "cause=refused" in line, "that it is refused")
     run_fleet(served.home, "device", "resume", device.name)
     agent.wait_for(lambda line: " connected " in line, "that it is back", since=seen)
     assert device.call("status").count("enrolled")
+
+
+def test_a_session_that_an_operator_ends_is_told_and_begun_again(served: Served, device: LiveDevice) -> None:
+    agent = device.run()
+    seen = len(agent.lines)
+    run_fleet(served.home, "session", "kick", device.name)
+    said = "Administrative action: An operator has ended the session. Connect again"
+    agent.wait_for(lambda line: "cause=closed" in line and said in line, "why it is disconnected", since=seen)
+    agent.wait_for(lambda line: " connected " in line, "that it is back", since=seen)
+    shown = json.loads(device.call("status", "-o", "json"))
+    assert shown["agent"]["server"] == "{}:{}".format(*served.address("mqtt"))
 
 
 def test_a_revoked_device_stays_out_and_cannot_be_added_again(served: Served, device: LiveDevice) -> None:

@@ -277,6 +277,15 @@ def test_the_session_may_be_taken_over_before_the_proof_is_heard(world: World) -
     assert world.tell(world.links[-1], connected()) == [Proven(session_present=False)]
 
 
+def test_a_session_that_is_taken_over_is_no_refusal_of_the_certificate(world: World) -> None:
+    """It waits as after one: two with one id would end each other's sessions in turn."""
+    [down] = world.tell(world.up(), Lost(Setback.REFUSED, "taken over", answered=True))
+    assert isinstance(down, Down)
+    assert (down.retry_seconds > REFUSED, world.connection.current_is_refused) == (True, False)
+    assert world.fail(Setback.REFUSED).retry_seconds >= REFUSED
+    assert world.connection.current_is_refused
+
+
 def test_a_key_of_another_tpm_is_no_fault_of_the_server(world: World) -> None:
     world.connection.use(replace(CONFIG, mqtt_others=OTHERS))
     assert world.fail(Setback.UNUSABLE).retry_seconds == BASE / 2  # the next server is not tried at once

@@ -280,10 +280,10 @@ def test_a_refusal_says_what_it_means_and_what_to_do(
 @pytest.mark.parametrize(
     ("packet", "setback"),
     [
-        (b"\xe0\x02\x98\x00", Setback.NETWORK),  # administrative action: whether it is for good, the next try tells
+        (b"\xe0\x02\x98\x00", Setback.CLOSED),  # administrative action: whether it is for good, the next try tells
         (b"\xe0\x02\x8e\x00", Setback.REFUSED),  # session taken over: two of us must not fight
-        (b"\xe0\x02\x8b\x00", Setback.NETWORK),
-        (b"\xe0\x00", Setback.NETWORK),
+        (b"\xe0\x02\x8b\x00", Setback.CLOSED),
+        (b"\xe0\x00", Setback.CLOSED),
         (b"\x00\x00", Setback.NETWORK),
         (b"\x40\x01\x00", Setback.NETWORK),
         (b"\xff\xff\xff\xff\xff", Setback.NETWORK),
@@ -309,6 +309,26 @@ def test_after_the_connack_anything_can_come(
         assert isinstance(event, Lost)
         assert event.setback is setback, event
         assert event.answered
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (b"\x98", "the server disconnected: Administrative action: by Ann"),
+        (b"\x87", "the server disconnected: Not authorized: by Ann"),
+        (b"\x8e", "uses this device's id or certificate (Session taken over: by Ann)"),
+    ],
+)
+def test_what_the_server_says_of_its_disconnect_is_repeated(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver], code: bytes, reason: str
+) -> None:
+    disconnect = packet(0xE0, code + b"\x0a\x1f\x00\x07by\x1b Ann")
+    with mqtt_server(authority, CONNACK_5 + disconnect) as port:
+        driver = drive(port, context)
+        assert isinstance(driver.next_event(), Connected)
+        lost = driver.next_event()
+        assert isinstance(lost, Lost)
+        assert lost.reason.endswith(reason)
 
 
 def test_the_servers_limits_are_heard(
