@@ -118,8 +118,9 @@ class TopicPolicy(Struct, frozen=True):
         """Why it may not subscribe to `topic_filter`, `$share/GROUP/FILTER` or another."""
         is_shared = topic_filter.startswith(_SHARE)
         asked = shared_filter(topic_filter) if is_shared else topic_filter
-        # `covers` walks well-formed filters only: it would find "a/#/b" within "a/#".
-        if not is_well_formed(asked) or not any(covers(f, asked) for f in self.subscribe):
+        # `covers` walks well-formed filters only: it would find "a/#/b" within "a/#". What it does not find is refused
+        # without a look at its wildcards, of which it may have thousands.
+        if not any(covers(f, asked) for f in self.subscribe) or not is_well_formed(asked):
             return "topic"
         if self._has_bad_dot(asked):
             return "dot"

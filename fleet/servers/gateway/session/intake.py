@@ -25,7 +25,17 @@ class _Session(Protocol):
 
 
 class Intake:
-    __slots__ = ("_device", "_is_ended", "_is_released", "_is_waiting", "_late", "_relay", "_session", "meter")
+    __slots__ = (
+        "_device",
+        "_is_ended",
+        "_is_released",
+        "_is_waiting",
+        "_late",
+        "_packets",
+        "_relay",
+        "_session",
+        "meter",
+    )
 
     def __init__(
         self,
@@ -36,6 +46,7 @@ class Intake:
         session: _Session,
     ) -> None:
         self._relay = relay
+        self._packets = relay.to_broker
         self.meter = meter
         self._device = device
         self._late = late
@@ -46,30 +57,30 @@ class Intake:
 
     def take(self, data: bytes) -> CloseReason | None:
         """Relay `data`, or as much of it as is due now. Raises: CloseSession, WireError."""
-        relay, meter = self._relay, self.meter
+        relay, packets, meter = self._relay, self._packets, self.meter
         meter.size += len(data)
         if monotonic() > self._late.fresh_until and not self._is_released:
             self._wait(data)
             return None
         answers = relay.answers
-        relay.to_broker.feed(data)
+        packets.feed(data)
         if relay.answers != answers or (relay.unread is not None and relay.unread.is_asked(relay.to_broker.packets)):
             self._device.pause_if_blocked()
         if meter.size > meter.budget.lease_size:
             meter.pay()
-        if relay.to_broker.is_behind:
+        if packets.is_behind:
             self._device.end_turn(self._catch_up)
         return relay.closing
 
     def end(self) -> bool:
         """The device's connection has ended. Whether all that it has sent is relayed; the session is closed then."""
         # Not when answers wait, which nobody reads any more.
-        self._is_ended = self._relay.to_broker.is_behind and not self._device.blocked
+        self._is_ended = self._packets.is_behind and not self._device.blocked
         return not self._is_ended
 
     def _wait(self, data: bytes) -> None:
         """Keep `data` until it is known that the device was not revoked before it was read."""
-        self._relay.to_broker.hold_back(data)
+        self._packets.hold_back(data)
         self._device.pause(Pause.EVENTS_UNREAD)
         self._device.end_turn(self._catch_up)
         if not self._is_waiting:
@@ -83,5 +94,5 @@ class Intake:
     def _catch_up(self) -> None:
         self._session.data_received(b"")
         self._is_released = False
-        if self._is_ended and not self._relay.to_broker.is_behind:
+        if self._is_ended and not self._packets.is_behind:
             self._session.close(CLIENT_GONE)
