@@ -27,6 +27,8 @@ from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.domain.device import Model
 from fleet.domain.mqtt_overrides import all_filters, any_other_client_ids
 from fleet.domain.topic_policy import FLEET_TOPICS, RESERVED, filled_for_model
+from fleet.mqtt_client.client import MqttVisit
+from fleet.servers.gateway.broker.largest_queues import LargestQueues
 from fleet.servers.gateway.broker.private_socket import private_directory
 from fleet.servers.gateway.broker.process import STOP_SECONDS_MAX, BrokerProcess, OwnBroker
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
@@ -96,6 +98,7 @@ class Mosquitto(OwnBroker):
         self.not_saved = ""
         """Why it can't save what it holds, in its own words; "" while it can."""
         self._saving: asyncio.Task[None] | None = None
+        self._queues = LargestQueues(run_dir / DATABASE, self._connect)
         self.process = BrokerProcess("mosquitto", (program, "-c", CONFIG), run_dir, self.socket, self._on_line)
         self.process.recover = self._set_database_aside
 
@@ -178,6 +181,7 @@ class Mosquitto(OwnBroker):
             database = self._database_state()
             await asyncio.sleep(max(self._save_seconds, database[1] / SAVED_BYTES_PER_SECOND))
             is_saved = not was_asked or self._is_saved(database)
+            await self._queues.saved(*self._database_state())
             read = (self.process.restarts, self.process.bytes_read())  # a successor may have read just as much
             is_read = read[1] is None or read != before
             # Once more than it has read: an acknowledgement under way during a save waits for the next (saved_acks.py).
@@ -186,6 +190,9 @@ class Mosquitto(OwnBroker):
                 self._error = ""
                 self.process.signal(signal.SIGUSR1)
                 before, was_read = read, is_read
+
+    async def _connect(self, visit: MqttVisit) -> None:
+        await asyncio.get_running_loop().create_unix_connection(lambda: visit, str(self.socket))
 
     def _is_saved(self, before: tuple[int, int]) -> bool:
         """Whether it has saved, or reported no error; logs when that changes. `before`: the state when it was asked."""

@@ -43,7 +43,7 @@ class Limits:
     """Those of all devices: a quarter of what our own mosquitto has."""
     queued_messages_per_device_max: int = 2_000
     """Messages that our own mosquitto keeps for a client that is offline or does not read."""
-    queued_bytes_per_device_max: int = 16_777_216
+    queued_bytes_per_device_max: int = 4_194_304
     """The bytes of those of QoS 1 and 2."""
     unacknowledged_bytes_per_device_max: int = 4_194_304
     """Of QoS 1 and 2 that our own mosquitto has sent to a client, and that are not acknowledged."""
