@@ -52,11 +52,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--tier") is not Tier.ALL:
+    tier: Tier = config.getoption("--tier")
+    if tier is not Tier.ALL:
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
-    items.sort(key=lambda item: place_in_order(item.path))
+    items.sort(key=lambda item: place_in_order(item.path, tier))
 
 
 def pytest_collection_finish() -> None:

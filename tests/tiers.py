@@ -76,7 +76,27 @@ LONGEST_FIRST: tuple[str, ...] = (
 )
 
 
+# Likewise those that take a minute and more in the whole suite only.
+LONGEST_OF_ALL: tuple[str, ...] = (
+    "device_agent/store/test_real_server.py",
+    "interop/test_mosquitto_bridge.py",
+    "faults/test_crash.py",
+    "device_agent/test_agent_weight.py",
+    "hw_bench/test_fleet_year.py",
+    "faults/test_crash_postgres.py",
+    "device_agent/embedded/test_embedded_device.py",
+    "faults/test_kill_serve.py",
+    "fuzz/test_corpus.py",
+    "device_agent/store/test_crash_states.py",
+    "device_agent/spool/test_spool_faults.py",
+    "faults/test_crash_approval.py",
+    "interop/test_external_brokers.py",
+    "interop/test_rabbitmq.py",
+)
+
+
 @cache
-def place_in_order(path: Path) -> int:
+def place_in_order(path: Path, tier: Tier) -> int:
     name = str(path.relative_to(TESTS)) if path.is_relative_to(TESTS) else ""
-    return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+    order = (*LONGEST_OF_ALL, *LONGEST_FIRST) if tier is Tier.ALL else LONGEST_FIRST
+    return order.index(name) if name in order else len(order)

@@ -11,7 +11,9 @@ PATIENCE_SECONDS = 240
 TURNS = 1000
 
 
-async def until(condition: Callable[[], object], process: asyncio.subprocess.Process | None = None) -> None:
+async def until(
+    condition: Callable[[], object], process: "asyncio.subprocess.Process | subprocess.Popen[Any] | None" = None
+) -> None:
     """Returns when `condition()` holds: for what another task, thread or process does without an event.
 
     It fails at once where `process`, without which it never will, has ended.
@@ -19,7 +21,8 @@ async def until(condition: Callable[[], object], process: asyncio.subprocess.Pro
     async with asyncio.timeout(PATIENCE_SECONDS):
         turn = 0
         while not condition():
-            assert process is None or process.returncode is None, f"the program has ended with {process.returncode}"
+            ended = process.poll() if isinstance(process, subprocess.Popen) else process and process.returncode
+            assert ended is None, f"the program has ended with {ended}"
             await asyncio.sleep(0 if turn < TURNS else 0.005)  # every other task gets its turn
             turn += 1
 

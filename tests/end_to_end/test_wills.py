@@ -74,7 +74,7 @@ async def connect(devices: Devices, identity: Identity, delay: int | None) -> Pa
         client.client.will_set(topic(identity), b"gone", 1, properties=properties)
     assert await client.connect(*devices.served.address("mqtt")) == 0
     devices._stack.push_async_callback(client.close)
-    await until(lambda: len(sessions_of(devices, identity)) > len(before))
+    await until(lambda: len(sessions_of(devices, identity)) > len(before), devices.served.process)
     return client
 
 
@@ -88,7 +88,7 @@ async def vanish(devices: Devices, identity: Identity, client: Paho) -> None:
     """Its connection is lost, and the gateway knows."""
     ended = devices.ended(identity.name)
     client.vanish()
-    await until(lambda: devices.ended(identity.name) > ended)
+    await until(lambda: devices.ended(identity.name) > ended, devices.served.process)
 
 
 async def nothing_but(observer: Paho, identity: Identity, seconds: float, *, wills_max: int = 0) -> None:
@@ -145,7 +145,7 @@ async def test_a_client_that_is_killed_leaves_its_will(shared_street: Devices) -
         stdout=subprocess.DEVNULL,
     )
     try:
-        await until(lambda: bool(sessions_of(devices, cam)))
+        await until(lambda: bool(sessions_of(devices, cam)), client)
     finally:
         client.kill()
         client.wait()

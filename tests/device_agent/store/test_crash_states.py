@@ -25,7 +25,7 @@ from fleet.ca.authority import succeed_root
 from fleet.est_client.errors import EstRefused
 from tests.device_agent.fleet_parts import Authority
 from tests.device_agent.store import crash_life
-from tests.device_agent.store.crash_disk import CrashState, crash_states, every_byte, recording, some_bytes
+from tests.device_agent.store.crash_disk import CrashState, crash_states, many_bytes, recording, some_bytes
 from tests.device_agent.store.crash_life import ModelServer, enroll, in_process, recover, run
 from tests.tiers import Tier
 
@@ -164,7 +164,7 @@ def test_power_lost_at_any_operation(
     name: str, folder: Path, authority: Authority, tier: Tier, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenario, server = SCENARIOS[name], ModelServer(authority)
-    states = states_of(scenario, folder, server, every_byte if tier is Tier.ALL else some_bytes)
+    states = states_of(scenario, folder, server, many_bytes if tier is Tier.ALL else some_bytes)
     count = tier.times(8, all=len(states))
     chosen = states if count >= len(states) else random.Random(name).sample(states, count)
     extra_cas, outcomes = server.extra_cas, collections.Counter[str]()

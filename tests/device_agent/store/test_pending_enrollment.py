@@ -3,8 +3,7 @@
 import hashlib
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from fleet.domain.model_rules import AdmissionPath, AdmissionRules, ModelRules
 from fleet.services import approvals, inventory
 from tests.device_agent.fleet_parts import Authority, Device, EstServer, device_id_for
 from tests.free_ports import free_port
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 pytestmark = pytest.mark.usefixtures("forked_programs")
 PENDING = Outcome(ok=False, message="Waiting for approval.", retry_after_seconds=30, pending=True)
@@ -113,14 +113,22 @@ def lone(patient: EstServer, tmp_path: Path, request: pytest.FixtureRequest) -> 
     return device
 
 
-def request_of(server: EstServer) -> ApprovalRequest:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        found = server.call(server.registry.requests(now=server.clock()))
-        if found:
-            return found[0]
-        time.sleep(0.05)
-    raise AssertionError("nobody asked")
+def request_of(server: EstServer, process: "subprocess.Popen[str]") -> ApprovalRequest:
+    """What `process` asks for."""
+
+    def requests() -> Sequence[ApprovalRequest]:
+        return server.call(server.registry.requests(now=server.clock()))
+
+    wait_until_while_it_runs(requests, process)
+    return requests()[0]
+
+
+def wait_until_while_it_runs(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    def holds() -> object:
+        assert process.poll() is None, process.communicate()
+        return condition()
+
+    wait_until(holds, "it never asked")
 
 
 def enrolling(device: Device) -> subprocess.Popen[str]:
@@ -131,13 +139,11 @@ def enrolling(device: Device) -> subprocess.Popen[str]:
 
 def test_asked_approved_and_enrolled(lone: Device, patient: EstServer) -> None:
     process = enrolling(lone)
-    request = request_of(patient)
-    deadline = time.monotonic() + 240
-    while lone.status()["state"] != "waiting for approval":
-        assert time.monotonic() < deadline
+    request = request_of(patient, process)
+    wait_until_while_it_runs(lambda: lone.status()["state"] == "waiting for approval", process)
     assert request.fingerprint in lone.status()["problem"]
     patient.call(approvals.approve(patient.registry, request.id, act=Act("operator", patient.clock())))
-    said, told = process.communicate(timeout=60)
+    said, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, told
     assert f"Waiting for approval. This device's key is {request.fingerprint}." in told
     assert f"Enrolled as {lone.device_id}" in said
@@ -147,8 +153,10 @@ def test_asked_approved_and_enrolled(lone: Device, patient: EstServer) -> None:
 
 def test_denied(lone: Device, patient: EstServer) -> None:
     process = enrolling(lone)
-    patient.call(approvals.deny(patient.registry, request_of(patient).id, act=Act("operator", patient.clock())))
-    assert "An operator has denied this request" in process.communicate(timeout=60)[1]
+    patient.call(
+        approvals.deny(patient.registry, request_of(patient, process).id, act=Act("operator", patient.clock()))
+    )
+    assert "An operator has denied this request" in process.communicate(timeout=PATIENCE_SECONDS)[1]
     assert process.returncode == 1
     assert lone.status()["state"] == "not enrolled"
 
