@@ -1,7 +1,9 @@
 """Keys in a TPM: a real device agent with swtpm, at a served fleet."""
 
+import hashlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from device_agent.config.agent_config import read_config
+from device_agent.enrollment.enrollment import EnrollmentJob
 from device_agent.errors import KeyStoreFailed
 from device_agent.store import hardware_key
 from device_agent.store.device_key import candidate_key, generate_key, key_pem, load_key, parse_key
@@ -259,6 +262,47 @@ def test_a_cleared_tpm_is_a_rung_of_the_ladder(device: Device, tmp_path: Path) -
         assert running.process.wait(PATIENCE_SECONDS) == 0
         device.tpm.stop()
         device.tpm = first
+
+
+@pytest.mark.parametrize("is_known", [pytest.param(True, marks=pytest.mark.long), False])
+def test_a_damaged_key_of_the_next_certificate_leaves_the_one_in_use(device: Device, is_known: bool) -> None:
+    """Known by its hash in meta.json, or to the TPM alone, as where it was damaged before it was written."""
+    device.enroll()
+    before, slot = device.key, device.home / "slot-b"
+    done = subprocess.run(
+        [sys.executable, "-m", "device_agent.enroll_child"],
+        input=EnrollmentJob(device.home, "reenroll").to_json(),
+        text=True,
+        env=with_provider(KeyStore(device.home, TPM2, TCTI), os.environ | device.tpm.environment),
+        check=False,
+    )
+    assert done.returncode == 0
+    blob = bytearray(ssl.PEM_cert_to_DER_cert(as_certificate((slot / "key.pem").read_text())))
+    blob[-8] ^= 1  # of the private part, which the TPM has encrypted
+    pem = as_key(ssl.DER_cert_to_PEM_cert(bytes(blob))).encode()
+    (slot / "key.pem").write_bytes(pem)
+    if not is_known:
+        meta = json.loads((slot / "meta.json").read_text())
+        (slot / "meta.json").write_text(json.dumps(meta | {"key_file_sha256": hashlib.sha256(pem).hexdigest()}))
+    running = device.run()
+    try:
+        if not is_known:
+            running.wait_for(lambda line: "cause=unusable" in line, "which key cannot be used")
+        running.wait_for(lambda line: " connected slot=slot-a" in line, "connected")
+        assert device.key == before
+        device.agent("renew")
+        assert device.key not in (before, pem)
+    finally:
+        running.process.terminate()
+        assert running.process.wait(PATIENCE_SECONDS) == 0
+
+
+def as_certificate(key_pem: str) -> str:
+    return key_pem.replace("TSS2 PRIVATE KEY", "CERTIFICATE")
+
+
+def as_key(certificate_pem: str) -> str:
+    return certificate_pem.replace("CERTIFICATE", "TSS2 PRIVATE KEY")
 
 
 def test_a_key_signs_and_is_not_given_away(store: KeyStore) -> None:
