@@ -270,9 +270,10 @@ class EstClient:
                     f"The server at {server} requires a client certificate: {error.reason}.",
                     "Is that the MQTT port? EST usually listens on 8443.",
                 )
+            said = "The EST server refused our certificate" if is_authenticated else f"An alert of {server} ended TLS"
             return kind(
-                f"The EST server refused our certificate in the handshake: {error.reason}.",
-                "It may be expired, revoked, or issued by another CA: enroll again with a new token.",
+                f"{said} in the handshake: {error.reason}.",
+                "Our certificate may be expired, revoked, or issued by another CA: enroll again with a new token.",
             )
         return EstUnreachable(f"TLS with {server} failed: {error.reason or error}.")
 
