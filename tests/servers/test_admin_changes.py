@@ -81,9 +81,10 @@ class TestModels:
         mqtt |= {"subscriptions_max": 3, "packet_size_max": 4_096}
         names = {"binding": True, "email": "{id}@example.com", "upn": "{id}@corp.example"}
         http = {"allow": ["GET,HEAD /v1/{id}/**"]}
-        patch = {"renewal": {"grace_seconds": 120}, "profile": names, "mqtt": mqtt, "http": http}
+        renewal = {"grace_seconds": 120, "certificates_per_day": 100}
+        patch = {"renewal": renewal, "profile": names, "mqtt": mqtt, "http": http}
         _, patched = await admin.ask("PATCH", "/v1/models/valve", patch, {"If-Match": "*"})
-        assert patched["renewal"] == {"key": "new", "grace_seconds": 120, "campaign": None}
+        assert patched["renewal"] == {"key": "new", "campaign": None, **renewal}
         assert patched["profile"] == {**made["profile"], **names}
         assert patched["http"] == http
         assert patched["mqtt"] == {**made["mqtt"], **mqtt}
@@ -101,6 +102,8 @@ class TestModels:
             ("PATCH", "/v1/models/cam", {"former_tenants": ["a b"]}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"former_tenants": "acme"}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"mqtt": {"subscriptions_max": 100_001}}, (400, "bad-request")),
+            ("PATCH", "/v1/models/cam", {"renewal": {"certificates_per_day": 1_000_001}}, (400, "bad-request")),
+            ("PATCH", "/v1/models/cam", {"renewal": {"certificates_per_day": -1}}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"mqtt": {"packet_size_max": 67_108_865}}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"mqtt": {"overrides": [{"tag": "a=b", "qos_max": 3}]}}, (400, "bad-request")),
             ("PATCH", "/v1/models/cam", {"mqtt": {"overrides": [{"tag": "a=b"}]}}, (400, "bad-rule")),
