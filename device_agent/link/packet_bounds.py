@@ -58,6 +58,9 @@ def _skip_properties(packet: bytes | bytearray, at: int) -> int:
 class BoundedClient(paho.Client):
     """paho's, which raises PacketRefused from its reads."""
 
+    _is_answered = False
+    """CONNACK has been received."""
+
     def _sock_recv(self, bufsize: int) -> bytes:
         packet = self._in_packet
         if packet["have_remaining"] and not packet["packet"]:
@@ -67,5 +70,8 @@ class BoundedClient(paho.Client):
     def _packet_handle(self) -> MQTTErrorCode:
         packet = self._in_packet
         check_header(packet["command"], packet["remaining_length"])  # one that is nothing but its header, too
+        if (packet["command"] >> 4 == _CONNACK) is self._is_answered:  # [MQTT-3.2.0-1], [MQTT-3.2.0-2]
+            raise PacketRefused("protocol error: the first packet of the server, and no other, is to be a CONNACK")
+        self._is_answered = True
         check_packet(packet["command"], packet["packet"], has_properties=self._protocol == MQTTProtocolVersion.MQTTv5)
         return super()._packet_handle()

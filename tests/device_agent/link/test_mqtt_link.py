@@ -750,6 +750,7 @@ HOSTILE = {
     "identifiers": (MQTT_5, publish(1, b"\x0b\x01" * PROPERTIES_SIZE_MAX), "properties of more than"),
     "user properties": (MQTT_5, publish(0, b"\x26" + bytes(4) * PROPERTIES_SIZE_MAX), "properties of more than"),
     "qos 2": (MQTT_3, b"\x34\xff\xff\x3f", "message of QoS 2"),
+    "second connack": (MQTT_5, CONNACK_5, "and no other, is to be a CONNACK"),
     "qos 3": (MQTT_5, b"\x36\x05", "message of QoS 3"),
     "pingreq": (MQTT_5, b"\xc0\x00", "packet of type 12"),
     "pubrel": (MQTT_5, b"\x62\x02", "packet of type 6"),
@@ -777,6 +778,17 @@ def test_what_no_server_needs_to_send_is_refused_before_it_is_parsed(
         assert isinstance(lost, Lost)
         assert (lost.setback, reason in lost.reason) == (Setback.NETWORK, True), lost.reason
         driver.link.close()
+
+
+@pytest.mark.parametrize("protocol", [MQTT_5, MQTT_3])
+@pytest.mark.parametrize("first", [b"\x30\x05\x00\x01x\x00a", b"\xd0\x00", b"\x90\x04\x00\x01\x00\x00"])
+def test_what_comes_before_the_connack_is_refused(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver], protocol: int, first: bytes
+) -> None:
+    with mqtt_server(authority, first) as port:
+        lost = drive(port, context, protocol).next_event()
+        assert isinstance(lost, Lost)
+        assert "is to be a CONNACK" in lost.reason
 
 
 @pytest.mark.parametrize("name", ["suback", "unsuback"])
