@@ -33,4 +33,4 @@ def test_the_quick_start_says_how_it_is_used_from_another_folder(tmp_path: Path,
 def test_readme_and_ci_name_the_same_commands() -> None:
     quick = [block.strip() for block in blocks_of(PROJECT / "README.md") if ".quickstart" in block]
     assert quick == ["sh .quickstart demo", "sh .quickstart test"]
-    assert (PROJECT / ".ci" / "run").read_text().rstrip().endswith("exec sh .quickstart test")
+    assert (PROJECT / ".ci" / "run").read_text().rstrip().endswith('exec sh .quickstart test "$@"')

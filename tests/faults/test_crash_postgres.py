@@ -15,7 +15,7 @@ SEED = 20260629  # the first to be killed is the supervisor, the second of postg
 @pytest.mark.usefixtures("forked_programs")
 @pytest.mark.skipif(postgres.missing() is not None, reason="postgresql: not installed")
 def test_every_certificate_token_and_event_is_accounted_for_when_the_database_is_killed_too(tier: Tier) -> None:
-    kills = tier.times(10, all=100)
+    kills = tier.times(10, all=50)
     report = Crash().run(Plan(kills=kills, seed=SEED, database="postgres"), lambda text: None)
     checks = "\n".join(report.checks)
     found = re.match(rf"{kills} kills, (\d+) of them of the supervisor, (\d+) of postgres; seed {SEED}\n", checks)

@@ -23,7 +23,7 @@ from device_agent.apps.control_server import (
     Exchange,
 )
 from device_agent.errors import AgentError, Busy, NotRunning, SendRefused
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 def echo(exchange: Exchange, request: dict[str, Any]) -> None:
@@ -255,15 +255,15 @@ def test_who_has_nothing_due_or_is_gone_is_closed_at_once(tmp_path: Path) -> Non
         with connect(tmp_path) as program:
             program.shutdown(socket.SHUT_WR)
             assert read_line(program) is None
-        assert closed.acquire(timeout=20)
+        assert closed.acquire(timeout=PATIENCE_SECONDS)
         with connect(tmp_path) as program:
             program.sendall(b'{"do": "silence"}\n')
-        assert closed.acquire(timeout=20)
+        assert closed.acquire(timeout=PATIENCE_SECONDS)
         with connect(tmp_path) as program:
             program.sendall(b'{"do": "silence"}\n')
             program.shutdown(socket.SHUT_WR)
             wait_until(lambda: any(each._ended for each in desk._clients.values()))
-        assert closed.acquire(timeout=20)
+        assert closed.acquire(timeout=PATIENCE_SECONDS)
 
 
 class Door:

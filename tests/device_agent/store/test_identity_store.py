@@ -16,6 +16,7 @@ from device_agent.store import identity_store
 from device_agent.store.atomic_files import write_atomically
 from device_agent.store.identity_store import SLOTS, CertificateInfo, Identity, IdentityStore
 from tests.device_agent.store.dying import BEGIN, END, put
+from tests.waiting import PATIENCE_SECONDS
 
 
 def serial_of(identity: Identity | None) -> str | None:
@@ -150,14 +151,14 @@ def test_the_lock_is_waited_for_as_long_as_asked(home: Path) -> None:
     def hold() -> None:
         with IdentityStore(home).lock():
             held.set()
-            release.wait(20)
+            release.wait(PATIENCE_SECONDS)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert held.wait(20)
+    assert held.wait(PATIENCE_SECONDS)
     timer = threading.Timer(0.1, release.set)
     timer.start()
-    with IdentityStore(home).lock(wait_seconds=20):
+    with IdentityStore(home).lock(wait_seconds=PATIENCE_SECONDS):
         assert release.is_set()
     holder.join()
     assert (home / "slots.lock").stat().st_mode & 0o777 == 0o600
