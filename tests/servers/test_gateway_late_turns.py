@@ -117,6 +117,27 @@ async def test_a_burst_that_is_under_way_waits_too() -> None:
     await bench.finish()
 
 
+async def test_what_waits_for_more_than_events_is_not_taken_by_an_old_look() -> None:
+    bench = await Bench().reach(Phase.RELAYING)
+    feed = Feed()
+    late = bench.context.late_turns
+    late._caught_up = feed.caught_up
+    late.fresh_until = 0.0
+    bench.session.data_received(MESSAGE)
+    bench.session.broker_blocked()
+    await feed.asked(1)
+    feed.looks[0].set_result(None)
+    await until(lambda: late.fresh_until > 0)
+    late.fresh_until = 0.0
+    bench.session.broker_drained()
+    await feed.asked(2)
+    assert not bench.broker.written
+    feed.looks[1].set_result(None)
+    await until(lambda: bench.device.reading)
+    assert bench.broker.written == MESSAGE
+    await bench.finish()
+
+
 async def suspend(path: Path, name: str) -> None:
     """As another process does: by a registry of its own."""
     registry = await SqliteRegistry.open(path / "registry.db")

@@ -49,6 +49,11 @@ class FlowControlledTransport:
         """Bytes that the peer has not read."""
         return self._transport.get_write_buffer_size()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the next turn is all that it waits for."""
+        return self._pauses == (Pause.TURN,)
+
     def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
         """Address and port of the peer, and of our own end."""
         return self._end("peername"), self._end("sockname")
@@ -76,7 +81,7 @@ class FlowControlledTransport:
         """Resolve `reason`; does nothing when reading was not paused for it."""
         if reason in self._pauses:
             self._pauses = tuple(one for one in self._pauses if one is not reason)
-            if self._next is not None and self._pauses == (Pause.TURN,):
+            if self._next is not None and self.is_due:
                 asyncio.get_running_loop().call_soon(self._begin_turn)
             elif not self._pauses and not self._transport.is_closing():
                 self._transport.resume_reading()
@@ -91,13 +96,13 @@ class FlowControlledTransport:
         self.pause(Pause.TURN)
 
     def _begin_turn(self) -> None:
-        if self._next is None or self._pauses != (Pause.TURN,):
+        if self._next is None or not self.is_due:
             return
         act, self._next = self._next, None
         act()
         if self._next is None:
             self.resume(Pause.TURN)
-        elif self._pauses == (Pause.TURN,):
+        elif self.is_due:
             asyncio.get_running_loop().call_soon(self._begin_turn)
 
     def pause_if_blocked(self) -> None:

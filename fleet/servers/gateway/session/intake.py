@@ -88,8 +88,9 @@ class Intake:
             self._late.after(self._release)
 
     def _release(self) -> None:
-        self._is_waiting, self._is_released = False, True
+        self._is_waiting = False
         self._device.resume(Pause.EVENTS_UNREAD)
+        self._is_released = self._device.is_due  # not where it waits for something else, which may take long
 
     def _catch_up(self) -> None:
         self._session.data_received(b"")
