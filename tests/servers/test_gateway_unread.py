@@ -65,12 +65,14 @@ def test_where_all_have_too_much_each_keeps_a_share_and_the_largest_is_closed() 
     assert total.bytes == SUM
     assert not any(each.closed for each in waiting)
     small = Waiting(total)
-    assert small.unread.has_room(SHARE_BYTES)
-    assert not small.unread.has_room(SHARE_BYTES + 1)
+    share = SUM // len(total.holders)
+    assert small.unread.has_room(share)
+    assert not small.unread.has_room(share + 1)
+    assert not any(each.unread.has_room(1) for each in waiting)
     waiting[3].take(1)
     assert [each.closed for each in waiting] == [int(each is waiting[3]) for each in waiting]
     assert total.bytes == SUM - MAX
-    assert small.unread.has_room(SHARE_BYTES + 1)
+    assert small.unread.has_room(share + 1)
     for each in waiting:
         each.unread.end()
         each.unread.end()
@@ -82,8 +84,9 @@ def test_shares_alone_close_nobody() -> None:
     total = UnreadTotal(lambda: None, Limits(unread_bytes_max=4 * SHARE_BYTES))
     waiting = [Waiting(total) for _ in range(6)]
     for each in waiting:
+        assert each.unread.has_room(SHARE_BYTES)
         each.take(SHARE_BYTES)
-    assert not any(each.closed for each in waiting)
+    assert not any(each.closed or each.unread.has_room(1) for each in waiting)
 
 
 def test_more_of_qos_1_and_2_than_our_broker_sends_unacknowledged_closes_the_session() -> None:
@@ -205,7 +208,8 @@ async def test_clients_that_do_not_read_do_not_fill_our_broker(tmp_path: Path, m
     limit = 24_000_000
     small = mosquitto.CONFIG_TEXT.replace(f"memory_limit {BROKER_MEMORY_MAX}", f"memory_limit {limit}")
     monkeypatch.setattr(mosquitto, "CONFIG_TEXT", small)
-    async with open_mosquitto_gateway(tmp_path) as gateway:
+    limits = Limits(unread_bytes_per_device_max=1_000_000)
+    async with open_mosquitto_gateway(tmp_path, limits=limits) as gateway:
         held = await populate(gateway.harness.registry, *(f"cam-{n}" for n in range(5)))
         wires = [(await gateway.harness.connect(cam, V5))[0] for cam in held[1:]]
         for wire, cam in zip(wires, held[1:], strict=True):

@@ -51,7 +51,7 @@ class Limits:
     """Topics on which our own mosquitto keeps a retained message of one device."""
     retained_bytes_per_device_max: int = 8_388_608
     """Its memory for them, unless it is a single one."""
-    unread_bytes_per_device_max: int = 4_194_304
+    unread_bytes_per_device_max: int = 8_388_608
     """What waits in the gateway for a client that does not read, before QoS 0 is dropped for it."""
     unread_bytes_max: int = 134_217_728
     """That of all clients, of QoS 1 and 2 as well; beyond it the session with most of it is closed."""

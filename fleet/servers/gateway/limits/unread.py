@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
-SHARE_BYTES = 65_536  # of one session: not refused for what others have
+SHARE_BYTES = 65_536  # of one session at least: not refused for what others have
 ASKED_MAX = 1_024  # packets of a device that does not read, each of which may cause an answer
 
 
@@ -24,6 +24,11 @@ class UnreadTotal:
         self.count = count
         self.limits = limits
         self.holders: set[Unread] = set()
+
+    @property
+    def share(self) -> int:
+        """Bytes of each session that has any, if all had the same."""
+        return self.limits.unread_bytes_max // (len(self.holders) or 1)
 
     def give_way(self) -> None:
         """Close the session with most of it, if there is too much."""
@@ -53,7 +58,7 @@ class Unread:
         """Whether one more message of QoS 0 with `size` bytes may wait; counted as dropped if not."""
         total, before = self._total, self._size()
         waits = before + size
-        if waits <= SHARE_BYTES:
+        if waits <= max(SHARE_BYTES, min(total.share, total.limits.unread_bytes_per_device_max)):
             return True
         is_single = before <= SHARE_BYTES
         if total.bytes - self.bytes + waits <= total.limits.unread_bytes_max and (
