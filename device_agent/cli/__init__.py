@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from device_agent.cli.options import home_option
+from device_agent.cli.options import ARGUMENTS, home_option
 from fleet.config.streams import LazyProgram, os_problem
 from fleet.est_client.errors import ClientError
 
@@ -40,6 +40,14 @@ class DeviceAgent(LazyProgram):
     """Errors are one plain line, with what to do about them."""
 
     commands_by_name = COMMANDS
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        given = tuple(args)  # what parses them takes them away
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[ARGUMENTS] = given
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

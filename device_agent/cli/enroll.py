@@ -9,7 +9,7 @@ import click
 
 from device_agent.cli import enrollment
 from device_agent.cli.deploy import deploy_unless_running
-from device_agent.cli.options import pass_home, usage_errors
+from device_agent.cli.options import HANDED_FILE, pass_home, usage_errors
 from device_agent.config.agent_config import read_config
 from device_agent.link.clock import device_clock
 from device_agent.store.key_store import FILE, use_here, use_in_children
@@ -20,19 +20,24 @@ from fleet.wire.text import without_mark
 
 TOKEN_SIZE_MAX = 4096  # bytes
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_ANY = click.Path(readable=False, path_type=Path)
 
 
-def _opened(context: click.Context, _: click.Parameter, file: Path | None) -> BinaryIO | None:
-    """At once: root's token is root's to read, and root becomes the home's owner afterwards."""
+def _opened(context: click.Context, param: click.Parameter, file: Path | None) -> BinaryIO | None:
+    """At once: root's token is root's to read, and a program of the home's owner goes on with the descriptor."""
     if file is None:
         return None
-    opened = open(file, "rb")  # noqa: SIM115 - closed with the context
+    handed = os.environ.pop(HANDED_FILE, "")
+    path = file if handed else _FILE.convert(file, param, context)
+    opened = open(path, "rb", opener=(lambda *_: int(handed)) if handed else None)  # noqa: SIM115 - with the context
     context.call_on_close(opened.close)
     return opened
 
 
 @click.command()
-@click.option("--token-file", type=_FILE, callback=_opened, help="File with the token.")
+@click.option(
+    "--token-file", type=click.Path(path_type=Path, readable=False), callback=_opened, help="File with the token."
+)
 @click.option("--token-env", metavar="VAR", help="Environment variable with the token.")
 @click.option(
     "--certificate", type=_FILE, help="Instead of a token: certificate of the manufacturer (IDevID) or a claim, PEM."

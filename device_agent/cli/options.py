@@ -3,15 +3,19 @@
 import contextlib
 import functools
 import os
-import pwd
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from device_agent.errors import AgentError
+from device_agent.child_process import module_command
 from fleet.est_client.errors import BadConfig
+
+ARGUMENTS = "device_agent.arguments"
+"""Key of the context's meta: the program's arguments."""
+HANDED_FILE = "DEVICE_AGENT_TOKEN_DESCRIPTOR"
+"""The environment variable with the number of a descriptor: the token's file, which root has opened."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -37,7 +41,7 @@ def output_option(command: _Command) -> _Command:
 
 def pass_home(command: Callable[..., None], *, as_root: bool = False) -> Callable[..., None]:
     """Give `command` the device's home as its first argument. A missing one is an error when the command runs, so that
-    `--help` needs none. Root becomes the home's owner first, unless `as_root`."""
+    `--help` needs none. On another user's home, root's command runs as that user, unless `as_root`."""
 
     @home_option("home_after")
     @click.pass_context
@@ -47,7 +51,7 @@ def pass_home(command: Callable[..., None], *, as_root: bool = False) -> Callabl
         if home is None:
             raise click.UsageError("Missing option '--home'. Pass the device's home, or set DEVICE_HOME.")
         if not as_root:
-            become_owner(home.absolute())
+            _run_as_owner(context, home.absolute(), options)
         context.invoke(command, home.absolute(), *args, **options)
 
     return with_home
@@ -58,30 +62,25 @@ def pass_home_to_root(command: Callable[..., None]) -> Callable[..., None]:
     return pass_home(command, as_root=True)
 
 
-def become_owner(home: Path) -> None:
-    """As root on a home of another user, be that user from here on: what the home holds is that user's word, and what a
-    command writes there is to be that user's.
+def _run_as_owner(context: click.Context, home: Path, options: Mapping[str, Any]) -> None:
+    """Where we are root, and the home is another user's: the command runs as that user, and this program ends with it.
 
-    Raises: AgentError.
+    Raises: AgentError, OSError.
     """
-    if os.geteuid() != 0 or not home.exists():
+    if os.geteuid() != 0:
         return
-    owners = [found for found in (home.lstat(), home.stat()) if found.st_uid != 0]
-    if not owners:
+    from device_agent.cli.owner import other_owner, run_as
+
+    owner = other_owner(home)
+    if owner is None:
         return
-    uid, gid, groups = owners[0].st_uid, owners[0].st_gid or owners[0].st_uid, []
-    with contextlib.suppress(KeyError):
-        account = pwd.getpwuid(uid)
-        gid, groups = account.pw_gid, os.getgrouplist(account.pw_name, account.pw_gid)
-    try:
-        os.setgroups(groups)
-        os.setgid(gid)
-        os.setuid(uid)
-    except OSError as error:
-        raise AgentError(
-            f"{home} belongs to user {uid}, and root cannot become that user here: {error.strerror}.",
-            "Run the command as that user.",
-        ) from error
+    environment = owner.environment(os.environ, *filter(None, [options.get("token_env")]))
+    environment["DEVICE_HOME"] = str(home)
+    handed = []
+    if (file := options.get("token_file")) is not None:
+        handed.append(file.fileno())
+        environment[HANDED_FILE] = str(file.fileno())
+    raise SystemExit(run_as(owner, [*module_command("device_agent"), *context.meta[ARGUMENTS]], environment, handed))
 
 
 @contextlib.contextmanager
