@@ -78,6 +78,7 @@ LONGEST_FIRST: tuple[str, ...] = (
 
 # Likewise those that take a minute and more in the whole suite only.
 LONGEST_OF_ALL: tuple[str, ...] = (
+    "end_to_end/test_api_description.py",
     "device_agent/store/test_real_server.py",
     "interop/test_mosquitto_bridge.py",
     "faults/test_crash.py",

@@ -55,7 +55,7 @@ def test_requests_made_up_from_the_description(
     configuration.write_text(CONFIGURATION.format(serial=serial, token=token, request=request))
     program = [str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(configuration), "run"]
     identity = ["--request-cert", str(operator / "bob.pem"), "--request-cert-key", str(operator / "bob.key")]
-    examples = tier.times(3, all=25)  # for each operation and each of several phases
+    examples = tier.times(3, all=10)  # for each operation and each of several phases
     options = ["--tls-verify", str(served.ca_file), "--max-examples", str(examples), "--seed", "1", "--no-color"]
     # A stream has no end to wait for; it has tests of its own.
     address = [f"{served.endpoints['http']}/v1/openapi.json", "--exclude-path", "/v1/events"]

@@ -31,6 +31,7 @@ def served(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         pytest.skip("mosquitto is not installed")
     folder = tmp_path_factory.mktemp("served")
     run_fleet(folder / "home", "init", str(folder / "home"), "--name", "acme")
+    run_fleet(folder / "home", "model", "set", "default", "--certificates-per-day", "0")  # one renews at each cut
     serving = Served(folder / "home", folder / "ready.json").start()
     yield serving
     serving.stop()
