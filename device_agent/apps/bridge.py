@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_agent.apps.access import user_id
@@ -140,8 +140,8 @@ class Bridge:
             raise
         return config
 
-    def remove(self) -> tuple[Path, ...]:
-        """Take the hook out of agent.toml, and return the files that it and `install` have made: for the caller to
+    def remove(self) -> tuple[Copy, ...]:
+        """Take the hook out of agent.toml, and return what it and `install` have made: for the caller to
         erase.
 
         Raises: BadConfig if agent.toml has none that `install` has written. OSError.
@@ -149,8 +149,8 @@ class Bridge:
         path = self.config.home / FILE_NAME
         before = path.read_bytes()
         rest = self._without_hook(before.decode()).encode()
-        copies = [copy.to for hook in self.config.hooks if hook.name == self.hook_name for copy in hook.copies]
+        copies = [copy for hook in self.config.hooks if hook.name == self.hook_name for copy in hook.copies]
         if rest == before or not copies:
             raise BadConfig(f"{path} has no bridge named {self.name!r}.", "See --name.")
         write_atomically(path, rest.rstrip() + b"\n")
-        return (*copies, copies[0].with_name(CONFIG_NAME))
+        return (*copies, replace(copies[0], to=copies[0].to.with_name(CONFIG_NAME)))

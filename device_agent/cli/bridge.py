@@ -7,7 +7,7 @@ import click
 
 from device_agent.apps.bridge import CONFIG_NAME, PUBLISH, SUBSCRIBE, Bridge
 from device_agent.cli.options import pass_home
-from device_agent.cli.wiping import erase
+from device_agent.cli.wiping import erase_copy
 from device_agent.config.agent_config import read_config
 from device_agent.errors import AgentError
 from device_agent.hooks.deploying import deploy
@@ -88,7 +88,13 @@ def mosquitto(
 
 
 def _remove(made: Bridge) -> None:
-    for path in made.remove():
-        if erase(path):
-            click.echo(f"Erased {path}.")
+    left = []
+    for copy in made.remove():
+        try:
+            if erase_copy(copy):
+                click.echo(f"Erased {copy.to}.")
+        except (AgentError, OSError):
+            left.append(str(copy.to))
     click.echo(f"Reload the agent (signal HUP): it has no hook {made.hook_name} then.")
+    if left:
+        raise AgentError(f"This user may not erase {', '.join(left)}.", "Look at them, and remove them as root.")

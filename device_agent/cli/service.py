@@ -10,6 +10,7 @@ from device_agent.child_process import module_command
 from device_agent.cli.options import home_option, pass_home, pass_home_to_root
 from device_agent.config.agent_config import read_config
 from device_agent.errors import AgentError
+from device_agent.hooks.copies import opened_folder
 from device_agent.store.identity_store import IdentityStore
 from device_agent.systemd.installation import UNIT_NAME, Installation, check_capabilities, user_ids
 from device_agent.systemd.unit import Unit
@@ -96,6 +97,8 @@ def status(home: Path, name: str, user: str, root: Path) -> None:
 def _unit(home: Path, name: str, user: str, owners: Collection[int] | None = None) -> Unit:
     if not all(map(UNIT_NAME.fullmatch, (name, user))):
         raise click.UsageError("Names of units and users have letters, digits, dashes and underscores.")
+    if owners is not None:  # a link of another user's, or a folder in one, could be another home once the service runs
+        os.close(opened_folder(home, Path("/"), set(owners)))
     hooks = read_config(home, owners).hooks
     if owners is not None and home.stat().st_uid not in owners:
         raise AgentError(f"{home} belongs neither to root nor to {user}.", "Give it to root, or choose another --user.")

@@ -9,13 +9,14 @@ import errno
 import os
 import signal
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from device_agent.apps.control import Conversation
 from device_agent.config.agent_config import CA_NAME, FILE_NAME, AgentConfig
-from device_agent.config.hooks import SECRET
+from device_agent.config.hooks import SECRET, Copy
 from device_agent.errors import AgentError, NotRunning
+from device_agent.hooks.copies import opened_folder_of
 from device_agent.store.atomic_files import Checkpoint, held_lock, no_checkpoint, sync_directory
 from device_agent.store.identity_store import SLOTS
 from device_agent.store.locks import AGENT_LOCK, HOOKS_LOCK, SLOTS_LOCK
@@ -94,12 +95,12 @@ def wipe_copies(config: AgentConfig, checkpoint: Checkpoint = no_checkpoint) -> 
     erased, left = [], []
     for copy in (copy for hook in config.hooks for copy in hook.copies):
         try:
-            if erase(copy.to):
+            if erase_copy(copy):
                 erased += [copy.to] if copy.content in SECRET else []
                 checkpoint(f"{copy.to} erased")
         except NotADirectoryError:
             continue
-        except PermissionError:
+        except (PermissionError, AgentError):
             left.append(copy.to)
     return erased, left
 
@@ -111,24 +112,42 @@ def erase(path: Path) -> bool:
 
     Raises: OSError.
     """
+    return _erased(lambda: os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), path.name)
+
+
+def erase_copy(copy: Copy) -> bool:
+    """`erase` for what a hook has copied. Raises: AgentError if another user has a part in the way to it; OSError."""
+    return _erased(lambda: opened_folder_of(copy), copy.to.name)
+
+
+def _erased(open_folder: Callable[[], int], name: str) -> bool:
     try:
-        found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-            with contextlib.suppress(PermissionError):
-                _overwrite(path, found.st_size)
-        path.unlink()
+        folder = open_folder()
     except FileNotFoundError:
         return False
-    sync_directory(path.parent)
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISREG(found.st_mode):
+            with contextlib.suppress(PermissionError):
+                _overwrite(name, folder)
+        os.unlink(name, dir_fd=folder)
+        sync_directory(Path(f"/proc/self/fd/{folder}"))
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(folder)
     return True
 
 
-def _overwrite(path: Path, size: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "wb", buffering=0) as file:
-        for begin in range(0, size, _CHUNK_SIZE):
-            file.write(bytes(min(_CHUNK_SIZE, size - begin)))
-        os.fsync(descriptor)
+def _overwrite(name: str, folder: int) -> None:
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with open(os.open(name, flags, dir_fd=folder), "wb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            return
+        for begin in range(0, found.st_size, _CHUNK_SIZE):
+            file.write(bytes(min(_CHUNK_SIZE, found.st_size - begin)))
+        os.fsync(file.fileno())
 
 
 def _files(places: Iterable[Path]) -> Iterator[Path]:

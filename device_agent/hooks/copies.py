@@ -63,7 +63,7 @@ def place(copy: Copy, data: bytes, below: Path = Path("/")) -> bool:
     Raises: AgentError, OSError; the old file is unchanged then.
     """
     owner, group = _number(copy.owner, "user"), _number(copy.group, "group")
-    folder = _opened_folder(copy.to.parent, below, {0, os.geteuid(), owner})
+    folder = opened_folder(copy.to.parent, below, {0, os.geteuid(), owner})
     try:
         if _is_there(copy, data, folder, (owner, group)):
             return False
@@ -83,9 +83,13 @@ def place(copy: Copy, data: bytes, below: Path = Path("/")) -> bool:
     return True
 
 
-def _opened_folder(path: Path, below: Path, users: set[int]) -> int:
+def opened_folder(path: Path, below: Path, users: set[int]) -> int:
     """A descriptor of the folder `path`, each part of which belongs to one of `users`: whoever owns one, or may write
-    into it, could put another folder in its place."""
+    into it, could put another folder in its place. One that is neither root nor we leads to folders of its own alone.
+
+    Raises: AgentError, OSError.
+    """
+    led_by: set[int] = set()
     parts, links = list(reversed(path.relative_to(below).parts)), 0
     folder = os.open(below, _FOLDER)
     try:
@@ -93,12 +97,15 @@ def _opened_folder(path: Path, below: Path, users: set[int]) -> int:
             found = os.fstat(folder)
             if found.st_mode & stat.S_IWOTH and not (parts and found.st_mode & stat.S_ISVTX):
                 raise AgentError(f"{_name(folder)} may be written by every user")
+            if not parts and led_by - {found.st_uid}:
+                raise AgentError(f"{_name(folder)} is not a folder of user {max(led_by)}, who leads to it")
             if not parts:
                 return folder
             part = parts.pop()
             entry = os.stat(part, dir_fd=folder, follow_symlinks=False)
             if entry.st_uid not in users:
                 raise AgentError(f"{_name(folder)}/{part} belongs to user {entry.st_uid}, who could replace it")
+            led_by |= {entry.st_uid} - {0, os.geteuid()}
             inner, links = folder, links + stat.S_ISLNK(entry.st_mode)
             if not stat.S_ISLNK(entry.st_mode):
                 inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
@@ -151,6 +158,11 @@ def _is_there(copy: Copy, data: bytes, folder: int, whose: tuple[int, int]) -> b
     owner, group = whose
     is_mode = stat.S_IMODE(found.st_mode) == copy.mode
     return is_mode and owner in (-1, found.st_uid) and group in (-1, found.st_gid)
+
+
+def opened_folder_of(copy: Copy) -> int:
+    """A descriptor of the folder that `place` writes `copy` to. Raises: AgentError, OSError."""
+    return opened_folder(copy.to.parent, Path("/"), {0, os.geteuid(), _number(copy.owner, "user")})
 
 
 def _number(name: str, kind: str) -> int:

@@ -257,6 +257,20 @@ def test_a_service_is_installed_for_homes_of_root_and_of_its_user(home: Path, tm
 
 
 @ROOT_ONLY
+def test_a_service_is_not_installed_for_a_home_that_another_user_leads_to(home: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    os.chown(foreign, NOBODY, NOBODY)
+    (foreign / "link").symlink_to(home)
+    (tmp_path / "link").symlink_to(home)
+    os.chown(tmp_path / "link", NOBODY, NOBODY, follow_symlinks=False)
+    for led in (foreign / "link", tmp_path / "link"):
+        code, said = call(led, "service", "install", "--print", "--user", "daemon")
+        assert code == 1
+        assert "who could replace it" in said
+
+
+@ROOT_ONLY
 def test_capabilities_are_granted_by_roots_settings_alone(home: Path) -> None:
     from device_agent.cli.service import _unit
     from device_agent.systemd.installation import check_capabilities
@@ -289,3 +303,29 @@ def test_no_other_user_has_a_part_in_the_way_to_a_copy(tmp_path: Path) -> None:
     assert [each.name for each in real.iterdir()] == ["x"]
     assert place(Copy("chain", foreign / "x", "pem", 0o600, "nobody"), b"x")  # it is theirs
     assert (foreign / "x").stat().st_uid == NOBODY
+    (foreign / "link").symlink_to(real)
+    os.chown(foreign / "link", NOBODY, NOBODY, follow_symlinks=False)
+    for led in ("link", "inner"):  # into folders of root's
+        with pytest.raises(AgentError, match="who leads to it"):
+            place(Copy("chain", foreign / led / "y", "pem", 0o600, "nobody"), b"y")
+    assert [each.name for each in real.iterdir()] == ["x"]
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("words", [("reset", "--yes"), ("bridge", "mosquitto", "--remove", "--out", "OUT")])
+def test_copies_are_erased_where_they_were_made(home: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    above, roots = tmp_path / "above", tmp_path / "roots"
+    above.mkdir()
+    roots.mkdir()
+    for name in ("ca.pem", "cert.pem", "key.pem", "bridge.conf"):
+        (roots / name).write_text("root's")
+    Bridge(read_config(home), above / "out", user="nobody").install()
+    os.chown(above, NOBODY, NOBODY)
+    (above / "out").rename(above / "other")
+    (above / "out").symlink_to(roots)
+    os.chown(above / "out", NOBODY, NOBODY, follow_symlinks=False)
+    code, said = call(home, *(str(above / "out") if word == "OUT" else word for word in words))
+    assert code == 1
+    assert str(above / "out" / "key.pem") in said
+    assert {each.read_text() for each in roots.iterdir()} == {"root's"}
+    assert len(list(roots.iterdir())) == 4

@@ -81,7 +81,9 @@ def test_the_same_name_again_replaces_its_own_and_it_can_be_removed(home: Path) 
     ]
     made = bridge(home)
     etc = home.parent / "etc"
-    assert set(made.remove()) == {etc / name for name in ("ca.pem", "cert.pem", "key.pem", "bridge.conf")}
+    assert {copy.to for copy in made.remove()} == {
+        etc / name for name in ("ca.pem", "cert.pem", "key.pem", "bridge.conf")
+    }
     bridge(home, name="other").remove()
     with pytest.raises(BadConfig, match="no bridge named 'bridge'"):
         bridge(home).remove()
