@@ -23,11 +23,11 @@ from fleet.domain.writes import (
     CollectRequest,
     EndCredentials,
     EndUnused,
-    MarkUsed,
     SpendClaim,
     SpendStation,
     SpendToken,
     Write,
+    use_of,
 )
 
 
@@ -153,7 +153,7 @@ class StationGrant(_FirstGrant, frozen=True):
         return a.is_in_the_field() or any(c.grant != str(self) for c in a.credentials)
 
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
-        used = MarkUsed(self.credential.fingerprint)  # a Conflict when it has been revoked since we looked
+        used = use_of(self.credential)  # a Conflict when it has been revoked since we looked
         # Counted only with a quota: otherwise concurrent requests need not wait for the station's row.
         return (used, SpendStation(self.station.name, day_of(a.now))) if self.station.quota else (used,)
 
@@ -193,7 +193,7 @@ class ClaimGrant(_FirstGrant, frozen=True):
         must_be_the_listed_key(self.listed, a.request.key_sha256)
 
     def writes(self, a: IssuanceContext) -> tuple[Write, ...]:
-        return (SpendClaim(self.claim.name), MarkUsed(self.credential.fingerprint))
+        return (SpendClaim(self.claim.name), use_of(self.credential))
 
 
 class IdevidGrant(_FirstGrant, frozen=True):
@@ -379,7 +379,7 @@ class RenewalGrant(_Declared, frozen=True):
         newest = unused[-1].fingerprint if unused else None
         ended = tuple(c.fingerprint for c in self.unearned)
         return (
-            MarkUsed(self.credential.fingerprint),
+            use_of(self.credential),
             *((EndCredentials(ended, a.now),) if ended else ()),
             # One certificate has one successor: a client that renews in a loop does not accumulate them.
             EndUnused(self.credential.kind, self.credential.holder, str(self), newest),

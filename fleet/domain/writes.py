@@ -11,7 +11,7 @@ from msgspec import Struct
 from fleet.domain.access import Operator
 from fleet.domain.approval import ApprovalRequest, RequestState, WaitingLimits
 from fleet.domain.claim import Claim
-from fleet.domain.credential import Credential, Station, Token
+from fleet.domain.credential import Credential, CredentialState, Station, Token
 from fleet.domain.crl import CrlReason
 from fleet.domain.device import Device, DeviceId, DeviceState, Model, StateChange, Tags
 from fleet.domain.distrust import Distrust
@@ -83,6 +83,20 @@ class MarkUsed(PlainWrite, frozen=True):
     """
 
     fingerprint: bytes
+
+
+class StillUsable(PlainWrite, frozen=True):
+    """The credential is ISSUED or ACTIVE; Conflict otherwise."""
+
+    fingerprint: bytes
+
+
+def use_of(credential: Credential) -> MarkUsed | StillUsable:
+    """The write for a use of `credential`. One that is ACTIVE has been marked, and what is older has ended: it stays
+    as it is, and only must not have ended since we looked.
+    """
+    is_marked = credential.state is CredentialState.ACTIVE
+    return StillUsable(credential.fingerprint) if is_marked else MarkUsed(credential.fingerprint)
 
 
 class FirstUse(PlainWrite, frozen=True):

@@ -121,7 +121,7 @@ IS_NOT_USED = Statement(
     "used-already",
     "The certificate is in use already.",
 )
-# A station's is in use already with each device after the first: its row and its indices are left as they are.
+# One that is active by now is left as it is, and so are its indices.
 USE_CREDENTIAL = Statement("UPDATE credential SET state = 'active' WHERE fingerprint = $1::bytea AND state = 'issued'")
 SUPERSEDE_OLDER = Statement("""
     UPDATE credential SET state = 'superseded'

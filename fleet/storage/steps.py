@@ -50,6 +50,7 @@ INSERTS: dict[type[w.Inserted], tuple[Statement, mapping.Table[Any]]] = {
 _PLAIN: dict[type[w.PlainWrite], tuple[Statement, ...]] = {
     w.FirstUse: (sql.IS_NOT_USED,),
     w.MarkUsed: (sql.CREDENTIAL_IS_USABLE, sql.USE_CREDENTIAL, sql.SUPERSEDE_OLDER),
+    w.StillUsable: (sql.CREDENTIAL_IS_USABLE,),
     w.ReleaseCredentials: (sql.RELEASE_HOLDERS,),
     w.NewestForKeyIs: (sql.NEWEST_FOR_KEY_IS,),
     w.SpendToken: (sql.SPEND_TOKEN,),

@@ -43,6 +43,7 @@ from fleet.domain.writes import (
     SpendClaim,
     SpendStation,
     SpendToken,
+    StillUsable,
 )
 from tests.domain.test_enrollment_checks import (
     ASKED,
@@ -304,10 +305,17 @@ def test_a_stations_quota_is_of_the_day() -> None:
         enrollment.grant_is_valid(application(with_quota(2, 2)))
     assert caught.value.retry_after_seconds == DAY_SECONDS // 2  # NOW is noon
     assert with_quota(2, 1).writes(application()) == (
-        MarkUsed(CREDENTIAL.fingerprint),
+        StillUsable(CREDENTIAL.fingerprint),
         SpendStation("st1", day_of(NOW)),
     )
-    assert with_quota(0, 1).writes(application()) == (MarkUsed(CREDENTIAL.fingerprint),)
+    assert with_quota(0, 1).writes(application()) == (StillUsable(CREDENTIAL.fingerprint),)
+
+
+def test_a_certificates_first_use_is_marked() -> None:
+    """The other tests' is ACTIVE, and stays as it is."""
+    unused = structs.replace(CREDENTIAL, state=CredentialState.ISSUED)
+    for grant in (BY_STATION, BY_CLAIM, BY_CERTIFICATE):
+        assert MarkUsed(CREDENTIAL.fingerprint) in structs.replace(grant, credential=unused).writes(application())
 
 
 @pytest.mark.parametrize("entry", [None, ENTRY, LISTED, ANOTHER_KEY])
@@ -386,7 +394,7 @@ def test_a_manufacturers_certificate_is_bound_to_one_device() -> None:
 def test_each_grant_is_used_up_with_the_certificate() -> None:
     a = application()
     assert BY_TOKEN.writes(a) == (SpendToken("t1"),)
-    assert BY_CLAIM.writes(a) == (SpendClaim("batch"), MarkUsed(CREDENTIAL.fingerprint))
+    assert BY_CLAIM.writes(a) == (SpendClaim("batch"), StillUsable(CREDENTIAL.fingerprint))
     assert BY_IDEVID.writes(a) == (BindIdevid(BINDING),)
     assert BY_MANIFEST.writes(a) == ()
     assert BY_APPROVAL.writes(a) == (CollectRequest(ASKED.id),)
@@ -398,7 +406,7 @@ def test_a_renewal_ends_the_unused_successors_before_it() -> None:
         structs.replace(held(CredentialState.ISSUED), fingerprint=mark * 32, grant="certificate 01")
         for mark in (b"1", b"2")
     ]
-    used = MarkUsed(CREDENTIAL.fingerprint)
+    used = StillUsable(CREDENTIAL.fingerprint)
     newest = application(BY_CERTIFICATE, CREDENTIAL, *unused)
     assert BY_CERTIFICATE.writes(newest) == (
         used,

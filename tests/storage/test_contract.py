@@ -23,6 +23,7 @@ from fleet.domain.writes import (
     RevokeToken,
     SetModel,
     SpendToken,
+    StillUsable,
     Write,
 )
 from fleet.storage.engines import Engine
@@ -337,8 +338,16 @@ class TestWrites:
     async def test_what_has_ended_is_not_used_again(self, registry: Registry, state: CredentialState) -> None:
         ended = credential("cam-7", state)
         await registry.commit(change(AddCredential(ended)))
-        assert await refused(registry, MarkUsed(ended.fingerprint)) == "credential-ended"
-        assert await refused(registry, MarkUsed(bytes(32))) == "credential-ended"
+        for write in (MarkUsed, StillUsable):
+            assert await refused(registry, write(ended.fingerprint)) == "credential-ended"
+            assert await refused(registry, write(bytes(32))) == "credential-ended"
+
+    @pytest.mark.parametrize("state", [CredentialState.ISSUED, CredentialState.ACTIVE])
+    async def test_what_is_still_usable_stays_as_it_is(self, registry: Registry, state: CredentialState) -> None:
+        older, usable = credential("cam-7"), credential("cam-7", state)
+        await registry.commit(change(AddCredential(older), AddCredential(usable)))
+        await registry.commit(change(StillUsable(usable.fingerprint)))
+        assert await states(registry, "cam-7") == [CredentialState.ISSUED, state]
 
     async def test_first_use_leaves_what_was_revoked_revoked(self, registry: Registry) -> None:
         revoked, used = credential("cam-7", CredentialState.REVOKED), credential("cam-7")

@@ -52,8 +52,8 @@ def names_of(write: w.Write) -> tuple[str, ...]:
             return (f"{kind} {holder}",)
         case w.ReleaseCredentials(kind=kind, holder=holder) | w.NewestForKeyIs(kind=kind, holder=holder):
             return (f"{kind} {holder}",)
-        case w.MarkUsed(fingerprint=fingerprint) | w.FirstUse(fingerprint=fingerprint):
-            return (f"credential {fingerprint.hex()}",)
+        case w.MarkUsed() | w.FirstUse() | w.StillUsable():
+            return (f"credential {write.fingerprint.hex()}",)
         case w.SpendToken(token_id=token_id) | w.RevokeToken(token_id=token_id):
             return (f"token {token_id}",)
         case w.SetStation(name=name) | w.SpendStation(name=name):
