@@ -9,6 +9,7 @@ import grp
 import os
 import pwd
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from cryptography import x509
@@ -55,15 +56,15 @@ def content_of(copy: Copy, identity: Identity, config: AgentConfig) -> bytes:
     return write(Bundle(parts[copy.content], key), Form(copy.form), password)
 
 
-def place(copy: Copy, data: bytes, below: Path = Path("/")) -> bool:
+def place(copy: Copy, data: bytes, below: Path = Path("/"), users: Collection[int] = ()) -> bool:
     """Replace the file at `copy.to`, atomically and durably; False if it is there already, as it should be.
 
-    Its folder is opened once, and no other user may have a part in the way to it, from `below` on.
+    Its folder is opened once, and none but the copy's owner and `users` may have a part in the way from `below` on.
 
     Raises: AgentError, OSError; the old file is unchanged then.
     """
     owner, group = _number(copy.owner, "user"), _number(copy.group, "group")
-    folder = opened_folder(copy.to.parent, below, {0, os.geteuid(), owner})
+    folder = opened_folder(copy.to.parent, below, {0, os.geteuid(), owner, *users})
     try:
         if _is_there(copy, data, folder, (owner, group)):
             return False

@@ -6,14 +6,15 @@ import pwd
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_agent.config.agent_config import FILE_NAME
+from device_agent.config.agent_config import FILE_NAME, FILE_SIZE_MAX
 from device_agent.config.hooks import Copy
 from device_agent.errors import AgentError
-from device_agent.hooks.copies import place
+from device_agent.hooks.copies import opened_folder, place
+from device_agent.store.atomic_files import opened_file, others_may_write
 from device_agent.systemd.unit import Unit
 
 UNIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,30}")
@@ -40,16 +41,43 @@ def user_ids(user: str) -> set[int]:
     return {0, os.geteuid()}
 
 
-def check_capabilities(unit: Unit) -> None:
-    """Capabilities are granted by an agent.toml that root has written, not by one that the service's user has, or may.
+def approve(settings: Path, home: Path, users: Collection[int]) -> None:
+    """Make root's `settings` the home's, in a file that nobody else has ever had open. `users` may own the home.
+
+    Raises: AgentError if another user could have written `settings`; OSError.
+    """
+    ours = {0, os.geteuid()}
+    settings = settings.absolute()
+    folder = opened_folder(settings.parent, Path("/"), ours)
+    try:
+        with opened_file(Path(f"/proc/self/fd/{folder}") / settings.name) as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid not in ours or others_may_write(found):
+                raise AgentError(f"{settings} is not root's alone to write.", "Copy it, and read the copy.")
+            data = file.read(FILE_SIZE_MAX + 1)
+    finally:
+        os.close(folder)
+    folder = opened_folder(home, Path("/"), ours | set(users))
+    try:
+        with contextlib.suppress(FileNotFoundError):  # it may be root's, and have been another's who has it open
+            os.unlink(FILE_NAME, dir_fd=folder)
+    finally:
+        os.close(folder)
+    place(Copy("settings", home / FILE_NAME, "text", 0o600), data, users=users)
+
+
+def check_capabilities(unit: Unit, *, approved: bool = False) -> None:
+    """Capabilities are granted by an agent.toml that root has written, in a home of root's, or has just `approved`: one
+    that has been another user's may still be open there, for writing.
 
     Raises: AgentError. OSError.
     """
     file = unit.home / FILE_NAME
-    if unit.capabilities and file.lstat().st_uid not in (0, os.geteuid()):
+    owners = {file.lstat().st_uid, *(() if approved else (unit.home.stat().st_uid,))}
+    if unit.capabilities and owners - {0, os.geteuid()}:
         raise AgentError(
-            f"Hooks of {file} need {', '.join(unit.capabilities)}, and the file does not belong to root.",
-            f"Read it, then: chown root {shlex.quote(str(file))}; and install again.",
+            f"Hooks of {file} need {', '.join(unit.capabilities)}, and it is not root's, in a home of root's.",
+            "Copy it to a folder of root's, read the copy, and install again with --settings COPY.",
         )
 
 

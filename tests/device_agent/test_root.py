@@ -271,18 +271,32 @@ def test_a_service_is_not_installed_for_a_home_that_another_user_leads_to(home: 
 
 
 @ROOT_ONLY
-def test_capabilities_are_granted_by_roots_settings_alone(home: Path) -> None:
+def test_capabilities_are_granted_by_roots_settings_alone(home: Path, tmp_path: Path) -> None:
     from device_agent.cli.service import _unit
-    from device_agent.systemd.installation import check_capabilities
+    from device_agent.systemd.installation import approve, check_capabilities
 
     give_away(home)
     check_capabilities(_unit(home, "x", "nobody", {0, NOBODY}))
     add(home, '[[hook]]\nname = "x"\nrun = ["true"]\nuser = "root"\n')
-    with pytest.raises(AgentError, match="does not belong to root"):
+    with pytest.raises(AgentError, match="is not root's"):
         check_capabilities(_unit(home, "x", "nobody", {0, NOBODY}))
     os.chown(home / "agent.toml", 0, 0)
-    check_capabilities(_unit(home, "x", "nobody", {0, NOBODY}))
-    assert stat.S_IMODE((home / "agent.toml").stat().st_mode) == 0o600
+    with (home / "agent.toml").open("ab") as formerly:  # nobody's, from before
+        with pytest.raises(AgentError, match="is not root's"):
+            check_capabilities(_unit(home, "x", "nobody", {0, NOBODY}))
+        copy = tmp_path / "copy"
+        copy.write_bytes((home / "agent.toml").read_bytes())
+        for folder in (copy, tmp_path):
+            os.chown(folder, NOBODY, NOBODY)
+            with pytest.raises(AgentError):
+                approve(copy, home, {0, NOBODY})
+            os.chown(folder, 0, 0)
+        approve(copy, home, {0, NOBODY})
+        formerly.write(b"[[hook]]\n")
+    check_capabilities(_unit(home, "x", "nobody", {0, NOBODY}, {0}), approved=True)
+    assert (home / "agent.toml").read_bytes() == copy.read_bytes()
+    found = (home / "agent.toml").stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
 
 
 @ROOT_ONLY
