@@ -145,8 +145,18 @@ def _overwrite(name: str, folder: int) -> None:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             return
-        for begin in range(0, found.st_size, _CHUNK_SIZE):
-            file.write(bytes(min(_CHUNK_SIZE, found.st_size - begin)))
+        end = 0
+        while end < found.st_size:
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # holes alone are left, and the disk is not filled with them
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            file.seek(begin)
+            for chunk in range(begin, end, _CHUNK_SIZE):
+                file.write(bytes(min(_CHUNK_SIZE, end - chunk)))
         os.fsync(file.fileno())
 
 

@@ -141,6 +141,21 @@ def test_what_is_erased_has_been_overwritten(tmp_path: Path) -> None:
     assert not erase(path)
 
 
+def test_a_hole_is_not_filled(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    with path.open("w+b") as opened:
+        opened.write(b"k" * 100_000)
+        opened.truncate(2**32)
+        opened.seek(2**31)
+        opened.write(b"k" * 100_000)
+        opened.flush()
+        assert erase(path)
+        assert os.fstat(opened.fileno()).st_blocks * 512 < 2**20
+        for begin in (0, 2**31):
+            opened.seek(begin)
+            assert opened.read(100_000) == bytes(100_000)
+
+
 def test_a_running_agent_is_refused_or_asked_to_stop(home: Path) -> None:
     (home / "agent.sock").unlink()
     agent = Agent(home, ())
