@@ -100,9 +100,9 @@ def test_it_runs_as_its_own_user_and_comes_back_when_it_dies_or_is_stuck(service
 @pytest.mark.parametrize("owner", ["", 'owner = "root"\n'])
 def test_hooks_reload_and_uninstall(service: Booted, owner: str) -> None:
     service.call("install", "-d", "-o", "device-agent", "/srv/web")
-    service.call("tee", "-a", f"{HOME}/agent.toml", give=HOOK + owner)
-    service.call("chown", "root", f"{HOME}/agent.toml")
-    agent(service, "service", "install")
+    settings = service.call("cat", f"{HOME}/agent.toml") + HOOK + owner
+    service.call("install", "-D", "/dev/stdin", "/root/agent.toml", give=settings)
+    agent(service, "service", "install", "--settings", "/root/agent.toml")
 
     agent(service, "renew")
 
