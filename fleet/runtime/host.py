@@ -236,7 +236,7 @@ def ready_file_with(endpoints: Endpoints, ready_file: Path | None) -> Iterator[N
     with os.fdopen(handle, "w") as file:
         json.dump(endpoints.shown(), file)
         file.write("\n")
-    Path(name).chmod(0o644)
+        os.fchmod(handle, 0o644)
     Path(name).rename(ready_file)
     try:
         yield

@@ -70,14 +70,13 @@ def _bound_path(path: Path, group: int) -> socket.socket:
     _remove_former(path)
     taken = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        before = os.umask(0o177)  # it has its mode from the first moment on
+        before = os.umask(0o117 if group >= 0 else 0o177)  # chmod would follow a link that has taken its place
         try:
             taken.bind(os.fspath(path))
         finally:
             os.umask(before)
         if group >= 0:
-            os.chown(path, -1, group)
-            path.chmod(0o660)
+            os.chown(path, -1, group, follow_symlinks=False)
             if (folder := closed_folder(path, group)) is not None:
                 why = f"the group of {path} cannot enter {folder}"
                 log_event(logger, logging.WARNING, "listen", outcome="unreachable", reason=why)
