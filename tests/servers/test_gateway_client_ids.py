@@ -228,6 +228,8 @@ async def test_a_device_has_as_many_client_ids_as_its_model_allows_and_always_it
         wire.send(encode_connect(Connect(V5, "cam-1/b")))
         assert await refused(wire, V5) == Reason.QUOTA_EXCEEDED
         await h.count("mqtt.connect.session-quota")
+        [row] = [row.entry for row in await h.registry.audit() if row.entry.outcome == "session-quota"]
+        assert (row.actor, row.action, row.subject) == ("device cam-1", "mqtt.connect", "device cam-1")
         await h.broker.sessions.get()  # the broker got nothing on it
         await opened(h, cam, "cam-1")
 

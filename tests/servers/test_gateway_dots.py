@@ -122,6 +122,8 @@ async def test_a_device_without_a_client_id_of_its_own_is_refused_by_its_certifi
     wire = await site.harness.dial(held)
     wire.send(encode_connect(Connect(V311, "", clean=True)))
     assert decode_connack((await wire.packet()).body, V311).code == 2
+    [row] = [row.entry for row in await site.harness.registry.audit() if row.entry.outcome == "dot-refused"]
+    assert (row.actor, row.subject) == ("device cam-1.down", "device cam-1.down")
 
 
 async def test_the_fleet_publishes_nothing_there_either(site: Site) -> None:

@@ -162,6 +162,8 @@ async def test_mosquittos_database_over_a_restart(tmp_path: Path, monkeypatch: p
         will = Will("devices/cam-1/up/gone", b"x", retain=True)
         _, connack = await gateway.harness.connect(cam, V5, will=will)
         assert connack.code == Reason.QUOTA_EXCEEDED
+        [row] = [row.entry for row in await gateway.harness.registry.audit() if row.entry.outcome == "will-quota"]
+        assert (row.actor, row.action, row.subject) == ("device cam-1", "mqtt.connect", "device cam-1")
 
 
 def test_other_files_hold_nothing(tmp_path: Path) -> None:

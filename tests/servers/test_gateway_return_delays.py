@@ -79,6 +79,14 @@ def test_a_close_after_a_long_life_is_the_first() -> None:
     assert delays.seconds(ONE, 1.0) == 0.0
 
 
+@pytest.mark.parametrize("code", ["will-refused", "will-quota", "malformed-connect", "auth-method"])
+def test_a_connect_that_is_refused_for_what_is_in_it_counts(code: str) -> None:
+    delays = ReturnDelays(5.0)
+    for _ in range(2):
+        delays.on_close(ONE, code, 1.0)
+    assert delays.seconds(ONE, 1.0) == 1.0
+
+
 @pytest.mark.parametrize("code", ["client-gone", "taken-over", "shutting-down", "device-suspended", "feed-down"])
 def test_what_a_device_has_no_part_in_counts_for_nothing(code: str) -> None:
     assert code not in CAUSES

@@ -154,6 +154,9 @@ class FakeContext:
     def proved(self, connect: Connect, admission: Admission) -> Connect:
         return connect
 
+    def narrowed(self, admission: Admission, connect: Connect) -> Admission:
+        return admission
+
     def username(self, admission: Admission) -> str:
         return admission.device.id
 

@@ -1,6 +1,7 @@
 """Close reasons of a session, as a table: the log's code, CONNACK or DISCONNECT for the device, and the will's fate."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fleet.servers.gateway.limits.limits import ALIASED_TOPIC_SIZE_MAX
 from fleet.wire.errors import ProtocolError, TooLarge, WireError
@@ -25,6 +26,8 @@ class CloseReason:
     """Reason String for a 5.0 device: one sentence."""
     reference: str = ""
     """Server Reference for a 5.0 device: where to connect instead."""
+    is_audited: bool = False
+    """Whether the gateway audits the CONNECT that is refused for it."""
 
     def packet(self, text: str) -> bytes:
         """The DISCONNECT for a 5.0 device, with `text` as its Reason String."""
@@ -43,9 +46,13 @@ def shutting_down(reference: str) -> CloseReason:
     return replace(ANOTHER_SERVER, reference=reference) if reference else SHUTTING_DOWN
 
 
-def connect_refused(code: str, connack: Reason | None, text: str = "") -> CloseReason:
+def connect_refused(code: str, connack: Reason | None, text: str = "", *, is_audited: bool = False) -> CloseReason:
     """CONNECT is refused with `connack`; None: the connection is closed without an answer."""
-    return CloseReason(code, connack=connack, event="mqtt.connect", text=text)
+    return CloseReason(code, connack=connack, event="mqtt.connect", text=text, is_audited=is_audited)
+
+
+_connect_denied = partial(connect_refused, is_audited=True)
+"""CONNECT is refused for what is in it, or for what the client has already."""
 
 
 NO_BROKER = "The message broker is not available. Retry later."
@@ -136,50 +143,50 @@ CONNECT_TIMEOUT = CloseReason("connect-timeout", connack=None)
 NOT_CONNECT = CloseReason("not-connect", connack=None)
 TOO_MANY_SESSIONS = CloseReason("too-many-sessions", connack=None)
 
-UNSUPPORTED_VERSION = connect_refused(
+UNSUPPORTED_VERSION = _connect_denied(
     "unsupported-version",
     Reason.UNSUPPORTED_PROTOCOL_VERSION,
     "This version of MQTT is not supported.",
 )
-MALFORMED_CONNECT = connect_refused("malformed-connect", Reason.MALFORMED_PACKET, "The CONNECT is malformed.")
-MALFORMED_CONNECT_311 = connect_refused("malformed-connect", None)
+MALFORMED_CONNECT = _connect_denied("malformed-connect", Reason.MALFORMED_PACKET, "The CONNECT is malformed.")
+MALFORMED_CONNECT_311 = _connect_denied("malformed-connect", None)
 """[MQTT-3.1.4-1] of 3.1.1: the connection is closed without a CONNACK."""
-CONNECT_PROTOCOL_ERROR = connect_refused(
+CONNECT_PROTOCOL_ERROR = _connect_denied(
     "protocol-error", Reason.PROTOCOL_ERROR, "The CONNECT has what MQTT 5.0 calls a protocol error."
 )
 """Its Reason String says which. 3.1.1 has no such answer: only properties are refused for it."""
-CONNACK_TOO_LARGE = connect_refused(
+CONNACK_TOO_LARGE = _connect_denied(
     "connack-too-large", Reason.PACKET_TOO_LARGE, "The Maximum Packet Size of the CONNECT has no room for a CONNACK."
 )
 """[MQTT-3.1.2-24]: it could be sent nothing that says what was agreed on; mosquitto closes the connection."""
-SESSION_QUOTA = connect_refused(
+SESSION_QUOTA = _connect_denied(
     "session-quota",
     Reason.QUOTA_EXCEEDED,
     "The device has sessions of as many client ids as its model allows.",
 )
-WILL_QUOTA = connect_refused(
+WILL_QUOTA = _connect_denied(
     "will-quota", Reason.QUOTA_EXCEEDED, "The device has too many retained messages for the will to be another."
 )
-CONNECT_TOO_LARGE = connect_refused(
+CONNECT_TOO_LARGE = _connect_denied(
     "too-large", Reason.PACKET_TOO_LARGE, "The CONNECT is larger than the server allows."
 )
-CONNECT_TOO_LARGE_311 = connect_refused("too-large", None)
+CONNECT_TOO_LARGE_311 = _connect_denied("too-large", None)
 """3.1.1 has no return code for it; nor is there an answer when the version has not arrived."""
-WILL_RESPONSE_INVALID = connect_refused(
+WILL_RESPONSE_INVALID = _connect_denied(
     "will-response-topic", Reason.PROTOCOL_ERROR, "The will's Response Topic is not a topic name."
 )
 """[MQTT-3.3.2-14]: it contains a wildcard, or nothing."""
-DOT_IN_ID = connect_refused(
+DOT_IN_ID = _connect_denied(
     "dot-refused",
     Reason.CLIENT_IDENTIFIER_NOT_VALID,
     "The broker takes a dot in a topic for a slash: no device id may have one.",
 )
-DOT_IN_WILL = connect_refused(
+DOT_IN_WILL = _connect_denied(
     "dot-refused",
     Reason.NOT_AUTHORIZED,
     "The broker takes a dot in a topic for a slash: neither the will's topic nor its Response Topic may have one.",
 )
-AUTH_METHOD = connect_refused(
+AUTH_METHOD = _connect_denied(
     "auth-method",
     Reason.BAD_AUTHENTICATION_METHOD,
     "No authentication method is supported: the certificate authenticates the device.",

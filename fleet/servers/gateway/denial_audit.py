@@ -1,5 +1,5 @@
-"""Audit of what devices were not allowed to publish or subscribe to, and of CONNECTs that are refused before their
-admission; repeats are folded into one row a minute.
+"""Audit of what devices were not allowed to publish or subscribe to, and of CONNECTs that the gateway itself refuses;
+repeats are folded into one row a minute.
 
 One read may bring 30,000 of one kind: of those after the first of a device in one turn of the event loop only the last
 is looked at, and the number of the others counts.
@@ -14,7 +14,7 @@ from fleet.domain.changes import AuditEntry
 from fleet.domain.errors import FleetError
 from fleet.domain.peer import Peer
 from fleet.domain.ports import Registry
-from fleet.servers.gateway.close_reasons import FEED_DOWN, CloseReason
+from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.outcome_log import TEXT_MAX
 from fleet.services.admission import CONNECT, Admission, device_named
 from fleet.services.refusal_rows import RefusalRows
@@ -70,8 +70,8 @@ class DenialAudit:
                 self._put(repeats.peer, repeats.admission, action, code, repeats.detail, repeats.number - 1)
 
     async def refused_connect(self, peer: Peer, client_id: str, reason: CloseReason) -> None:
-        """Audit that a CONNECT was refused for what is in it, before an admission, which audits its own refusals."""
-        if reason is not FEED_DOWN:
+        """Audit that a CONNECT was refused for `reason`, if that calls for it: an admission audits its own refusals."""
+        if reason.is_audited:
             refusal = FleetError(reason.code, reason.text)
             await audit_refusal(self._registry, peer, self._clock(), CONNECT, device_named(client_id), refusal)
 

@@ -35,7 +35,7 @@ from fleet.servers.gateway.limits.return_delays import ReturnDelays
 from fleet.servers.gateway.limits.unread import UnreadTotal
 from fleet.servers.gateway.outcome_log import OutcomeLog
 from fleet.servers.gateway.relay.saved_acks import Saves
-from fleet.servers.gateway.session.admission import admit_client, without_dots
+from fleet.servers.gateway.session.admission import admit_client
 from fleet.servers.gateway.session.broker_link import BrokerLinks
 from fleet.servers.gateway.session.context import SessionContext
 from fleet.servers.gateway.session.drain import drain_wholly
@@ -241,12 +241,6 @@ class Gateway:
     async def _admit(self, peer: Peer, connect: Connect) -> Admission:
         admission = await admit_client(self._registry, peer, connect, self.context.now())
         if await self._effects.is_distrusted(admission):
-            raise CloseSession(replace(close_reasons.DISTRUSTED, event="mqtt.connect"))
-        if self.context.broker.refuses_dots:
-            try:
-                admission = without_dots(admission, connect)
-            except CloseSession as closing:
-                await self.context.denials.refused_connect(peer, admission.client_id, closing.reason)
-                raise
+            raise CloseSession(replace(close_reasons.DISTRUSTED, event="mqtt.connect", is_audited=True))
         self._options.on_admitted(peer.address)
         return admission

@@ -14,7 +14,8 @@ from fleet.servers.gateway.broker.probed_upstream import BrokerSilent
 from fleet.servers.gateway.broker.proxy_header import session_header
 from fleet.servers.gateway.broker.upstream import Upstream, username_of
 from fleet.servers.gateway.close_reasons import CloseSession
-from fleet.services.admission import Admission
+from fleet.servers.gateway.wills.waiting import will_of
+from fleet.services.admission import Admission, will_refusal
 from fleet.wire.mqtt.codes import V5
 from fleet.wire.mqtt.connect import Connect
 from fleet.wire.mqtt.properties import Property, Value
@@ -40,10 +41,19 @@ class BrokerAccess:
     def speaks_v5(self) -> bool:
         return self.upstream.speaks_v5
 
-    @property
-    def refuses_dots(self) -> bool:
-        """Whether it takes a dot in a topic for a slash, so that no topic may have one."""
-        return self.upstream.access.refuses_dots
+    def narrowed(self, admission: Admission, connect: Connect) -> Admission:
+        """What of `admission` holds at this broker: no dot, if it takes one in a topic for a slash.
+
+        Raises: CloseSession: the device id, or the will, has one.
+        """
+        if not self.upstream.access.refuses_dots:
+            return admission
+        if "." in admission.device.id:
+            raise CloseSession(close_reasons.DOT_IN_ID)
+        admission = admission.without_dots()
+        if will_refusal(will_of(connect), admission.policy, admission.rules):
+            raise CloseSession(close_reasons.DOT_IN_WILL)
+        return admission
 
     def proved(self, connect: Connect, admission: Admission) -> Connect:
         """The CONNECT of the device with the gateway's password and, where the broker wants that, its identity."""

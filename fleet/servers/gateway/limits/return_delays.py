@@ -20,7 +20,7 @@ CAUSES = frozenset({
     *(reason.code for reason in (
         close_reasons.MALFORMED, close_reasons.PROTOCOL_ERROR, close_reasons.TOO_LARGE, close_reasons.ALIAS,
         close_reasons.MALFORMED_CONNECT, close_reasons.CONNACK_TOO_LARGE, close_reasons.AUTH_METHOD,
-        close_reasons.WILL_RESPONSE_INVALID,
+        close_reasons.WILL_RESPONSE_INVALID, close_reasons.WILL_QUOTA,
         close_reasons.PUBLISH_REFUSED, close_reasons.QUOTA, close_reasons.MESSAGE_RATE, close_reasons.BYTE_RATE,
         close_reasons.BROKER_REJECTED, close_reasons.QOS_REFUSED,
     )),

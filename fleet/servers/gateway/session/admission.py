@@ -11,8 +11,6 @@ from fleet.servers.gateway.close_reasons import (
     CONNECT_PROTOCOL_ERROR,
     CONNECT_TOO_LARGE,
     CONNECT_TOO_LARGE_311,
-    DOT_IN_ID,
-    DOT_IN_WILL,
     MALFORMED_CONNECT,
     MALFORMED_CONNECT_311,
     UNSUPPORTED_VERSION,
@@ -21,7 +19,7 @@ from fleet.servers.gateway.close_reasons import (
     connect_refused,
 )
 from fleet.servers.gateway.wills.waiting import may_wait, will_of
-from fleet.services.admission import Admission, admit, will_refusal
+from fleet.services.admission import Admission, admit
 from fleet.wire.errors import Malformed, ProtocolError, TooLarge, Unsupported, WireError
 from fleet.wire.mqtt.codes import V5, Reason
 from fleet.wire.mqtt.connect import Connect, answer_version, decode_connect, packet_size_max
@@ -113,16 +111,6 @@ async def admit_client(registry: Registry, peer: Peer, connect: Connect, now: da
         reason = CONNACK_REASONS.get(error.code, Reason.NOT_AUTHORIZED)
         text = f"{error.message} {error.advice}".rstrip()
         raise CloseSession(connect_refused(error.code, reason, text)) from error
-
-
-def without_dots(admission: Admission, connect: Connect) -> Admission:
-    """`admission` at a broker that takes a dot in a topic for a slash. Raises: CloseSession: of the id, or the will."""
-    if "." in admission.device.id:
-        raise CloseSession(DOT_IN_ID)
-    admission = admission.without_dots()
-    if will_refusal(will_of(connect), admission.policy, admission.rules):
-        raise CloseSession(DOT_IN_WILL)
-    return admission
 
 
 def broker_connect(connect: Connect, admission: Admission, username: str, *, delays_will: bool) -> Connect:

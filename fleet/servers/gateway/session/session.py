@@ -270,6 +270,7 @@ class Session(asyncio.Protocol):
             elif self._broker is not None:  # it was closed before the broker's transport was there
                 self._broker.close(context.limits.linger_seconds_max)
         except CloseSession as closing:
+            await self._context.denials.refused_connect(self.peer, self.client_id, closing.reason)
             self.close(closing.reason)
         except Exception:
             self.close(close_reasons.INTERNAL)  # now, not at the deadline
@@ -285,7 +286,7 @@ class Session(asyncio.Protocol):
                 self._claim(admission.device.id)
             # A model that changed meanwhile may be the device's: the policy could be the old or the new one.
             elif not self._policy_outdated:
-                return admission
+                return self._context.broker.narrowed(admission, connect)
 
     def _forward_connect(self, connect: Connect, admission: Admission, broker: FlowControlledTransport) -> None:
         context, now, of_device = self._context, self._loop.time(), self._context.open_sessions.of_device
