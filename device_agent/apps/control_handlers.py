@@ -131,7 +131,7 @@ class ControlHandlers:
             server=agent.connection.server,
             protocol=agent.connection.protocol_name,
             phase=agent.phase,
-            renewing=agent.rotation.running,
+            renewing=agent.rotation.child.running,
             renewal_due_at=agent.renewal_due_at,
             renewals=agent.rotation.done,
             programs=agent.inbound.programs,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -15,6 +16,7 @@ from fleet.est_client.arguments import AGENT_KEY_TYPES
 
 OUTCOME_SIZE_MAX = 16 * 1024  # bytes of JSON from the child
 END_SECONDS_MAX = 5.0  # from a child's answer to its end
+LATE_SECONDS = 5.0  # behind the deadline that a child enforces itself, so that its message is received
 TOOK_TOO_LONG = "The enrollment took too long and was stopped."
 DEADLINE_SECONDS = 120.0  # for one enrollment: 202 and 503 waits included
 
@@ -102,6 +104,40 @@ class EnrollmentProcess:
             return Outcome(**json.loads(self._child.answer))
         except (ValueError, TypeError):
             return Outcome(ok=False, message=message or _cause(code))
+
+
+@dataclass(slots=True)
+class EnrollmentChild:
+    """At most one such process at a time, which is killed when it is late. `monotonic`: seconds."""
+
+    monotonic: Callable[[], float]
+    new_process: Callable[[EnrollmentJob], EnrollmentProcess]
+    process: EnrollmentProcess | None = None
+    _until: float = 0.0
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None
+
+    def start(self, job: EnrollmentJob) -> None:
+        """Start a process for `job`."""
+        self.process = self.new_process(job)
+        self._until = self.monotonic() + job.deadline_seconds + LATE_SECONDS
+
+    def read(self) -> Outcome | None:
+        """The process's outcome, once it has ended."""
+        outcome = self.process.read() if self.process else None
+        if outcome is None and self.process and self.monotonic() >= self._until:
+            outcome = self.process.kill()
+        if outcome is not None:
+            self.process = None
+        return outcome
+
+    def stop(self) -> None:
+        """Kill the process, if any. The next one continues what it left unfinished."""
+        if self.process is not None:
+            self.process.kill()
+            self.process = None
 
 
 def _has_files(job: EnrollmentJob) -> bool:

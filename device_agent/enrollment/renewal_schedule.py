@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
+from device_agent.enrollment.enrollment import EnrollmentChild, EnrollmentJob, EnrollmentProcess, Outcome
 from device_agent.renewal import renewal_due_at, renewal_is_due
 from device_agent.store.identity_store import Identity
 from fleet.est_client.validity import clock_is_credible
@@ -34,9 +34,7 @@ class RenewalSchedule:
     monotonic: Callable[[], float]
     refused_seconds: float = ASK_SECONDS_MIN
     """At least, between two polls while the server refuses the certificate."""
-    new_process: Callable[[EnrollmentJob], EnrollmentProcess] = lambda job: EnrollmentProcess(job)
-    process: EnrollmentProcess | None = None
-    _process_until: float = 0.0
+    child: EnrollmentChild = field(init=False)
     _ask_at: float | None = None
     _asked_at: float = -math.inf
     _share: float = 0.0
@@ -47,6 +45,7 @@ class RenewalSchedule:
 
     def __post_init__(self) -> None:
         self._share = self.chance()
+        self.child = EnrollmentChild(self.monotonic, lambda job: EnrollmentProcess(job))
 
     def due_at(self, identity: Identity) -> datetime:
         own = renewal_due_at(identity.lifetime, self._share, self.fraction)
@@ -72,14 +71,11 @@ class RenewalSchedule:
         if self._ask_at is None:
             within = min(ASK_SECONDS, identity.lifetime.length.total_seconds() * FIRST_FRACTION)
             self._ask_at = now + within * self.chance()
-        if self.process is not None or now < self._ask_at:
+        if self.child.running or now < self._ask_at:
             return
         self._asked_at = now
         fingerprint = identity.certificate.fingerprint
-        self.process = self.new_process(
-            EnrollmentJob(self.home, "window", replaces=fingerprint, deadline_seconds=DEADLINE_SECONDS)
-        )
-        self._process_until = now + DEADLINE_SECONDS + 5
+        self.child.start(EnrollmentJob(self.home, "window", replaces=fingerprint, deadline_seconds=DEADLINE_SECONDS))
 
     @property
     def ask_at(self) -> float:
@@ -93,13 +89,10 @@ class RenewalSchedule:
 
     def read(self) -> datetime | None:
         """The newly suggested time, for the log; None if there is none."""
-        outcome = self.process.read() if self.process else None
-        if outcome is None and self.process and self.monotonic() >= self._process_until:
-            outcome = self.process.kill()
+        outcome = self.child.read()
         return self._on_outcome(outcome) if outcome is not None else None
 
     def _on_outcome(self, outcome: Outcome) -> datetime | None:
-        self.process = None
         again = outcome.retry_after_seconds or ASK_SECONDS
         again = min(ASK_SECONDS_MAX, max(ASK_SECONDS_MIN, again))
         self._ask_at = self.monotonic() + again * (1 - JITTER + 2 * JITTER * self.chance())
@@ -113,9 +106,3 @@ class RenewalSchedule:
             return None  # drawn from the same window before: repeated draws would favor its beginning
         self._suggested = {outcome.slot: due}
         return due
-
-    def stop(self) -> None:
-        """Kill the child, if any."""
-        if self.process is not None:
-            self.process.kill()
-            self.process = None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess, Outcome
+from device_agent.enrollment.enrollment import EnrollmentChild, EnrollmentJob, EnrollmentProcess, Outcome
 from device_agent.renewal import ENDED_SECONDS_MAX, Backoff, renewal_backoff
 from device_agent.store.identity_store import Identity
 from fleet.est_client.validity import Lifetime
@@ -25,9 +25,7 @@ class Rotation:
     refused_floor_seconds: float
     chance: Callable[[], float]
     monotonic: Callable[[], float]
-    new_process: Callable[[EnrollmentJob], EnrollmentProcess] = lambda job: EnrollmentProcess(job)
-    process: EnrollmentProcess | None = None
-    process_until: float = 0.0
+    child: EnrollmentChild = field(init=False)
     forced: bool = False
     candidate_refused: bool = False
     renew_at: float = 0.0
@@ -48,9 +46,8 @@ class Rotation:
     """The current identity and the candidate, as last seen in the store."""
     _waiting: list[OnRenewed] = field(default_factory=list)
 
-    @property
-    def running(self) -> bool:
-        return self.process is not None
+    def __post_init__(self) -> None:
+        self.child = EnrollmentChild(self.monotonic, lambda job: EnrollmentProcess(job))
 
     def force(self, on_renewed: OnRenewed | None) -> None:
         """Renew now, even if not due. `on_renewed` is called with the outcome."""
@@ -65,24 +62,7 @@ class Rotation:
         self.renews, self.recovers = job.renews, job.operation == "recover"
         if self._waiting:
             job = replace(job, patience_seconds=PATIENCE_SECONDS)
-        self.process = self.new_process(job)
-        # The child enforces its own deadline a little earlier, so that its message is received.
-        self.process_until = self.monotonic() + job.deadline_seconds + 5
-
-    def read(self) -> Outcome | None:
-        """The child's outcome, once it has ended."""
-        outcome = self.process.read() if self.process else None
-        if outcome is None and self.process and self.monotonic() >= self.process_until:
-            outcome = self.process.kill()
-        if outcome is not None:
-            self.process = None
-        return outcome
-
-    def stop(self) -> None:
-        """Kill the child, if any. The next one continues what it left unfinished."""
-        if self.process is not None:
-            self.process.kill()
-            self.process = None
+        self.child.start(job)
 
     def follow(self, current: Identity | None, candidate: Identity | None) -> None:
         """Take note of what the store holds, whichever process has put it there."""

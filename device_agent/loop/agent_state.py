@@ -86,8 +86,8 @@ class AgentState:
 
     def close(self) -> None:
         """Kill the children, answer who waits for a renewal, disconnect."""
-        self.rotation.stop()
-        self.schedule.stop()
+        self.rotation.child.stop()
+        self.schedule.child.stop()
         self.deployments.stop()
         self.rotation.answer_waiting("The agent was stopped.", "")
         self.connection.close()
@@ -102,7 +102,7 @@ class AgentState:
             link_uses=connection.uses,
             phase=self.phase,
             in_flight=self.outbox.in_flight,
-            renewing=rotation.running,
+            renewing=rotation.child.running,
             renewal_due=self._renewal_is_due(),
             renewal_forced=rotation.forced,
             renewal_ended=rotation.ended,

@@ -28,13 +28,13 @@ class Executor(AgentState):
 
     def take_events(self) -> None:
         """What the child processes and the connections have to report."""
-        if (outcome := self.rotation.read()) is not None:
+        if (outcome := self.rotation.child.read()) is not None:
             self._learn_time()
             self._after_enrollment(outcome)
-        asking = self.schedule.process is not None
+        asking = self.schedule.child.running
         if suggestion := self.schedule.read():
             self._log.event("renewal-suggested", at=suggestion)
-        if asking and self.schedule.process is None:
+        if asking and not self.schedule.child.running:
             self._learn_time()
         if self._saves_time and self.connection.is_up:
             self.clock.save()
@@ -64,7 +64,7 @@ class Executor(AgentState):
         if (identity := self.current or self.candidate) is not None:
             self.clock.own_begin = identity.lifetime.not_before
         seconds = self.deployments.poll(None if self.stopping else self.current)
-        if self.current is not None and not self.stopping and not self.rotation.running:
+        if self.current is not None and not self.stopping and not self.rotation.child.running:
             self.schedule.poll_if_due(self.current)
         for _ in range(DECISIONS_MAX):
             self.connection.follow(self.current, self.candidate)

@@ -147,17 +147,14 @@ class Runner:
         for link in self._agent.connection.links:
             if link.socket is not None:
                 watched[link.socket.fileno()] = select.POLLIN | (select.POLLOUT if link.wants_write else 0)
-        if self._agent.rotation.process is not None:
-            watched[self._agent.rotation.process.fileno()] = select.POLLIN
+        children = (self._agent.rotation.child, self._agent.schedule.child, self._management.child)
+        for process in (*(child.process for child in children), self._agent.deployments.process):
+            if process is not None:
+                watched[process.fileno()] = select.POLLIN
+        if self._agent.rotation.child.running:
             seconds = min(seconds, 1.0)
         if self._network.socket is not None:
             watched[self._network.socket.fileno()] = select.POLLIN
-        if self._agent.schedule.process is not None:
-            watched[self._agent.schedule.process.fileno()] = select.POLLIN
-        if self._agent.deployments.process is not None:
-            watched[self._agent.deployments.process.fileno()] = select.POLLIN
-        if self._management.process is not None:
-            watched[self._management.process.fileno()] = select.POLLIN
         source = self._input
         waits = source is not None and (source.returned or self._agent.outbox.is_full)
         if source and self._stop_by is None and not source.lines.at_end and not waits:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from device_agent.apps.inbound import Inbound
 from device_agent.config.topics import filter_for
-from device_agent.enrollment.enrollment import EnrollmentJob, EnrollmentProcess
+from device_agent.enrollment.enrollment import EnrollmentChild, EnrollmentJob, EnrollmentProcess
 from device_agent.enrollment.rotation import OnRenewed
 from device_agent.link.clock import DeviceClock
 from device_agent.log.event_log import EventLog
@@ -55,7 +55,7 @@ class Agent(Protocol):
 
 
 class Management:
-    """Call `start` once, and `tick` at every turn of the loop. `process` is readable when a report has been sent."""
+    """Call `start` once, and `tick` at every turn of the loop. `child` is readable when a report has been sent."""
 
     uid = 0
     """Its subscription is the agent's own."""
@@ -68,8 +68,7 @@ class Management:
         self._done = DoneCommands(agent.home)
         self._answers: deque[tuple[Command, str]] = deque()
         self._renewed_at = -math.inf
-        self.process: EnrollmentProcess | None = None
-        self._process_until = 0.0
+        self.child = EnrollmentChild(agent.monotonic, lambda job: EnrollmentProcess(job))
 
     def start(self) -> None:
         """Subscribe, now and after each new session."""
@@ -79,24 +78,18 @@ class Management:
     def tick(self) -> None:
         """Take a report's outcome, and start the next one."""
         self._refusals.tick()
-        outcome = self.process.read() if self.process else None
-        if outcome is None and self.process and self._agent.monotonic() >= self._process_until:
-            outcome = self.process.kill()
-        if outcome is not None:
-            self.process = None
+        if (outcome := self.child.read()) is not None:
             if outcome.ok:
                 self._log.event("report-sent")
             else:
                 self._log.event("report-failed", reason=outcome.message)
-        if self.process is None and self._answers and not self._agent.stopping:
+        if not self.child.running and self._answers and not self._agent.stopping:
             self._start(*self._answers.popleft())
 
     def stop(self) -> None:
         """Kill the child, if any."""
         self._refusals.tick(end=True)
-        if self.process is not None:
-            self.process.kill()
-            self.process = None
+        self.child.stop()
 
     def refused(self, topic_filter: str, reason: str) -> None:
         """The server refuses the subscription from now on."""
@@ -158,5 +151,4 @@ class Management:
     def _start(self, command: Command, outcome: str) -> None:
         answered = {"id": command.id, "name": command.name, "outcome": outcome}
         job = EnrollmentJob(self._agent.home, "report", answers=json.dumps(answered), deadline_seconds=DEADLINE_SECONDS)
-        self.process = EnrollmentProcess(job)
-        self._process_until = self._agent.monotonic() + DEADLINE_SECONDS + 5
+        self.child.start(job)

@@ -227,7 +227,7 @@ class SimulatedAgent(Executor):
         self.connection = ModelConnection(config, lambda: None, monotonic, board.random.random)
         self.connection.board = board
         self.inbound = Inbound(self.connection, monotonic, self.spool.inbox)
-        self.rotation.new_process = self.schedule.new_process = lambda job: ModelProcess(board, job)
+        self.rotation.child.new_process = self.schedule.child.new_process = lambda job: ModelProcess(board, job)
 
     @property
     def is_connected(self) -> bool:
@@ -235,7 +235,7 @@ class SimulatedAgent(Executor):
 
     def cut_off(self) -> None:
         """The board has lost its power."""
-        self.rotation.stop()
+        self.rotation.child.stop()
 
     def turn(self) -> float:
         """Do what is due, and return the second of the world at which something is due again."""
@@ -248,7 +248,8 @@ class SimulatedAgent(Executor):
         # All that a decision depends on: in between, another turn of the agent's loop changes nothing.
         now, connection, rotation = self._board.world.now, self.connection, self.rotation
         times = [now + WAKE_SECONDS_MAX, connection.answer_at, self.schedule.ask_at]
-        times += [one.ends_at for one in (rotation.process, self.schedule.process) if isinstance(one, ModelProcess)]
+        children = (rotation.child.process, self.schedule.child.process)
+        times += [one.ends_at for one in children if isinstance(one, ModelProcess)]
         times += [rotation.renew_at, rotation.prove_at, rotation.promote_at, rotation.quiescing_until]
         times += [connection.connect_at, connection.connecting_until]
         wall = self.clock.now()

@@ -254,5 +254,5 @@ def test_a_report_that_hangs_or_fails_is_logged_and_the_next_one_sent(world: Wor
     world.give("report", "report03")
     world.managed.stop()
     assert world.children[1].killed
-    assert world.managed.process is None
+    assert world.managed.child.process is None
     assert len(world.children) == 2

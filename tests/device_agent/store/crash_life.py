@@ -248,7 +248,8 @@ def run(home: Path, *, renew: bool = False) -> None:
             if executor.candidate is None and (not renew or turn.done > done):
                 executor.close()
                 return
-            if renew and (executor.candidate is None or turn.candidate_refused) and not (turn.forced or turn.running):
+            may_renew = executor.candidate is None or turn.candidate_refused
+            if renew and may_renew and not (turn.forced or turn.child.running):
                 done = turn.done
                 executor.force_renewal(None)
         seconds += wait

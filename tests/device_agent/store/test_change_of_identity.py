@@ -76,7 +76,7 @@ def test_a_renewal_that_finds_what_enroll_has_promoted_has_not_failed(
         assert "cause=refused" in agent.log.getvalue()
         agent.executor.force_renewal(None)
         agent.turn()
-        child = agent.executor.rotation.process
+        child = agent.executor.rotation.child.process
         assert isinstance(child, Child)
         agent.another_enrolls()
         if noticed_before:

@@ -43,10 +43,10 @@ def heard(schedule: RenewalSchedule) -> datetime | None:
     """What the child that is running brings."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     said = None
-    while schedule.process is not None:
+    while schedule.child.process is not None:
         left = deadline - time.monotonic()
         assert left > 0, "the child did not end"
-        select.select([schedule.process], [], [], left)
+        select.select([schedule.child.process], [], [], left)
         said = schedule.read()
     return said
 
@@ -81,7 +81,7 @@ def test_a_campaign_is_heard_and_heeded(device: Device, est: EstServer) -> None:
     assert not schedule.is_due(identity, now)
     call_campaign(est, device)
     schedule.poll_if_due(identity)
-    assert schedule.process is None  # not before it is time again
+    assert schedule.child.process is None  # not before it is time again
     clock.now += ASK_SECONDS
     schedule.poll_if_due(identity)
     assert heard(schedule) == schedule.due_at(identity)
@@ -117,22 +117,22 @@ def test_a_server_that_cannot_be_reached_changes_nothing(device: Device, est: Es
     assert schedule.due_at(identity) == due
     clock.now += ASK_SECONDS / 2
     schedule.poll_if_due(identity)
-    assert schedule.process is None
+    assert schedule.child.process is None
 
 
 def test_the_first_question_is_spread_over_the_fleet(device: Device) -> None:
     identity = current(device)
     schedule, clock = schedule_of(device.home, chance=0.5)
     schedule.poll_if_due(identity)
-    assert schedule.process is None
+    assert schedule.child.process is None
     clock.now += ASK_SECONDS / 2 - 1
     schedule.poll_if_due(identity)
-    assert schedule.process is None
+    assert schedule.child.process is None
     clock.now += 2
     schedule.poll_if_due(identity)
-    assert schedule.process is not None
-    schedule.stop()
-    assert schedule.process is None
+    assert schedule.child.process is not None
+    schedule.child.stop()
+    assert schedule.child.process is None
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
@@ -172,7 +172,7 @@ def test_it_is_asked_again_within_bounds(device: Device, monkeypatch: pytest.Mon
     identity = current(device)
     for seconds, least, most in ((0.0, 19_000, 24_000), (1.0, 50, 70), (10e9, 70_000, 100_000)):
         schedule, clock = schedule_of(device.home)
-        schedule.process = None
+        schedule.child.process = None
         started: list[Callable[[], object]] = []
         schedule._on_outcome(Outcome(ok=True, retry_after_seconds=seconds))
         monkeypatch.setattr("device_agent.enrollment.renewal_schedule.EnrollmentProcess", started.append)
@@ -188,16 +188,16 @@ def test_it_asks_soon_after_a_refusal_and_not_at_each(device: Device, est: EstSe
     identity = current(device)
     schedule, clock = schedule_of(device.home, chance=0.5)
     schedule.poll_if_due(identity)
-    assert schedule.process is None
+    assert schedule.child.process is None
     for _ in range(3):
         schedule.refused()
         schedule.poll_if_due(identity)
-        assert schedule.process is None  # within a minute, each device at another moment
+        assert schedule.child.process is None  # within a minute, each device at another moment
         clock.now += 31.0
         schedule.poll_if_due(identity)
-        assert schedule.process is not None
+        assert schedule.child.process is not None
         heard(schedule)
         schedule.refused()
         clock.now += 60.0  # a minute after the last, and not sooner
         schedule.poll_if_due(identity)
-        assert schedule.process is None
+        assert schedule.child.process is None

@@ -61,8 +61,8 @@ def turn(clock: Clock) -> Rotation:
 
 def started(turn: Rotation) -> Child:
     turn.start(JOB)
-    assert isinstance(turn.process, Child)
-    return turn.process
+    assert isinstance(turn.child.process, Child)
+    return turn.child.process
 
 
 def test_a_forced_renewal_waits_for_nothing_and_reports_once(turn: Rotation) -> None:
@@ -72,7 +72,7 @@ def test_a_forced_renewal_waits_for_nothing_and_reports_once(turn: Rotation) -> 
     turn.force(None)
     assert (turn.forced, turn.renew_at, turn.prove_at) == (True, 0.0, 0.0)
     started(turn)
-    assert (turn.forced, turn.running) == (False, True)
+    assert (turn.forced, turn.child.running) == (False, True)
     turn.succeeded()
     turn.succeeded()
     assert heard == [("", "")]
@@ -81,45 +81,45 @@ def test_a_forced_renewal_waits_for_nothing_and_reports_once(turn: Rotation) -> 
 
 def test_the_outcome_of_the_child_ends_it(turn: Rotation) -> None:
     child = started(turn)
-    assert turn.read() is None
-    assert turn.running
+    assert turn.child.read() is None
+    assert turn.child.running
     child.outcome = Outcome(ok=True, slot="slot-a")
-    assert turn.read() == child.outcome
-    assert not turn.running
+    assert turn.child.read() == child.outcome
+    assert not turn.child.running
     assert not child.killed
-    assert turn.read() is None
+    assert turn.child.read() is None
 
 
 def test_a_child_that_hangs_is_killed_after_its_own_deadline(turn: Rotation, clock: Clock) -> None:
     child = started(turn)
     clock.now += JOB.deadline_seconds + 4.9
-    assert turn.read() is None
+    assert turn.child.read() is None
     clock.now += 0.1
-    assert turn.read() == Outcome(ok=False, message="killed")
+    assert turn.child.read() == Outcome(ok=False, message="killed")
     assert child.killed
-    assert not turn.running
+    assert not turn.child.running
 
 
 def test_an_outcome_that_comes_late_still_counts(turn: Rotation, clock: Clock) -> None:
     child = started(turn)
     child.outcome = Outcome(ok=True, slot="slot-a")
     clock.now += 1000.0
-    assert turn.read() == child.outcome
+    assert turn.child.read() == child.outcome
     assert not child.killed
 
 
 def test_at_first_nothing_runs_and_nothing_is_put_off(turn: Rotation) -> None:
-    assert turn.read() is None
-    assert (turn.running, turn.forced, turn.candidate_refused, turn.done) == (False, False, False, 0)
+    assert turn.child.read() is None
+    assert (turn.child.running, turn.forced, turn.candidate_refused, turn.done) == (False, False, False, 0)
     assert (turn.renew_at, turn.prove_at, turn.promote_at, turn.quiescing_until) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_stopping_kills_the_child(turn: Rotation) -> None:
-    turn.stop()
+    turn.child.stop()
     child = started(turn)
-    turn.stop()
+    turn.child.stop()
     assert child.killed
-    assert not turn.running
+    assert not turn.child.running
 
 
 def test_failures_back_off_and_success_resets(turn: Rotation, clock: Clock) -> None:
