@@ -8,10 +8,10 @@ fleet/ERRORS.md; a test keeps the two equal, and proves that no other code is ra
 
 import sys
 
-from msgspec import Struct
+from fleet.domain.errors_page import error_code, errors_page
 
 # One code a line: code | HTTP statuses, by operation | meaning | advice
-_TABLE = """\
+TABLE = """\
 ## Requests
 bad-answer | 503 | The server's response is not one of the admin API. | Check the address.
 bad-authorization | 401 | The Authorization header is not HTTP Basic with UTF-8 text. | Send `Basic base64(name:secret)`.
@@ -347,52 +347,9 @@ wrong-issuer | 403 | The CA does not issue for this holder. | Report it with the
 wrong-passphrase | 403 | The passphrase is wrong, or the backup's beginning is damaged. | Try another.
 """
 
-_HEAD = """\
-# Error codes
-
-Errors of the registry, of EST and of the admin API have a stable code: `code` in problem details (RFC 9457) and audit
-rows, `code=` in their log lines, and in parentheses at the end of a command's error. The status is that of HTTP
-responses; commands exit with 1, or with 2 where it names a wrong use. Where a code has several statuses, they depend on
-the operation. Some are raised by commands only.
-
-No code: an error about a file of this machine (missing, there already, a password needed, what `fleet cert` reads), and
-most of wrong use and of what was not confirmed. Not on this page: why the gateway closed a session or refused a CONNECT,
-also a `code=` in log lines, some with a name that is here, too (the [gateway's page](servers/gateway/README.md#close-codes)),
-and the codes of `fleet-station`, which precede its sentence (`firmware_tools/README.md`).
-
-This page is generated: `python -m fleet.domain.error_codes > fleet/ERRORS.md`.
-"""
-
-
-class ErrorCode(Struct, frozen=True):
-    """One stable code. `statuses`: the HTTP statuses it is sent with, by operation."""
-
-    code: str
-    statuses: tuple[int, ...]
-    meaning: str
-    advice: str
-
-
-def _error_code(line: str) -> ErrorCode:
-    code, statuses, meaning, advice = line.split(" | ")
-    return ErrorCode(code, tuple(map(int, statuses.split())), meaning, advice)
-
-
-CODES = tuple(_error_code(line) for line in _TABLE.splitlines() if not line.startswith("#"))
+CODES = tuple(error_code(line) for line in TABLE.splitlines() if not line.startswith("#"))
 ERROR_CODES = {each.code: each for each in CODES}
 
 
-def errors_page() -> str:
-    """The page fleet/ERRORS.md."""
-    lines = [_HEAD]
-    for line in _TABLE.splitlines():
-        if line.startswith("#"):
-            lines += [line, "", "| code | status | meaning | what to do |", "| --- | --- | --- | --- |"]
-        else:
-            each = _error_code(line)
-            lines.append(f"| `{each.code}` | {', '.join(map(str, each.statuses))} | {each.meaning} | {each.advice} |")
-    return "\n".join(lines).replace("\n## ", "\n\n## ").replace("\n\n\n", "\n\n") + "\n"
-
-
 if __name__ == "__main__":
-    sys.stdout.write(errors_page())
+    sys.stdout.write(errors_page(TABLE))

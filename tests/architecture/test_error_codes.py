@@ -10,7 +10,8 @@ from fleet.domain import errors
 from fleet.domain.approval import RequestState
 from fleet.domain.credential import CredentialState
 from fleet.domain.device import DeviceState
-from fleet.domain.error_codes import CODES, ERROR_CODES, errors_page
+from fleet.domain.error_codes import CODES, ERROR_CODES, TABLE
+from fleet.domain.errors_page import errors_page
 from fleet.servers.refusals import HTTP_STATUS, WIRE_CODES
 
 FLEET = Path(__file__).parents[2] / "fleet"
@@ -108,4 +109,4 @@ def test_each_says_what_it_means_and_what_to_do() -> None:
 
 
 def test_the_page_is_the_table() -> None:
-    assert (FLEET / "ERRORS.md").read_text() == errors_page()
+    assert (FLEET / "ERRORS.md").read_text() == errors_page(TABLE)
