@@ -1,5 +1,5 @@
 """Queues of our own mosquitto: it bounds each of them, and its memory, but not their sum. Where that grows too large
-the largest gives way, before mosquitto cuts whoever asks for more.
+the largest gives way, before mosquitto cuts whoever asks for more. What is retained is in no queue.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V311
 from fleet.wire.mqtt.connect import Connect
 
-QUEUES_MAX = BROKER_MEMORY_MAX * 3 // 8  # bytes of its memory for all messages that it has saved
+QUEUES_MAX = BROKER_MEMORY_MAX * 3 // 8  # bytes of its memory for all queues that it has saved
 DATABASE_MIN = QUEUES_MAX // 4  # a smaller one holds no more: a small message takes four times as much memory
 GROWTH_MIN = QUEUES_MAX // 16  # of the database, before it is read again
 PURGE_SECONDS_MAX = 10.0
@@ -40,9 +40,10 @@ class LargestQueues:
             return
         self._saved_at, self._size = at, size
         try:
-            held, by_client = await asyncio.to_thread(queues, self._database)
+            by_client = await asyncio.to_thread(queues, self._database)
         except OSError:
             return  # saved anew meanwhile: the next one is looked at
+        held = sum(by_client.values())
         for client_id, bytes_ in sorted(by_client.items(), key=lambda each: -each[1]):
             if held <= QUEUES_MAX:
                 return

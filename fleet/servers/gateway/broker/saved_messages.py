@@ -48,11 +48,11 @@ def retained_messages(database: Path) -> Iterator[Retained]:
         yield from _retained(data)
 
 
-def queues(database: Path) -> tuple[int, dict[str, int]]:
-    """Bytes of the broker's memory for all messages that it has saved, and what would be free without each client's
-    queue, by client id: a message in several counts for each of them in part. Raises: OSError.
+def queues(database: Path) -> dict[str, int]:
+    """Bytes of the broker's memory for each client's queue, by client id: a message in several of them, or retained,
+    too, counts for each in part. Raises: OSError.
     """
-    total, by_client = 0, dict[str, int]()
+    by_client = Counter[str]()
     with (
         suppress(FileNotFoundError, error, UnicodeDecodeError, ValueError),
         database.open("rb") as file,
@@ -65,15 +65,12 @@ def queues(database: Path) -> tuple[int, dict[str, int]]:
                 sizes[number] = _PAYLOAD_SIZE.unpack_from(data, body + _SIZES_AT)[0] + _MESSAGE_BYTES
             elif kind in (_QUEUED, _RETAINED):
                 times[number] += 1
-                total += _QUEUED_BYTES
-        total += sum(sizes.values())
         for kind, body in _chunks(data):
             if kind == _QUEUED:
                 number, size = _ID.unpack_from(data, body)[0], _CLIENT_SIZE.unpack_from(data, body + _CLIENT_SIZE_AT)[0]
                 client_id = data[body + _CLIENT_AT : body + _CLIENT_AT + size].decode()
-                share = sizes.get(number, 0) // times[number] + _QUEUED_BYTES
-                by_client[client_id] = by_client.get(client_id, 0) + share
-    return total, by_client
+                by_client[client_id] += sizes.get(number, 0) // times[number] + _QUEUED_BYTES
+    return by_client
 
 
 def _chunks(data: mmap.mmap) -> Iterator[tuple[int, int]]:
