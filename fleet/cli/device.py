@@ -28,7 +28,9 @@ SERIAL_PREFIX_MIN = 6  # digits: fewer are a mistyped serial number rather than 
 NO_CERTIFICATE = "no valid certificate: it takes a new token, or another right, to enroll again"
 SESSION = ("client_id", "state", "connected_at", "seen_at", "reason", "address")
 """Of each session."""
-_SHORTENED = ("state_change", "certificates", "distrusted_by", "sessions", "usable_certificates", "usable_until")
+_SHORTENED = (
+    "state_change", "certificates", "distrusted_by", "sessions", "usable_certificates", "usable_until", "last_refusal",
+)  # fmt: skip
 
 
 @click.group()
@@ -50,6 +52,8 @@ def _in_short(shown: Row) -> Row:
         value |= {f"{state} at": change["at"], f"{state} by": change["actor"], "reason": change["reason"]}
     if rules := shown.get("distrusted_by"):
         value["distrusted by"] = ", ".join(f"{rule['id']} ({rule['reason'] or 'no reason given'})" for rule in rules)
+    if refusal := shown.get("last_refusal"):
+        value["last refused"] = f"{refusal['refused_at']} {refusal['action']} {refusal['code']} {refusal['address']}"
     if shown.get("usable_certificates") == 0:
         value |= {"expires_at": None, "problem": NO_CERTIFICATE}
     value["certificates"] = [{key: held[key] for key in CERTIFICATE if key in held} for held in shown["certificates"]]

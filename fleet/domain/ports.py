@@ -14,6 +14,7 @@ from fleet.domain.claim import Claim
 from fleet.domain.credential import Credential, CredentialState, KeyUse, Station, Token
 from fleet.domain.crl_store import CrlStore
 from fleet.domain.device import EVERY_DEVICE, FIRST_PLACE, Device, DeviceFilter, DeviceState, Model, Place, StateChange
+from fleet.domain.device_refusal import RefusalStore
 from fleet.domain.device_report import ReportStore
 from fleet.domain.distrust import Distrust, refusing
 from fleet.domain.idempotency import Answer
@@ -102,7 +103,7 @@ class AuditReader(Protocol):
         """
 
 
-class Registry(AuditReader, CrlStore, PresenceStore, ReportStore, NodeMessageStore, Protocol):
+class Registry(AuditReader, CrlStore, PresenceStore, ReportStore, NodeMessageStore, RefusalStore, Protocol):
     """The authoritative state of the fleet. Reads see every commit that has returned."""
 
     @property

@@ -41,6 +41,7 @@ from fleet.services.claims import misused
 from fleet.services.credentials import Submission, authenticate, no_credentials, present
 from fleet.services.first_use import ended_by_first_use
 from fleet.services.identity import NO_GRACE, NOBODY, identify
+from fleet.services.last_refusals import last_refusals_of
 from fleet.services.refusals import audit_refusal, write_row
 
 NO_DEVICE = "device ?"
@@ -292,7 +293,9 @@ class Attempt:
                     await misused(registry, self.claim, refusal.code, self.peer, self.now)
                 except Refused as quarantined:
                     refusal = quarantined
-            await self._record(self._entry(refusal.code))
+            entry = self._entry(refusal.code)
+            last_refusals_of(registry).note(entry)
+            await self._record(entry)
         except Unavailable as error:
             refusal.add_note(f"The audit row could not be written: {error.message}")
         return refusal

@@ -17,6 +17,7 @@ from fleet.config.logs import log_event
 from fleet.domain.changes import AuditEntry, Change
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
+from fleet.services.last_refusals import last_refusals_of
 from fleet.services.refusals import refusals_of
 
 log = logging.getLogger("fleet.audit")
@@ -67,7 +68,12 @@ class RefusalRows:
 
 
 async def write_due(registry: Registry, now: datetime, *, at_once: bool = False) -> None:
-    """Write a row for each kind of refusal that is due, or `at_once` for each of which any were left out."""
+    """Write a row for each kind of refusal that is due, or `at_once` for each of which any were left out; and the last
+    refusal of each device."""
+    try:
+        await last_refusals_of(registry).write(registry)
+    except Unavailable as error:
+        log_event(log, logging.WARNING, "refusals.not-written", code=error.code)
     rows = deque(refusals_of(registry).due(now, at_once=at_once))
     try:
         while rows:

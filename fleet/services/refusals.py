@@ -19,6 +19,7 @@ from fleet.domain.peer import Peer, network_of
 from fleet.domain.ports import Registry
 from fleet.domain.recent import HolderCounts
 from fleet.services.identity import NOBODY, audit_actor_of
+from fleet.services.last_refusals import last_refusals_of
 
 ROW_EVERY = timedelta(minutes=1)
 KINDS_MAX = 4096  # remembered at once; beyond that, those of the actor with most give way to others
@@ -170,7 +171,10 @@ async def audit_refusal(
     """
     try:
         actor, detail = await audit_actor_of(registry, peer)
-        await write_row(registry, AuditEntry(now, actor, action, subject, refusal.code, peer.address, detail))
+        entry = AuditEntry(now, actor, action, subject, refusal.code, peer.address, detail)
+        if actor != NOBODY:
+            last_refusals_of(registry).note(entry)
+        await write_row(registry, entry)
     except Unavailable as error:
         _add_note(refusal, error)
 
@@ -180,7 +184,10 @@ async def audit_refusal_of_named(registry: Registry, entry: AuditEntry, name: st
     by it, so that it hides nobody else's.
     """
     try:
-        await write_row(registry, entry, is_proven=await registry.device(name) is not None)
+        is_known = await registry.device(name) is not None
+        if is_known:
+            last_refusals_of(registry).note(entry)
+        await write_row(registry, entry, is_proven=is_known)
     except Unavailable as error:
         _add_note(refusal, error)
 

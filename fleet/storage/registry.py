@@ -20,15 +20,15 @@ from fleet.domain.lease import Lease
 from fleet.domain.revoked_cache import RevokedCache
 from fleet.storage import queries
 from fleet.storage.batching import Batches
+from fleet.storage.device_refusals import SqlRefusalStore
 from fleet.storage.mapping import micros
-from fleet.storage.node_messages import SqlNodeMessageStore
 from fleet.storage.queries import bounded
 from fleet.storage.recent_events import RecentEvents
 
 EVENTS_MAX = 1000  # read from the feed at once: bounds the memory of a follower far behind
 
 
-class SqlRegistry(SqlNodeMessageStore):
+class SqlRegistry(SqlRefusalStore):
     """Base of every engine's domain.ports.Registry."""
 
     _commits: Batches[Committed]

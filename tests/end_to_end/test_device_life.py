@@ -13,6 +13,7 @@ import pytest
 from fleet.est_client.errors import EstRefused
 from tests.end_to_end.live_device import LiveDevice, csr_for, mqtt_answer, renewal_with
 from tests.serving import Served, run_fleet, same_ports
+from tests.waiting import wait_until
 
 NAMES = (f"cam-{number}" for number in count(7))
 
@@ -98,6 +99,16 @@ def test_a_revoked_device_stays_out_and_cannot_be_added_again(served: Served, de
     run_fleet(served.home, "device", "resume", device.name, expect=1)
     device.call("renew", expect=1)
     assert mqtt_answer(served, device.pair(), device.name) == 5
+
+    def last_refusal() -> dict[str, str]:
+        shown = json.loads(run_fleet(served.home, "device", "show", device.name, "-o", "json"))
+        return dict(shown.get("last_refusal", {}))
+
+    wait_until(last_refusal, "that the last refusal is written")
+    shown = last_refusal()
+    assert (shown["action"], shown["address"]) == ("mqtt.connect", "127.0.0.1")
+    assert "revoked" in shown["code"]
+    assert "last refused: 20" in " ".join(run_fleet(served.home, "device", "show", device.name).split())
 
 
 def test_both_sides_come_back_after_a_kill(served: Served, device: LiveDevice) -> None:

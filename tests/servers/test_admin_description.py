@@ -14,6 +14,7 @@ from fleet.ca.head_signer import LocalHeadSigner
 from fleet.ca.keys import generate_key
 from fleet.domain.crl import Crl, CrlHead
 from fleet.domain.device import Model
+from fleet.domain.device_refusal import DeviceRefusal
 from fleet.domain.device_report import DeviceReport
 from fleet.domain.lease import Lease
 from fleet.servers.admin.openapi import description
@@ -127,6 +128,7 @@ async def test_answers_are_as_described(api: AdminHarness, admin: Client) -> Non
     now = api.est.clock()
     head = CrlHead("/crl/00.crl", b"\0", 1, 0, now, now, 0)
     await api.est.registry.publish_crls([Crl(head, b"der")], [], Lease("crl", "test", now), now)
+    await api.est.registry.keep_refusals([DeviceRefusal("cam-1", now, "mqtt.connect", "device-suspended", "192.0.2.1")])
     await api.est.registry.keep_report(DeviceReport("cam-1", now, serial, '{"device_id": "cam-1"}', b"signature"))
     maker = {"models": ["cam"], "certificate": new_maker().pem.decode()}
     assert (await admin.ask("POST", "/v1/anchors", {"name": "acme-2", **maker}))[0] == 201

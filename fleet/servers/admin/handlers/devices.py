@@ -34,6 +34,7 @@ from fleet.servers.admin.records.devices import (
     DeviceChanges,
     DeviceQuery,
     DeviceReport,
+    LastRefusal,
     NewDevice,
     Notice,
     Notified,
@@ -151,6 +152,8 @@ async def get_device(context: Context, call: Call) -> Result[Device]:
     rules = await distrust.rules_over(context.registry, device)
     ends = await _usable_until(context, call, [device])
     shown = Device.shown(device, kind, change, rules, ends.get(device.id, UNSET))
+    if (refusal := await context.registry.refusal_of(device.id)) is not None:
+        shown = replace(shown, last_refusal=LastRefusal.of(refusal))
     return Result(shown, etag=str(device.revision))
 
 

@@ -51,6 +51,15 @@ class StateChange(Record):
     reason: Annotated[str, about("Empty when none was given.")]
 
 
+class LastRefusal(Record):
+    """When and why a device was last refused."""
+
+    refused_at: Time
+    action: Annotated[str, about("As in the audit: `mqtt.connect`, `enroll`, ...")]
+    code: str
+    address: str
+
+
 class CoveringDistrust(Record):
     """A distrust that covers a device's newest certificate."""
 
@@ -87,6 +96,10 @@ class Device(Record):
         list[CoveringDistrust] | UnsetType,
         about("Of a single device: the distrusts that cover its newest certificate, where there are some."),
     ] = UNSET
+    last_refusal: Annotated[
+        LastRefusal | UnsetType,
+        about("Of a single device that was refused with its certificate, or its right to enroll: seconds later."),
+    ] = UNSET
 
     @classmethod
     def shown(
@@ -100,6 +113,7 @@ class Device(Record):
         noted = StateChange.of(change) if change is not None and change.state is d.state else UNSET
         distrusted_by = [CoveringDistrust.of(rule) for rule in distrusts] or UNSET
         given = {"state_change": noted, "distrusted_by": distrusted_by, "usable_until": usable_until}
+        given["last_refusal"] = UNSET  # its reader has it
         return cls.of(d, kind=kind, tags=dict(d.tags), **given)
 
 
