@@ -128,7 +128,14 @@ class EstClient:
         """The fleet's statement that former roots are retired, not judged (`fleet.wire.trust_update`); None if there is
         none. Not in RFC 7030. Raises: EstError.
         """
-        answer = self._ask("GET", "trust-update", None, None, (200, 204, 400, 403, 404, 405, 501))
+        return self._statement("trust-update")
+
+    def server_trust_update(self) -> bytes | None:
+        """Likewise of the roots above the server's own certificate, which are no tenant's. Raises: EstError."""
+        return self._statement("server-trust-update")
+
+    def _statement(self, path: str) -> bytes | None:
+        answer = self._ask("GET", path, None, None, (200, 204, 400, 403, 404, 405, 501))
         return answer.body if answer.status == 200 else None
 
     def renewal_info(self, fingerprint: str) -> tuple[tuple[datetime, datetime] | None, float]:

@@ -146,8 +146,9 @@ class LiveAuthorities:
         if found is None:
             return None
         chain = list(found.chain)
-        if found.root != self._current.own.root:
-            chain.append(self._current.own.root)  # so that a client can verify the server
+        own = self._current.own
+        if found.root != own.root:  # so that a client can verify the server, and follow a rollover of its root
+            chain += [own.root, *(link for each in own.former_roots for link in each.links)]
         return tuple(each.public_bytes(Encoding.DER) for each in chain)
 
     def trust_update(self, tenant: str) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_agent.enrollment.trust_updates import apply_trust_update
+from device_agent.store.root_rollover import new_roots
 from fleet.domain.access import Act
 from fleet.home.authorities import authority_of, forget_former, new_issuing_key
 from fleet.home.ca_store import fingerprint
@@ -124,5 +125,18 @@ async def test_devices_are_told_which_roots_are_retired(tenants: TenantsHarness)
     below = await tenants.send("GET", path, identity=await tenants.member("b-1", "b-cam"))
     own_root = await tenants.send("GET", path, identity=await tenants.member("a-1", "a-cam"))
     shown = {tenant: authority_of(tenants.home, tenant).has_own_root for tenant in ("a", "b")}
+    of_server = await tenants.send(
+        "GET", "/.well-known/est/server-trust-update", identity=await tenants.member("b-2", "b-cam")
+    )
+    assert of_server.body == answer.body
     for tenant, found in (("a", own_root), ("b", below)):
         assert found.status == (204 if shown[tenant] else 200), tenant
+
+
+async def test_devices_of_a_tenant_with_a_root_of_its_own_follow_the_servers_root(tenants: TenantsHarness) -> None:
+    """By what cacerts gives them: the fleet's new root, which its old one has certified."""
+    old, now = authority_of(tenants.home, "").root, tenants.clock()
+    new = new_issuing_key(tenants.home, "", now + timedelta(minutes=1), root_too=True).root
+    answer = await tenants.send("GET", "/.well-known/est/b/cacerts")
+    anchors = (authority_of(tenants.home, "b").root, old)
+    assert new_roots(anchors, answer.certificates, now + timedelta(hours=1)) == (new,)

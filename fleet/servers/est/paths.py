@@ -30,6 +30,8 @@ fingerprint or by the identifier of that RFC.
 """
 TRUST_UPDATE = "trust-update"
 """Not part of RFC 7030: which former roots devices shall no longer trust (`fleet.wire.trust_update`)."""
+SERVER_TRUST_UPDATE = "server-trust-update"
+"""Not part of RFC 7030: likewise of the roots that the server's own certificate is below, whichever tenant asks."""
 DEVICE_REPORT = "device-report"
 """Not part of RFC 7030: a device's report of its health (`fleet.wire.device_report`)."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -56,9 +58,10 @@ def route(method: str, path: str) -> Route:
     Raises: HttpRefused: 404, 405, or 501 for an operation of EST that is not served here.
     """
     path = _ENCODED.sub(_unreserved, path)
-    if path == f"{WELL_KNOWN}/{TRUST_UPDATE}":
-        _check_method(method, TRUST_UPDATE, "GET")
-        return Route(TRUST_UPDATE, None)
+    for operation in (TRUST_UPDATE, SERVER_TRUST_UPDATE):
+        if path == f"{WELL_KNOWN}/{operation}":
+            _check_method(method, operation, "GET")
+            return Route(operation, None)
     if path == f"{WELL_KNOWN}/{DEVICE_REPORT}":
         _check_method(method, DEVICE_REPORT, "POST")
         return Route(DEVICE_REPORT, None)

@@ -22,7 +22,7 @@ from fleet.domain.recent import Recent
 from fleet.servers.est.device_reports import take_report
 from fleet.servers.est.idevid_certificate import idevid_certificate
 from fleet.servers.est.keygen import ServerKeyGenerator, multipart
-from fleet.servers.est.paths import DEVICE_REPORT, RENEWAL_INFO, TRUST_UPDATE, Route, route
+from fleet.servers.est.paths import DEVICE_REPORT, RENEWAL_INFO, SERVER_TRUST_UPDATE, TRUST_UPDATE, Route, route
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
 from fleet.servers.http import Exchange, HttpServer, plain_refusal
 from fleet.servers.http_connection import HttpLimits, Response
@@ -97,6 +97,7 @@ class _Handlers:
             "csrattrs": self.csrattrs,
             RENEWAL_INFO: self.renewal_info,
             TRUST_UPDATE: self.trust_update,
+            SERVER_TRUST_UPDATE: self.trust_update,
         }
         self._issuing: dict[str, Callable[[Exchange, Route, Attempt], Awaitable[Response]]] = {
             "simpleenroll": self.simpleenroll,
@@ -215,8 +216,10 @@ class _Handlers:
         return Response(200, encode_body(attributes, wrap=is_libest), CSRATTRS_HEADERS)
 
     async def trust_update(self, exchange: Exchange, asked: Route) -> Response:
-        """The roots that are retired: of the tenant of the device that presents its certificate, or the fleet's own."""
-        update = self._tenants.trust_update(await self._tenant_of(exchange, None))
+        """The roots that are retired: of the tenant of the device that presents its certificate, or the fleet's own,
+        below which the server's certificate is."""
+        tenant = await self._tenant_of(exchange, None) if asked.operation == TRUST_UPDATE else ""
+        update = self._tenants.trust_update(tenant)
         return Response(200, update, {"Content-Type": CONTENT_TYPE}) if update else Response(204, b"", {})
 
     async def renewal_info(self, exchange: Exchange, asked: Route) -> Response:

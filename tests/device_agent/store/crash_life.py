@@ -122,6 +122,8 @@ class ModelEst:
     def trust_update(self) -> None:
         return None
 
+    server_trust_update = trust_update
+
     def renewal_info(self, _fingerprint: str) -> tuple[None, float]:
         return None, 0.0
 

@@ -22,7 +22,7 @@ from device_agent.enrollment.enrollment import EnrollmentJob, Outcome
 from device_agent.errors import NotEnrolled
 from device_agent.store.device_key import certificate_info, fingerprint, parse_key
 from device_agent.store.identity_store import Identity, IdentityStore
-from fleet.ca.authority import create_root
+from fleet.ca.authority import create_issuing, create_root, succeed_root
 from fleet.est_client.errors import BadConfig, EstBadAnswer, EstBusy, EstRefused, EstUnreachable
 from fleet.wire.csrattrs import CsrAttributes
 from fleet.wire.trust_update import key_name, sign_trust_update
@@ -45,6 +45,7 @@ class FakeServer:
         self.window: tuple[datetime, datetime] | None = None
         self.server_time = None
         self.update: bytes | None = None
+        self.server_update: bytes | None = None
         self.shy = False
         """Whether it shows its issuing CA to whom it has issued alone."""
 
@@ -72,6 +73,9 @@ class FakeServer:
 
     def trust_update(self) -> bytes | None:
         return self.update
+
+    def server_trust_update(self) -> bytes | None:
+        return self.server_update
 
     def csrattrs(self) -> CsrAttributes:
         self.asked.append(("csrattrs", None, None))
@@ -335,6 +339,25 @@ def test_a_root_that_the_fleet_has_retired_leaves_the_homes_file(
     server.update = sign_trust_update([key_name(old)], [authority.issuing], authority.issuing_key, NOW)
     perform(enrolling(home), NOW)
     assert trusted() == [authority.root]
+
+
+def test_a_device_of_a_tenant_drops_the_servers_former_root_as_well(
+    server: FakeServer, store: IdentityStore, home: Path, authority: Authority
+) -> None:
+    """Its certificate is below the tenant's root; by the fleet's it verifies the server, and that has rolled over."""
+    begin = authority.root.not_valid_before_utc
+    old, old_key = create_root("Fleet", begin - timedelta(days=9))
+    new, new_key = succeed_root(old, old_key, begin - timedelta(days=1)).certified
+    issuing, key = create_issuing("Fleet", new, new_key, begin)
+    former, _ = create_root("test", begin - timedelta(days=9))
+    (home / "ca.pem").write_bytes(pem(former, old, new, authority.root))
+    server.update = b"{}"  # what is wrong with one of them keeps nothing of the other
+    server.server_update = sign_trust_update([key_name(old), key_name(former)], [issuing], key, NOW)
+    perform(enrolling(home), NOW)
+    assert x509.load_pem_x509_certificates((home / "ca.pem").read_bytes()) == [former, new, authority.root]
+    server.update = sign_trust_update([key_name(former)], [authority.issuing], authority.issuing_key, NOW)
+    perform(enrolling(home), NOW)
+    assert x509.load_pem_x509_certificates((home / "ca.pem").read_bytes()) == [new, authority.root]
 
 
 def test_without_a_new_root_the_file_is_not_written(
