@@ -29,6 +29,7 @@ from fleet.domain.ports import Issuer, Registry
 from fleet.domain.writes import (
     AddCredential,
     CountTakeover,
+    HoldCredentials,
     Insert,
     QuarantineClaim,
     ReleaseClaim,
@@ -62,7 +63,7 @@ class NewClaim(Struct, frozen=True):
 
 
 async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act: Act) -> tuple[Claim, Credential]:
-    """Record a claim together with a certificate for its key: both, or neither.
+    """Record a claim together with a certificate for its key: both, or neither. CRLs have that on hold.
 
     Raises: Invalid: `bad-name`, `bad-quota`, `bad-lifetime`. NotFound (`no-such-model`). Conflict (`claim-exists`,
     `key-taken`). Refused: `application-model`; the issuer cannot sign that long.
@@ -85,7 +86,9 @@ async def enroll_claim(registry: Registry, issuer: Issuer, new: NewClaim, *, act
         Event(EventKind.CREDENTIAL_ISSUED, name, credential.fingerprint.hex()),
         Event(EventKind.CLAIM_STATE, name, "created"),
     )
-    await registry.commit(Change(entry, (Insert(claim), AddCredential(credential)), events))
+    # It is for our EST alone, a whole batch has its key, and its name may be a device's: relying parties refuse it.
+    held = HoldCredentials(CredentialKind.CLAIM, name, act.now)
+    await registry.commit(Change(entry, (Insert(claim), AddCredential(credential), held), events))
     return claim, credential
 
 

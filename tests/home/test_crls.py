@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import structs
 
@@ -25,6 +26,7 @@ from fleet.ca.key_identifiers import identifier_of
 from fleet.config.settings import Settings
 from fleet.config.template import render
 from fleet.domain.access import Operator, Role
+from fleet.domain.credential import Credential
 from fleet.domain.crl import CrlHead, CrlReason
 from fleet.domain.distribution import (
     ca_name,
@@ -45,18 +47,20 @@ from fleet.home.creation import create_home
 from fleet.home.crl_issuing import crl_reporter, issue_crls, slow_crl
 from fleet.home.issued_urls import issued_urls
 from fleet.home.layout import Home, certificate_in, open_registry, revocation_journal
+from fleet.home.pki import load_issuer
 from fleet.home.publication_check import urls_of
 from fleet.runtime.background import background
 from fleet.runtime.jobs.crls import Following, LateCrls, SlowCrls, publish_crls
 from fleet.servers.admin.app import AdminApp
 from fleet.servers.admin.context import Context
 from fleet.servers.admin.messages import Caller, Headers, Request, body_of
-from fleet.services import crl_entries, inventory, revocation
+from fleet.services import claims, crl_entries, inventory, revocation
 from fleet.services.crl_publishing import LEASE, LEASE_TIME, CrlPolicy
 from fleet.services.crl_report import CrlReporter, crl_report, lacking
 from fleet.services.revocation_journal import catch_up, has_gone_back, usable_though_listed
 from fleet.storage.engines import open_engine
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
+from fleet.wire.spki import spki_of
 from tests.home.crl_fleet import NOW, URL, CrlFleet, number_of, openssl_verify, serial
 from tests.storage.samples import change
 from tests.waiting import PATIENCE_SECONDS
@@ -103,6 +107,30 @@ async def test_openssl_refuses_a_revoked_certificate_and_takes_a_resumed_one(fle
     await fleet.move("revoke", "cam-2")
     assert "certificate revoked" in await verify(one)
     assert await fleet.listed() == {serial(one): "cessationOfOperation", serial(other): "unspecified"}
+
+
+async def test_a_claims_certificate_is_on_hold_from_its_issue_on(fleet: CrlFleet, tmp_path: Path) -> None:
+    """It is shared by a batch, and its name may be a device's: it is for our EST alone."""
+    device = await fleet.enroll("cam-1")
+    spki = spki_of(ec.generate_private_key(ec.SECP256R1()).public_key())
+    new = claims.NewClaim("cam-1", "default", 5, spki, NOW + 30 * DAY)
+    _, claim = await claims.enroll_claim(fleet.registry, load_issuer(fleet.home), new, act=fleet.act)
+    root = full_crl_path(ca_name(identifier_of(certificate_in(fleet.home.root_certificate))))
+
+    async def verify(credential: Credential) -> str:
+        await fleet.publish()
+        crls = [(await fleet.file(path)).body for path in (full_crl_path(fleet.issuing), root)]
+        return openssl_verify(fleet.home, tmp_path, credential, crls, "-purpose", "sslclient")
+
+    assert "certificate revoked" in await verify(claim)
+    assert await verify(device) == "OK"
+    await claims.quarantine_claim(fleet.registry, "cam-1", act=fleet.act)
+    await claims.release_claim(fleet.registry, "cam-1", act=fleet.act)
+    await verify(claim)
+    assert await fleet.listed() == {serial(claim): "certificateHold"}
+    await claims.revoke_claim(fleet.registry, "cam-1", act=fleet.act, crl_reason=CrlReason.KEY_COMPROMISE)
+    await verify(claim)
+    assert await fleet.listed() == {serial(claim): "keyCompromise"}
 
 
 async def test_each_certificate_is_in_its_shard_whose_url_its_issuing_distribution_point_names(
