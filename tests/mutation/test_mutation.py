@@ -136,7 +136,7 @@ def test_own_tests_are_those_that_import_the_module() -> None:
         ("fleet/tls/transport.py", "tests/tls/test_transport.py", {"tests/tls/test_quickack.py"}),
         ("fleet/tls/peer_identity.py", "tests/tls/test_contexts.py", {"tests/tls/test_session.py"}),
         (
-            "fleet/domain/grants.py",
+            "fleet/domain/grants/token.py",
             "tests/domain/test_enrollment_checks.py",
             {"tests/domain/test_enrollment_rules.py"},
         ),
