@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fleet.servers.gateway.limits.kept_filters import KeptFilters
+from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS
 from fleet.servers.gateway.limits.rates import PACKETS_PER_TURN
 from fleet.servers.gateway.relay.packet_filter import JUDGED_AT_ONCE
 from fleet.servers.gateway.session.phases import Phase
@@ -172,6 +174,18 @@ def test_a_packet_counts_as_what_it_costs(packet: bytes, cost: int) -> None:
     harness = RelayHarness(V5)
     harness.relay.from_device(packet)
     assert harness.relay.to_broker.packets == cost
+
+
+def test_a_change_of_kept_filters_counts_as_what_reading_and_writing_all_of_them_costs(tmp_path: Path) -> None:
+    for outlives, cost in ((True, 31), (False, 1)):
+        harness = RelayHarness(V5, limits=DEFAULT_LIMITS)
+        filters = KeptFilters(directory=tmp_path).of_session("cam-1", outlives_connection=outlives)
+        filters.add([f"down/{number}" for number in range(960)])
+        harness.relay.subscriptions.filters = filters
+        harness.relay.from_device(harness.subscribe("down/x"))
+        assert harness.relay.to_broker.packets == cost
+        harness.relay.from_device(encode_unsubscribe(Unsubscribe(1, ("down/x",)), V5))
+        assert harness.relay.to_broker.packets == 2 * cost
 
 
 def test_packets_before_a_malformed_one_count() -> None:

@@ -23,6 +23,8 @@ from fleet.wire.mqtt.topics import is_shared
 
 LEAVING_MAX = 1_000  # filters of UNSUBSCRIBEs that await their UNSUBACK; any further stay counted
 DEVICES_MAX = 100_000
+FILTERS_EACH = 32
+"""Filters of a persistent session that are read and written, in its file, for what one packet costs."""
 KEPT_FILTERS = "kept-filters"
 """The directory, in that of a home's running servers."""
 _OWNER_SIZE = 16
@@ -55,6 +57,11 @@ class FilterSet:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._filters)
+
+    @property
+    def upkeep(self) -> int:
+        """Packets that a change of it costs besides its own."""
+        return len(self._filters) // FILTERS_EACH if self._file is not None and self._outlives else 0
 
     def set_rules(self, rules: MqttRules) -> None:
         """Apply the model's rules to what is added from now on."""

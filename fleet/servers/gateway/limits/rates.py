@@ -5,8 +5,8 @@
     meter.size += len(data)         # after each read: what was read is paid afterwards, when it is more than
     meter.pay()                     # budget.lease_size
 
-A packet that costs as much as several counts as so many: a SUBSCRIBE or UNSUBSCRIBE as one for each of its filters, one
-with many properties for each eight of them.
+A packet that costs as much as several counts as so many: a SUBSCRIBE or UNSUBSCRIBE as one for each of its filters, and
+for each 32 that a persistent session has; one with many properties for each eight of them.
 
 A device that is over its rate is not read until it has paid, so that TCP slows it down. One that has been over it for
 OVER_SECONDS_MAX is closed. The budget is the device's: who connects again goes on with what is left.

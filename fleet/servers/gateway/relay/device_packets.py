@@ -102,6 +102,7 @@ class DeviceHandler:
             case PacketType.SUBSCRIBE:
                 asked = relay.subscriptions.decode_subscribe(body)
                 relay.to_broker.packets += len(asked.subscriptions) - 1 + len(asked.properties) // PROPERTIES_EACH
+                relay.to_broker.packets += relay.subscriptions.filters.upkeep
                 verdict = relay.subscriptions.filter_subscribe(asked, relay.policy)
                 for topic_filter, reason in verdict.refused:
                     relay.note("mqtt.subscribe", "refused", topic_filter, reason)
@@ -118,6 +119,7 @@ class DeviceHandler:
             case PacketType.PINGREQ if body:
                 raise Malformed("PINGREQ has data.")
             case PacketType.UNSUBSCRIBE:
+                relay.to_broker.packets += relay.subscriptions.filters.upkeep
                 relay.to_broker.packets += relay.subscriptions.unsubscribe(body) - 1
             case PacketType.DISCONNECT:
                 acks.check_disconnect(body, relay.version)
