@@ -4,36 +4,50 @@ import base64
 import functools
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleet.servers.refusals import HttpRefused, no_such_path
 from fleet.wire.est import OPERATIONS, WELL_KNOWN
 
-METHODS = {
-    "cacerts": "GET",
-    "csrattrs": "GET",
-    "simpleenroll": "POST",
-    "simplereenroll": "POST",
-    "serverkeygen": "POST",
+RENEWAL_INFO = "renewal-info"
+"""When to renew the certificate that the path names, as RFC 9773 has it for ACME: by its fingerprint or by the
+identifier of that RFC.
+"""
+TRUST_UPDATE = "trust-update"
+"""Which former roots devices shall no longer trust (`fleet.wire.trust_update`)."""
+SERVER_TRUST_UPDATE = "server-trust-update"
+"""Likewise of the roots that the server's own certificate is below, whichever tenant asks."""
+DEVICE_REPORT = "device-report"
+"""A device's report of its health (`fleet.wire.device_report`)."""
+WITHOUT_LABEL = (TRUST_UPDATE, SERVER_TRUST_UPDATE, DEVICE_REPORT)
+
+
+class Operation(NamedTuple):
+    method: str
+    """The only one (RFC 7030, 3.2.2)."""
+    is_open: bool = False
+    """Whether it needs no credentials."""
+
+
+SERVED = {
+    "cacerts": Operation("GET", is_open=True),
+    "csrattrs": Operation("GET", is_open=True),
+    "simpleenroll": Operation("POST"),
+    "simplereenroll": Operation("POST"),
+    "serverkeygen": Operation("POST"),
+    # Not part of RFC 7030
+    RENEWAL_INFO: Operation("GET", is_open=True),
+    TRUST_UPDATE: Operation("GET", is_open=True),
+    SERVER_TRUST_UPDATE: Operation("GET", is_open=True),
+    DEVICE_REPORT: Operation("POST"),
 }
-"""Operations served, each with its only method (RFC 7030, 3.2.2)."""
 
 # A model's name. What is percent-encoded without need is decoded (RFC 3986, 6.2.2.2); other octets name no model.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, 2.3
 
-RENEWAL_INFO = "renewal-info"
-"""Not part of RFC 7030: when to renew the certificate that the path names, as RFC 9773 has it for ACME: by its
-fingerprint or by the identifier of that RFC.
-"""
-TRUST_UPDATE = "trust-update"
-"""Not part of RFC 7030: which former roots devices shall no longer trust (`fleet.wire.trust_update`)."""
-SERVER_TRUST_UPDATE = "server-trust-update"
-"""Not part of RFC 7030: likewise of the roots that the server's own certificate is below, whichever tenant asks."""
-DEVICE_REPORT = "device-report"
-"""Not part of RFC 7030: a device's report of its health (`fleet.wire.device_report`)."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 # RFC 9773, 4.1: base64url of the authority key identifier and of the serial number's octets, without padding.
 _CERTIFICATE_ID = re.compile(r"([A-Za-z0-9_-]{2,86})\.([A-Za-z0-9_-]{2,28})")
@@ -41,7 +55,7 @@ _CERTIFICATE_ID = re.compile(r"([A-Za-z0-9_-]{2,86})\.([A-Za-z0-9_-]{2,28})")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One of METHODS, and the label in the path: a model's name, or None."""
+    """One of SERVED, or an operation of EST that is not; and the label in the path: a model's name, or None."""
 
     operation: str
     label: str | None
@@ -57,25 +71,32 @@ def route(method: str, path: str) -> Route:
 
     Raises: HttpRefused: 404, 405, or 501 for an operation of EST that is not served here.
     """
-    path = _ENCODED.sub(_unreserved, path)
-    for operation in (TRUST_UPDATE, SERVER_TRUST_UPDATE):
-        if path == f"{WELL_KNOWN}/{operation}":
-            _check_method(method, operation, "GET")
-            return Route(operation, None)
-    if path == f"{WELL_KNOWN}/{DEVICE_REPORT}":
-        _check_method(method, DEVICE_REPORT, "POST")
-        return Route(DEVICE_REPORT, None)
-    info = path.removeprefix(f"{WELL_KNOWN}/{RENEWAL_INFO}/")
-    if info != path and (asked := _of_certificate(info)) is not None:
-        _check_method(method, RENEWAL_INFO, "GET")
-        return asked
-    operation, label = _split(path)
-    if operation not in METHODS:
-        if operation in OPERATIONS:  # fullcmc, which RFC 7030, 3.2.2 leaves to us
-            raise HttpRefused(501, "not-served", f"The operation {operation} is not served here.")
+    found = _route(_ENCODED.sub(_unreserved, path))
+    if found is None:
         raise no_such_path()
-    _check_method(method, operation, METHODS[operation])
-    return Route(operation, label)
+    served = SERVED.get(found.operation)
+    if served is None:  # fullcmc, which RFC 7030, 3.2.2 leaves to us
+        raise HttpRefused(501, "not-served", f"The operation {found.operation} is not served here.")
+    allowed = ("GET", "HEAD") if served.method == "GET" else (served.method,)
+    if method not in allowed:
+        message = f"{found.operation} takes {served.method} only."
+        raise HttpRefused(405, "bad-method", message, {"Allow": ", ".join(allowed)})
+    return found
+
+
+def _route(path: str) -> Route | None:
+    if not path.startswith(f"{WELL_KNOWN}/"):
+        return None
+    match path.removeprefix(f"{WELL_KNOWN}/").split("/"):
+        case [operation] if operation in OPERATIONS or operation in WITHOUT_LABEL:
+            return Route(operation, None)
+        case [operation, certificate] if operation == RENEWAL_INFO and (asked := _of_certificate(certificate)):
+            return asked
+        # RFC 7030, 3.2.2: a label is never equal to an operation.
+        case [label, operation] if operation in OPERATIONS and label not in OPERATIONS and _LABEL.fullmatch(label):
+            return Route(operation, label)
+        case _:
+            return None
 
 
 def _of_certificate(text: str) -> Route | None:
@@ -101,25 +122,6 @@ def _from_base64url(text: str) -> bytes | None:
     return found if base64.urlsafe_b64encode(found).rstrip(b"=").decode() == text else None
 
 
-def _check_method(method: str, operation: str, wanted: str) -> None:
-    allowed = (wanted, "HEAD") if wanted == "GET" else (wanted,)
-    if method not in allowed:
-        raise HttpRefused(405, "bad-method", f"{operation} takes {wanted} only.", {"Allow": ", ".join(allowed)})
-
-
 def _unreserved(encoded: re.Match[str]) -> str:
     character = chr(int(encoded[1], 16))
     return character if _UNRESERVED.fullmatch(character) else encoded[0]
-
-
-def _split(path: str) -> tuple[str, str | None]:
-    if not path.startswith(f"{WELL_KNOWN}/"):
-        return "", None
-    match path.removeprefix(f"{WELL_KNOWN}/").split("/"):
-        case [operation]:
-            return operation, None
-        # RFC 7030, 3.2.2: a label is never equal to an operation.
-        case [label, operation] if label not in OPERATIONS and _LABEL.fullmatch(label):
-            return operation, label
-        case _:
-            return "", None

@@ -22,7 +22,15 @@ from fleet.domain.recent import Recent
 from fleet.servers.est.device_reports import take_report
 from fleet.servers.est.idevid_certificate import idevid_certificate
 from fleet.servers.est.keygen import ServerKeyGenerator, multipart
-from fleet.servers.est.paths import DEVICE_REPORT, RENEWAL_INFO, SERVER_TRUST_UPDATE, TRUST_UPDATE, Route, route
+from fleet.servers.est.paths import (
+    DEVICE_REPORT,
+    RENEWAL_INFO,
+    SERVED,
+    SERVER_TRUST_UPDATE,
+    TRUST_UPDATE,
+    Route,
+    route,
+)
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
 from fleet.servers.http import Exchange, HttpServer, plain_refusal
 from fleet.servers.http_connection import HttpLimits, Response
@@ -92,12 +100,13 @@ class _Handlers:
         self._registry = authority.registry
         # By certificate, of clients that asked too often
         self._actors: Recent[bytes, tuple[str, dict[str, str]]] = Recent(ACTORS_MAX)
-        self._open: dict[str, Callable[[Exchange, Route], Awaitable[Response]]] = {
+        self._others: dict[str, Callable[[Exchange, Route], Awaitable[Response]]] = {
             "cacerts": self.cacerts,
             "csrattrs": self.csrattrs,
             RENEWAL_INFO: self.renewal_info,
             TRUST_UPDATE: self.trust_update,
             SERVER_TRUST_UPDATE: self.trust_update,
+            DEVICE_REPORT: self.device_report,
         }
         self._issuing: dict[str, Callable[[Exchange, Route, Attempt], Awaitable[Response]]] = {
             "simpleenroll": self.simpleenroll,
@@ -108,11 +117,9 @@ class _Handlers:
     async def handle(self, exchange: Exchange) -> Response:
         asked = route(exchange.request.method, exchange.request.url.raw_path)
         operation = asked.operation
-        exchange.event, exchange.is_open = f"est.{operation}", operation in self._open
-        if exchange.is_open:
-            return await self._open[operation](exchange, asked)
-        if operation == DEVICE_REPORT:
-            return await take_report(self._registry, exchange, self._clock())
+        exchange.event, exchange.is_open = f"est.{operation}", SERVED[operation].is_open
+        if operation in self._others:
+            return await self._others[operation](exchange, asked)
         # Whatever is refused below, unreadable requests included, is in the audit when the block is left.
         async with self._authority.attempt(ACTIONS[operation], exchange.peer, self._clock()) as attempt:
             return await self._issuing[operation](exchange, asked, attempt)
@@ -221,6 +228,10 @@ class _Handlers:
         tenant = await self._tenant_of(exchange, None) if asked.operation == TRUST_UPDATE else ""
         update = self._tenants.trust_update(tenant)
         return Response(200, update, {"Content-Type": CONTENT_TYPE}) if update else Response(204, b"", {})
+
+    async def device_report(self, exchange: Exchange, asked: Route) -> Response:
+        """The device's report, in place of the one before."""
+        return await take_report(self._registry, exchange, self._clock())
 
     async def renewal_info(self, exchange: Exchange, asked: Route) -> Response:
         """Suggested renewal window (RFC 9773, 4.2), for any client that can name the certificate."""
