@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Change, Event, EventKind
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
+from fleet.domain.crl import CrlReason
 from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model, Place, StateChange
 from fleet.domain.errors import Conflict, FleetError, Unavailable
 from fleet.domain.ports import EnrollmentFacts, HolderFacts, Registry
@@ -20,6 +21,7 @@ from fleet.domain.writes import (
     MarkUsed,
     MoveDevice,
     RevokeCredentials,
+    RevokeSome,
     RevokeToken,
     SetModel,
     SpendToken,
@@ -130,6 +132,33 @@ class TestReads:
         assert (found.model, found.holder and found.holder.station) == (None, several)
         found = await registry.enrollment_facts("cam-8", None, NO_KEY, certificate=bytes(32))
         assert found == EnrollmentFacts(None, None, (), None)
+
+    async def test_enrollment_facts_asked_for_at_once_are_each_their_own(self, registry: Registry) -> None:
+        one, own = replace(station("s1"), models=(MODEL.name,)), credential("s1", kind=STATION)
+        cam, held, others = device("cam-7"), credential("cam-7"), credential("cam-9")
+        await registry.commit(change(Insert(one), Insert(cam), *map(AddCredential, (own, held, others))))
+
+        async def found() -> list[EnrollmentFacts]:
+            asked = (
+                ("cam-7", NO_KEY, own),
+                ("new", NO_KEY, own),
+                ("cam-8", others.key_sha256, own),
+                ("new", NO_KEY, held),
+            )
+            reads = (registry.enrollment_facts(id_, None, key, certificate=c.fingerprint) for id_, key, c in asked)
+            return await asyncio.gather(*reads)
+
+        by_station = HolderFacts(own, station=one)
+        use = KeyUse(others.kind, others.holder, others.state)
+        assert await found() == [
+            EnrollmentFacts(cam, MODEL, (held,), None, holder=by_station),
+            EnrollmentFacts(None, MODEL, (), None, holder=by_station),
+            EnrollmentFacts(None, MODEL, (), None, (use,), by_station),
+            EnrollmentFacts(None, None, (), None, holder=HolderFacts(held, cam, MODEL)),
+        ]
+        await registry.commit(change(RevokeSome((own.fingerprint,), NOW, CrlReason.SUPERSEDED)))
+        ended = [each.holder and each.holder.credential.state for each in await found()]
+        assert ended == [*[CredentialState.REVOKED] * 3, held.state]
 
     async def test_enrollment_facts_hold_the_newest_of_each_state_and_few(self, registry: Registry) -> None:
         made = [credential("cam-7", state) for _ in range(40) for state in CredentialState]

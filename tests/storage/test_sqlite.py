@@ -254,8 +254,8 @@ async def test_the_log_is_folded_in_at_the_last_close(registry: SqliteRegistry, 
 async def test_a_read_that_fails_says_so_and_the_next_succeeds(registry: SqliteRegistry) -> None:
     await registry.commit(change(Insert(device("a"))))
 
-    def broken(db: sqlite3.Connection) -> None:
-        db.execute("SELECT * FROM nowhere")
+    def broken(at: sqlite_reads.Snapshot) -> None:
+        at.db.execute("SELECT * FROM nowhere")
 
     outcomes = await asyncio.gather(registry._ask(broken), registry.device("a"), return_exceptions=True)
     assert isinstance(outcomes[0], Unavailable)

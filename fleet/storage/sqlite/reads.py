@@ -8,13 +8,13 @@ from msgspec import structs
 
 from fleet.domain.changes import AuditRow
 from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
+from fleet.domain.device import Model
 from fleet.domain.manifest import ManifestEntry, ManifestFacts, serial_key
 from fleet.domain.ports import EnrollmentFacts, HolderFacts
 from fleet.storage import mapping, queries
 from fleet.storage.queries import HELD_MAX, Query
 
 T = TypeVar("T")
-Read = Callable[[sqlite3.Connection], T]
 
 # The index holds each state's in order of seq: however many there are, no more than these are looked at; beside them
 # those that the caller needs whatever was issued later. The + keeps a key's lookup on the key's index.
@@ -35,6 +35,12 @@ HELD_CREDENTIALS = mapping.CREDENTIAL.select(f"WHERE seq IN ({_HELD}) ORDER BY s
 KEY_USES = """
     SELECT DISTINCT kind, holder, state FROM credential WHERE key_sha256 = ?1
     UNION ALL SELECT kind, holder, 'revoked' FROM revoked_key WHERE key_sha256 = ?1"""
+# Whether DEVICE_WITH_MODEL, HELD_CREDENTIALS or KEY_USES finds anything: of a new device with a new key, none does.
+IS_KNOWN = """
+    SELECT 1 WHERE EXISTS (SELECT 1 FROM device WHERE id = ?1)
+        OR EXISTS (SELECT 1 FROM credential WHERE holder = ?1 AND kind = 'device')
+        OR EXISTS (SELECT 1 FROM credential WHERE key_sha256 = ?2)
+        OR EXISTS (SELECT 1 FROM revoked_key WHERE key_sha256 = ?2)"""
 DEVICE_WITH_MODEL = f"SELECT {queries.DEVICE_AND_MODEL} FROM device d JOIN model m ON m.name = d.model WHERE d.id = ?"
 _DEVICE_END = len(mapping.DEVICE.columns)
 TOKEN_WITH_MODEL = f"""
@@ -81,6 +87,24 @@ def _any_text(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
+class Snapshot:
+    """The registry at one moment, for all reads of a batch: what is likely to be asked for again is read once."""
+
+    __slots__ = ("_holders", "db")
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self._holders: dict[bytes, tuple[HolderFacts | None, Model | None]] = {}
+
+    def holder(self, certificate: bytes) -> tuple[HolderFacts | None, Model | None]:
+        """The holder of a certificate, and the model of all devices that it may register."""
+        if certificate not in self._holders:  # a station enrolls many devices at once
+            holder = holder_facts(self.db, certificate)
+            name = holder.only_model if holder is not None else None
+            self._holders[certificate] = holder, _one(self.db, queries.MODEL, name) if name is not None else None
+        return self._holders[certificate]
+
+
 def enrollment_facts(
     db: sqlite3.Connection,
     device_id: str,
@@ -89,17 +113,20 @@ def enrollment_facts(
     presented: bytes | None,
     earned_by: str | None,
 ) -> EnrollmentFacts:
-    row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
     with_model = db.execute(TOKEN_WITH_MODEL, (token_id,)).fetchone() if token_id is not None else None
+    token = mapping.TOKEN.of(with_model[:_TOKEN_END]) if with_model else None
+    if presented is None and not db.execute(IS_KNOWN, (device_id, key_sha256)).fetchone():
+        return EnrollmentFacts(None, _model_of(with_model[_TOKEN_END:]) if with_model else None, (), token)
+    row = db.execute(DEVICE_WITH_MODEL, (device_id,)).fetchone()
     found = row[_DEVICE_END:] if row else with_model[_TOKEN_END:] if with_model else (None,)
     return EnrollmentFacts(
         device=mapping.DEVICE.of(row[:_DEVICE_END]) if row else None,
-        model=mapping.MODEL.of(found) if found[0] is not None else None,
+        model=_model_of(found),
         credentials=tuple(
             mapping.CREDENTIAL.of(held)
             for held in db.execute(HELD_CREDENTIALS, (device_id, presented, key_sha256, earned_by))
         ),
-        token=mapping.TOKEN.of(with_model[:_TOKEN_END]) if with_model else None,
+        token=token,
         key_uses=tuple(
             KeyUse(CredentialKind(kind), holder, CredentialState(state))
             for kind, holder, state in db.execute(KEY_USES, (key_sha256,))
@@ -107,12 +134,14 @@ def enrollment_facts(
     )
 
 
-def with_holder(db: sqlite3.Connection, facts: EnrollmentFacts, certificate: bytes) -> EnrollmentFacts:
+def _model_of(row: mapping.Row) -> Model | None:
+    return mapping.MODEL.of(row) if row[0] is not None else None
+
+
+def with_holder(at: Snapshot, facts: EnrollmentFacts, certificate: bytes) -> EnrollmentFacts:
     """`facts`, with what `certificate` adds to them."""
-    holder, model = holder_facts(db, certificate), facts.model
-    if model is None and holder is not None and holder.only_model is not None:
-        model = _one(db, queries.MODEL, holder.only_model)
-    return structs.replace(facts, holder=holder, model=model)
+    holder, model = at.holder(certificate)
+    return structs.replace(facts, holder=holder, model=facts.model or model)
 
 
 def holder_facts(db: sqlite3.Connection, fingerprint: bytes) -> HolderFacts | None:
@@ -156,24 +185,28 @@ def serial_holders(db: sqlite3.Connection, serials: Sequence[tuple[str, str]]) -
     return [row for serial in serials for row in db.execute(HOLDER_OF_SERIAL, serial_key(*serial))]
 
 
-def data_version(db: sqlite3.Connection) -> int:
+def data_version(at: Snapshot) -> int:
     """Differs from the last answer when another connection, here or in another process, has committed since."""
-    version: int = db.execute("PRAGMA data_version").fetchone()[0]
+    version: int = at.db.execute("PRAGMA data_version").fetchone()[0]
     return version
+
+
+Read = Callable[[Snapshot], T]
 
 
 def read_batch(db: sqlite3.Connection, reads: Sequence[Read[Any]]) -> list[Any]:
     """One answer, or one exception, for each of `reads`, all of one moment: that of this call or later."""
     db.execute("BEGIN")
     try:
-        return [_answer(db, read) for read in reads]
+        at = Snapshot(db)
+        return [_answer(at, read) for read in reads]
     finally:
         if db.in_transaction:
             db.execute("COMMIT")
 
 
-def _answer(db: sqlite3.Connection, read: Read[Any]) -> Any:
+def _answer(at: Snapshot, read: Read[Any]) -> Any:
     try:
-        return read(db)
+        return read(at)
     except Exception as error:  # given to its caller; the others in the batch get their answers
         return error

@@ -27,7 +27,7 @@ from fleet.storage.registry import SqlRegistry
 from fleet.storage.sqlite import reads
 from fleet.storage.sqlite.commit_watch import CommitWatch
 from fleet.storage.sqlite.connection import WriteLock, close_writer, connect_reader, connect_writer, unavailable
-from fleet.storage.sqlite.reads import Read
+from fleet.storage.sqlite.reads import Read, Snapshot
 from fleet.storage.sqlite.transaction import write_batch
 from fleet.storage.sqlite.writes import add_head, run_steps
 
@@ -150,26 +150,26 @@ class SqliteRegistry(SqlRegistry):
         return answer
 
     async def _read(self, query: Query[T], *parameters: Any) -> list[T]:
-        return await self._ask(lambda db: reads.rows_of(db, query, *parameters))
+        return await self._ask(lambda at: reads.rows_of(at.db, query, *parameters))
 
     async def _scan(self, query: Query[T], *parameters: Any) -> list[T]:
         """On a separate connection: an enrollment does not wait for it."""
-        return await self._ask_scan(lambda db: reads.rows_of(db, query, *parameters))
+        return await self._ask_scan(lambda at: reads.rows_of(at.db, query, *parameters))
 
     async def audit(self, *, after: int = 0, limit: int = 1000) -> list[AuditRow]:
-        return await self._ask_scan(lambda db: reads.audit(db, after, limit))
+        return await self._ask_scan(lambda at: reads.audit(at.db, after, limit))
 
     async def manifest_facts(
         self, device_ids: Sequence[str], serials: Sequence[tuple[str, str]], keys: Sequence[bytes]
     ) -> ManifestFacts:
-        def look(db: sqlite3.Connection) -> ManifestFacts:
-            return reads.manifest_facts(db, device_ids, serials, keys)
+        def look(at: Snapshot) -> ManifestFacts:
+            return reads.manifest_facts(at.db, device_ids, serials, keys)
 
         # An import asks for hundreds: enrollments don't wait for that.
         return await (self._ask(look) if len(device_ids) <= 1 else self._ask_scan(look))
 
     async def serial_holders(self, serials: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
-        return await self._ask_scan(lambda db: reads.serial_holders(db, serials))
+        return await self._ask_scan(lambda at: reads.serial_holders(at.db, serials))
 
     async def enrollment_facts(
         self,
@@ -181,14 +181,14 @@ class SqliteRegistry(SqlRegistry):
         earned_by: str | None = None,
         certificate: bytes | None = None,
     ) -> EnrollmentFacts:
-        def look(db: sqlite3.Connection) -> EnrollmentFacts:
-            facts = reads.enrollment_facts(db, device_id, token_id, key_sha256, presented, earned_by)
-            return facts if certificate is None else reads.with_holder(db, facts, certificate)
+        def look(at: Snapshot) -> EnrollmentFacts:
+            facts = reads.enrollment_facts(at.db, device_id, token_id, key_sha256, presented, earned_by)
+            return facts if certificate is None else reads.with_holder(at, facts, certificate)
 
         return await self._ask(look)
 
     async def holder_facts(self, fingerprint: bytes) -> HolderFacts | None:
-        return await self._ask(lambda db: reads.holder_facts(db, fingerprint))
+        return await self._ask(lambda at: reads.holder_facts(at.db, fingerprint))
 
     async def seal(self, sealed: Sealed, nodes: tuple[AuditNode, ...]) -> None:
         await self._run_locked(lambda db: add_head(db, sealed, nodes))
