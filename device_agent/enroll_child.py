@@ -60,7 +60,13 @@ from fleet.wire.names import names_of_certificate
 LOCK_SECONDS_MAX = 20.0  # a running agent may be renewing just now
 ENDED = ("certificate-revoked", "certificate-expired")
 """Codes with which the fleet's EST server refuses a certificate permanently."""
-UNRENEWABLE = (*ENDED, "certificate-superseded", "certificate-unknown", "certificate-distrusted", "certificate-ended")
+OUT_OF_SERVICE = ("device-revoked", "device-retired")
+"""Codes with which it refuses a device permanently."""
+UNRENEWABLE = (
+    *ENDED,
+    *OUT_OF_SERVICE,
+    *("certificate-superseded", "certificate-unknown", "certificate-distrusted", "certificate-ended"),
+)
 """Codes with which it refuses to renew a certificate, whatever becomes of the device."""
 
 
@@ -105,9 +111,18 @@ def _is_for_ever(error: EstError) -> bool:
 
 
 def _next_step(job: EnrollmentJob, error: EstError) -> str:
-    """The command that helps where waiting and renewing never will; "" if there is none."""
-    if job.operation == "reenroll" and isinstance(error, EstRefused) and error.reason_code in ENDED:
-        return f"Ask for a new token, then: device-agent --home {shlex.quote(str(job.home))} enroll --again."
+    """What helps where renewing again does not; "" if nothing is known."""
+    code = error.reason_code if isinstance(error, EstRefused) else ""
+    command = f"device-agent --home {shlex.quote(str(job.home))}"
+    if code == "device-suspended":
+        return "The agent connects by itself once the fleet's operator has resumed it: fleet device resume."
+    if code in OUT_OF_SERVICE:
+        return (
+            "No token brings it back: register the hardware under a new id, then: "
+            f"{command} reset --all, and init and enroll with that id."
+        )
+    if job.operation == "reenroll" and code in ENDED:
+        return f"Ask for a new token, then: {command} enroll --again."
     return ""
 
 

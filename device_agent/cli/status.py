@@ -61,7 +61,10 @@ def _print_health(health: dict[str, Any]) -> None:
     slots, hooks, refusal = (health.pop(name) for name in ("slots", "hooks", "last_refusal"))
     rows = health | {"slots": ", ".join(f"{slot}: {what}" for slot, what in slots.items())} | agent
     if refusal:
-        rows["refused_since"] = f"{text_of(refusal['since'])}: {refusal['message']}"
+        said = "" if refusal["message"] in health["problem"] else f": {refusal['message']}"
+        rows["refused_since"] = f"{text_of(refusal['since'])}{said}"
+        if rows["last_error"] == refusal["message"]:
+            rows["last_error"] = ""
     rows |= {f"hook {hook}": what for hook, what in hooks.items()}
     for name, value in rows.items():
         if value not in (None, ""):

@@ -114,7 +114,7 @@ def _judge_refusal(refusal: LastRefusal, state: str, problem: str) -> tuple[str,
     why = f"{refusal.message} {refusal.advice}".rstrip()
     if refusal.final:
         return LOCKED_OUT, f"The server refuses every credential that this device has. {why}"
-    return (REFUSED, f"The server refuses the certificate. {why}") if state == ENROLLED else (state, problem)
+    return (REFUSED, f"The server refuses this device: {why}") if state == ENROLLED else (state, problem)
 
 
 def _judge(config: AgentConfig, current: Identity | None, candidate: Identity | None, now: datetime) -> tuple[str, str]:

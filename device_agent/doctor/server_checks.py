@@ -21,6 +21,7 @@ from device_agent.doctor.findings import TIMEOUT_SECONDS, Finding, Patient, Serv
 from device_agent.doctor.protocols import HTTP, MQTT, protocol_at
 from device_agent.link.mqtt_link import MQTT_3, MQTT_5, Connected, Lost, MqttLink, Target
 from device_agent.signals import Waker
+from device_agent.store import last_refusal
 from device_agent.times import shown
 from fleet.est_client.client import EstClient, Policy
 from fleet.est_client.errors import ClientError
@@ -143,8 +144,9 @@ def gateway_admits(patient: Patient) -> Iterator[Finding]:
         if patient.agent.get("connected"):
             yield Finding("mqtt", State.OK, f"The agent is connected, MQTT {patient.agent.get('protocol')}.")
         else:
-            detail = f"The agent is not connected: {error}."
-            yield Finding("mqtt", State.FAILED, detail, "See the other findings, and its log.")
+            detail, refusal = f"The agent is not connected: {error}.", last_refusal.read(patient.config.home)
+            advice = (refusal.advice or "It is the server that refuses: what helps is said above.") if refusal else ""
+            yield Finding("mqtt", State.FAILED, detail, advice or "See the other findings, and its log.")
             for server in patient.reachable:
                 if server.endpoint is not None and not server.endpoint.path and _answers(patient, server, HTTP):
                     yield _http_instead(server)
@@ -159,7 +161,8 @@ def gateway_admits(patient: Patient) -> Iterator[Finding]:
         if server.endpoint is None:
             continue
         if server in patient.failed or patient.current is None:
-            yield Finding("mqtt", State.SKIPPED, f"The {server} cannot be asked.")
+            why = "" if patient.current else " without a certificate"
+            yield Finding("mqtt", State.SKIPPED, f"The {server} cannot be asked{why}.")
             continue
         problem = _refusal(patient, server)
         if problem and not server.endpoint.path and _answers(patient, server, HTTP):

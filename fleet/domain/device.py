@@ -166,6 +166,12 @@ class StateChange(Struct, frozen=True):
     """"": none was given."""
 
 
+def must_not_be_ended(device: Device) -> None:
+    """Raises: Refused: `device-revoked`, `device-retired`."""
+    if device.state in OUT_OF_SERVICE:
+        raise Refused(f"device-{device.state}", f"Device {device.id} is {device.state}.")
+
+
 def must_be_in_service(device: Device) -> None:
     """Raises: Refused: `device-suspended`, `device-revoked`, `device-retired`."""
     if device.state not in IN_SERVICE:

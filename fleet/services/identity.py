@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Operator
 from fleet.domain.credential import Credential, must_be_usable
-from fleet.domain.device import must_be_in_service
+from fleet.domain.device import must_be_in_service, must_not_be_ended
 from fleet.domain.distrust import must_be_trusted
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.peer import Peer
@@ -76,6 +76,8 @@ def _must_be_accepted(
 ) -> None:
     if facts.device is None and facts.station is None and facts.claim is None:
         raise _unknown()
+    if facts.device is not None:
+        must_not_be_ended(facts.device)  # its certificates have ended with it, and another would not help
     model = facts.model if in_grace and facts.device is not None else None
     must_be_usable(facts.credential, now, model.rules.renewal.grace if model is not None else NO_GRACE)
     _must_be_of_its_tenant(facts, peer)

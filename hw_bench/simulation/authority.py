@@ -165,7 +165,7 @@ class Authority:
     def _code(self, account: Account, present: CertificateInfo, at: float, grace: timedelta = timedelta()) -> str:
         """Why this certificate is not good for anything now; "" if it is."""
         if account.revoked:
-            return "certificate-revoked"
+            return "device-revoked"
         if present.fingerprint in account.superseded:
             return "certificate-superseded"
         return "certificate-expired" if self.time(at) >= present.not_after + grace else ""

@@ -312,7 +312,7 @@ class TestRestoring:
         assert (done.reapplied.resumed, done.stations) == (("cam-9",), ())
         opened = await open_registry(Home(tmp_path / "home2"))
         codes = [await door(opened, name) for name in ("cam-7", "cam-8", "cam-9", "cam-10")]
-        assert codes == ["certificate-revoked", "device-suspended", "device-suspended", "certificate-unknown"]
+        assert codes == ["device-revoked", "device-suspended", "device-suspended", "certificate-unknown"]
         out = await opened.device(DeviceId("cam-10"))
         assert out is not None
         assert out.state is DeviceState.REVOKED
@@ -496,8 +496,8 @@ class TestRestoring:
         await restore(tmp_path / "b1", tmp_path / "home3", second.revocations)
         third = await open_registry(Home(tmp_path / "home3"))
         assert [await door(third, name) for name in ("cam-7", "cam-8", "cam-9")] == [
-            "certificate-revoked",
-            "certificate-revoked",
+            "device-revoked",
+            "device-revoked",
             "in",
         ]
         await third.close()

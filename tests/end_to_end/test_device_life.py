@@ -75,6 +75,12 @@ def test_a_suspended_device_is_cut_and_comes_back_when_resumed(served: Served, d
         "what the gateway says as it ends the session",
     )
     agent.wait_for(lambda line: "cause=refused" in line, "that it is refused")
+    device.call("renew", expect=1)
+    shown = device.call("status", expect=1)
+    assert "The server refuses this device: " in shown
+    assert shown.count("is suspended") == 1  # not once more as the last error, and as the refusal
+    found = json.loads(device.call("doctor", "-o", "json", expect=1))["findings"]
+    assert ["fleet device resume" in each["advice"] for each in found if each["state"] == "failed"] == [True]
     run_fleet(served.home, "device", "resume", device.name)
     agent.wait_for(lambda line: " connected " in line, "that it is back", since=seen)
     assert device.call("status").count("enrolled")
@@ -91,13 +97,20 @@ def test_a_session_that_an_operator_ends_is_told_and_begun_again(served: Served,
     assert shown["agent"]["server"] == "{}:{}".format(*served.address("mqtt"))
 
 
-def test_a_revoked_device_stays_out_and_cannot_be_added_again(served: Served, device: LiveDevice) -> None:
+@pytest.mark.parametrize("act", ["revoke", "retire"])
+def test_a_device_that_has_ended_stays_out_and_is_told_so(served: Served, device: LiveDevice, act: str) -> None:
+    """Not that its certificate is revoked, which would let it ask for a token: it can never get one."""
     agent = device.run()
-    run_fleet(served.home, "device", "revoke", device.name, "--reason", "lost")
-    agent.wait_for(lambda line: "cause=ended" in line, "that it is refused for good")
+    run_fleet(served.home, "device", act, device.name, "--reason", "lost")
+    agent.wait_for(lambda line: "cause=ended" in line and f"this device is {act}d" in line, "why")
     run_fleet(served.home, "device", "add", device.name, "--model", "default", expect=1)
     run_fleet(served.home, "device", "resume", device.name, expect=1)
     device.call("renew", expect=1)
+    for command in ("status", "doctor"):
+        said = device.call(command, expect=1)
+        assert "new id" in said
+        assert "enroll --again" not in said
+    assert '"state": "locked out"' in device.call("status", "-o", "json", expect=1)
     assert mqtt_answer(served, device.pair(), device.name) == 5
 
     def last_refusal() -> dict[str, str]:

@@ -57,7 +57,7 @@ def test_the_restored_server_lets_in_whom_the_lost_one_did(
     codes = {
         row["subject"]: row["outcome"] for row in json.loads(run_fleet(second.home, "audit", "list", "-o", "json"))
     }
-    assert (codes["device cam-7"], codes["device cam-9"]) == ("certificate-revoked", "certificate-unknown")
+    assert (codes["device cam-7"], codes["device cam-9"]) == ("device-revoked", "certificate-unknown")
     run_fleet(second.home, "audit", "verify")
 
     run_fleet(second.home, "device", "add", "cam-9", "--model", "default")

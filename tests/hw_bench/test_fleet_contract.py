@@ -240,7 +240,7 @@ async def test_a_revoked_device_is_refused_for_good(fleet: Fleet) -> None:
     await fleet.revoke()
     for shown in (first, second):
         assert await fleet.connect(shown) is Setback.ENDED
-        assert await fleet.renew(shown, "c") == Refused("certificate-revoked", ended=True)
+        assert await fleet.renew(shown, "c") == Refused("device-revoked", ended=True)
 
 
 async def test_an_expired_certificate_renews_within_the_grace_and_does_not_connect(fleet: Fleet) -> None:

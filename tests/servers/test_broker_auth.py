@@ -286,8 +286,8 @@ async def test_a_revocation_holds_for_the_next_question(house: House) -> None:
     assert await house.rabbitmq("vhost", **VHOST) == "allow"
     assert (await house.emqx("authn", clientid="cam-1", cert_pem=encoded))["result"] == "allow"
     await revoke(house.registry, "cam-1", act=Act("operator", datetime.now(UTC)))
-    assert await house.rabbitmq("vhost", **VHOST) == "deny certificate-revoked"
-    refused = {"result": "deny", "code": "certificate-revoked"}
+    assert await house.rabbitmq("vhost", **VHOST) == "deny device-revoked"
+    refused = {"result": "deny", "code": "device-revoked"}
     assert await house.emqx("authn", clientid="cam-1", cert_pem=encoded) == refused
     wish = {"clientid": "cam-1", "topic": "devices/cam-1/up/t", "action": "publish", "retain": False, "qos": 0}
     assert await house.emqx("authz", **wish, cert_common_name="cam-1") == refused
@@ -512,7 +512,7 @@ async def test_an_application_may_what_its_policy_says(house: House) -> None:
         wish = {"clientid": "erp", "cert_pem": encoded, "action": action, "topic": topic, "qos": 1, "retain": False}
         assert (await house.emqx("authz", **wish))["result"] == word, key
     await revoke(house.registry, "erp", act=Act("operator", datetime.now(UTC)))
-    assert (await house.emqx("authn", clientid="erp", cert_pem=encoded))["code"] == "certificate-revoked"
+    assert (await house.emqx("authn", clientid="erp", cert_pem=encoded))["code"] == "device-revoked"
 
 
 async def test_a_body_that_does_not_come_is_denied(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

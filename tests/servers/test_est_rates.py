@@ -59,7 +59,7 @@ async def test_a_revoked_device_that_knocks_and_knocks(est: EstHarness) -> None:
     device, other = await est.enrolled("cam-1"), await est.enrolled("cam-2")
     await revocation.revoke(est.registry, "cam-1", act=Act("test", est.clock()), reason="test")
     codes = [(await est.reenroll(renewal_csr(device), device)).code for _ in range(5)]
-    assert codes == ["certificate-revoked"] * 3 + ["too-many-requests"] * 2
+    assert codes == ["device-revoked"] * 3 + ["too-many-requests"] * 2
     assert (await est.reenroll(renewal_csr(other), other)).status == 200
     rows = [row.entry for row in await est.registry.audit() if row.entry.outcome == "too-many-requests"]
     assert [(row.actor, row.action) for row in rows] == [("device cam-1", "est.request")]

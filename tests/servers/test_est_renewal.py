@@ -85,7 +85,7 @@ async def test_grace_forgives_lateness_alone(est: EstHarness) -> None:
     assert await verdict(est, device, renewal_csr(other)) == "not-your-identity"
     assert await verdict(est, device, csr_for("late-9")) == "not-your-identity"
     assert await verdict(est, suspended) == "device-suspended"
-    assert await verdict(est, revoked) == "certificate-revoked"
+    assert await verdict(est, revoked) == "device-revoked"
 
 
 async def test_a_model_may_want_a_new_key_each_time(est: EstHarness) -> None:

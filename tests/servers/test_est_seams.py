@@ -133,7 +133,7 @@ async def test_what_is_answered_to_anybody_ends_no_waiting(est: EstHarness) -> N
     for path in ("cacerts", "csrattrs", "cam/csrattrs", f"renewal-info/{fingerprint}"):
         codes.append((await est.reenroll(renewal_csr(device), device)).code)
         await est.send("GET", f"{EST}/{path}", identity=device)
-    assert codes == ["certificate-revoked"] * 3 + ["too-many-requests"]
+    assert codes == ["device-revoked"] * 3 + ["too-many-requests"]
 
 
 async def test_a_device_that_is_refused_keeps_no_other_of_its_batch_waiting(est: EstHarness) -> None:

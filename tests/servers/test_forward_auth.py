@@ -159,7 +159,7 @@ async def test_a_revocation_holds_for_the_next_request_of_a_kept_connection(hous
         assert (await ask("/nginx", *nginx(one.der))).status == 200
         await revoke(house.registry, "cam-1", act=Act("operator", datetime.now(UTC)))
         answer = await ask("/nginx", *nginx(one.der))
-        assert (answer.status, answer.code) == (403, "certificate-revoked")
+        assert (answer.status, answer.code) == (403, "device-revoked")
 
 
 async def test_a_distrust_holds_for_the_next_request_and_so_does_a_revocation_that_the_registry_forgot(

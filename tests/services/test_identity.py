@@ -111,6 +111,19 @@ async def test_a_device_is_identified_only_in_service(how: Identify, state: Devi
 
 
 @pytest.mark.parametrize("how", [identify, identify_for_renewal])
+@pytest.mark.parametrize("state", [DeviceState.REVOKED, DeviceState.RETIRED])
+async def test_a_device_that_has_ended_is_refused_as_that_and_not_for_its_certificate(
+    how: Identify, state: DeviceState
+) -> None:
+    """Its certificates end with it: that one is revoked would let it ask for a token, which it can never get."""
+    for ended in (CredentialState.REVOKED, CredentialState.SUPERSEDED):
+        certificate = structs.replace(CREDENTIAL, state=ended)
+        facts = structs.replace(OF_DEVICE, device=structs.replace(DEVICE, state=state), credential=certificate)
+        assert await code(how, facts) == f"device-{state}"
+    assert await code(how, facts, at=CREDENTIAL.not_after) == f"device-{state}"
+
+
+@pytest.mark.parametrize("how", [identify, identify_for_renewal])
 @pytest.mark.parametrize("facts", [OF_DEVICE, OF_STATION])
 @pytest.mark.parametrize("state", CredentialState)
 async def test_a_certificate_must_be_usable(how: Identify, facts: HolderFacts, state: CredentialState) -> None:

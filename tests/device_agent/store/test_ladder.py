@@ -221,7 +221,7 @@ def test_a_certificate_that_the_gateway_refuses_is_not_healthy(home: Path, serve
         run(home)
     state = examine(read_config(home), NOW)
     assert (state.state, state.healthy, state.last_refusal["final"]) == (health.REFUSED, False, False)
-    assert state.problem == "The server refuses the certificate. not authorized"
+    assert state.problem == "The server refuses this device: not authorized"
     assert len(server.registry.issued) == 1
 
 
