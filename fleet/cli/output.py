@@ -140,8 +140,8 @@ def print_array(rows: Iterable[object]) -> None:
 def print_value(value: Row, output: str, table: Row | None = None) -> None:
     """Print one value as "key: text" lines, or as one JSON object. `table`: what people are shown in its place.
 
-    A sequence in the table takes one line an item, one of records a block each; None is left out of the table and is
-    null in JSON.
+    A sequence in the table takes one line an item, one of records a block each, and so does one record; None is left
+    out of the table and is null in JSON.
     """
     if output == "json":
         click.echo(_json(_without_revision(value)))
@@ -149,14 +149,19 @@ def print_value(value: Row, output: str, table: Row | None = None) -> None:
     value = _without_revision(table or value)
     shown = {printable(key).replace("_", " "): item for key, item in value.items() if item is not None}
     texts = {key: list(item) if isinstance(item, list | tuple) else [item] for key, item in shown.items()}
-    records = {key: items for key, items in texts.items() if items and all(isinstance(each, Mapping) for each in items)}
+    records = {key: items for key, items in texts.items() if items and all(map(_is_record, items))}
     plain = [(key, [text_of(each) for each in items] or ["-"]) for key, items in texts.items() if key not in records]
     _print_lines(plain)
     for key, items in records.items():
         for number, record in enumerate(items, 1):
-            click.echo(f"\n{key} {number} of {len(items)}:")
+            click.echo(f"\n{key}:" if isinstance(shown[key], Mapping) else f"\n{key} {number} of {len(items)}:")
             lines = [(f"  {printable(name).replace('_', ' ')}", [text_of(each)]) for name, each in record.items()]
             _print_lines(lines)
+
+
+def _is_record(item: object) -> bool:
+    """Whether there is a block to print of it."""
+    return isinstance(item, Mapping) and bool(item)
 
 
 def _print_lines(texts: Sequence[tuple[str, Sequence[str]]], colors: Sequence[str | None] = ()) -> None:

@@ -92,6 +92,19 @@ def test_records_of_a_value_are_blocks_of_lines(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_one_record_of_a_value_is_no_list_and_without_members_it_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    print_value({"id": "cam-7", "tags": {}, "skipped": {"retired": 2}, "by": [{}], "state": "active"}, "table")
+    assert capsys.readouterr().out.splitlines() == [
+        "id:    cam-7",
+        "tags:  -",
+        "by:    -",
+        "state: active",
+        "",
+        "skipped:",
+        "  retired: 2",
+    ]
+
+
 def test_the_revision_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"id": "pump-7", "revision": 3}
     print_value(row, "table")
