@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleet.domain.device import Device, Model, must_be_active, new_model, next_step
+from fleet.domain.device import Device, Model, must_be_active, next_step
 from fleet.domain.errors import Refused
 from fleet.domain.model_rules import ModelKind
 from fleet.domain.mqtt_overrides import deciding, model_of
@@ -51,9 +51,8 @@ class Attempt(Struct, frozen=True):
 
 BY_FLEET = "reserved"
 
-Source = Literal["device", "model", "override", "default", "fleet.toml", "fleet"]
-"""Where a rule comes from; `default`: the model says what any model does that says nothing; `fleet`: whatever it says.
-"""
+Source = Literal["device", "model", "override", "fleet.toml", "fleet"]
+"""Where a rule comes from; `fleet`: whatever the model says."""
 
 
 class Explanation(Struct, frozen=True):
@@ -84,11 +83,7 @@ class _Judged(Struct, frozen=True):
     """Those that decide, by member."""
 
     def source(self, member: str) -> Source:
-        if member in self.overrides:
-            return "override"
-        usual = new_model(self.model.name, self.model.rules.kind)
-        is_usual = member in ("publish", "subscribe") and getattr(self.model, member) == getattr(usual, member)
-        return "default" if is_usual or member == "retain" else "model"
+        return "override" if member in self.overrides else "model"
 
     def tag(self, member: str) -> str:
         return self.overrides[member].tag if member in self.overrides else ""

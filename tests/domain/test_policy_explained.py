@@ -42,9 +42,9 @@ def test_the_filter_that_grants(attempt: Attempt, rule: str, expanded: str) -> N
     assert (found.source, found.advice) == ("model", "")
 
 
-def test_a_model_that_says_nothing_has_defaults() -> None:
+def test_filters_that_any_new_model_has_are_the_models_since_who_set_them_is_not_known() -> None:
     for attempt in (publish("devices/cam-7/up/a"), publish("other"), subscribe("devices/cam-7/down")):
-        assert explained(CAM, Model("cam"), attempt, SIZE_MAX).source == "default"
+        assert explained(CAM, Model("cam"), attempt, SIZE_MAX).source == "model"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_state_comes_first(state: DeviceState, advice: str) -> None:
 def test_retain() -> None:
     asked = publish("cam/log", retain=True)
     found = explained(CAM, MODEL, asked, SIZE_MAX)
-    assert (found.code, found.rule, found.source) == ("retain", "retain = false", "default")
+    assert (found.code, found.rule, found.source) == ("retain", "retain = false", "model")
     assert found.advice == "fleet model set cam --retain"
     assert explained(CAM, replace(MODEL, retain=True), asked, SIZE_MAX).allowed
     assert explained(CAM, MODEL, publish("other", retain=True), SIZE_MAX).code == "topic"

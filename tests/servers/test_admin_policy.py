@@ -38,7 +38,7 @@ async def test_what_is_asked_of_the_gateway(api: AdminHarness) -> None:
         "message": "The device may publish here.",
         "rule": "devices/{id}/up/#",
         "expanded": "devices/cam-1/up/#",
-        "source": "default",
+        "source": "model",
         "override": "",
         "granted_qos": None,
         "advice": "",

@@ -35,7 +35,7 @@ class PolicyTest(Record):
     expanded: Annotated[str, about("The filter with the device's own values.")]
     source: Annotated[
         Source,
-        about("Where the rule comes from; `default`: what any model has that says nothing; `fleet`: whatever it says."),
+        about("Where the rule comes from; `fleet`: whatever the model says."),
     ]
     override: Annotated[str, about("Tag of the model's override that has the rule; empty when none has.")]
     granted_qos: Annotated[int | None, about("QoS that a subscription is granted; null if none.")]
