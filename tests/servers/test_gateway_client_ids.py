@@ -321,6 +321,18 @@ def test_client_ids_are_remembered_for_as_long_as_the_broker_may_keep_their_sess
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_client_id_whose_session_has_ended_leaves_no_file(tmp_path: Path) -> None:
+    time = 1000.0
+    filters, clients = KeptFilters(directory=tmp_path), KeptClients(tmp_path, lambda: time)
+    for number in range(5):
+        client_id = f"cam-1/{number}"
+        assert clients.begins(client_id, [], 2, outlives=True)
+        filters.of_session(client_id, outlives_connection=True).add(["a"])
+        assert {file.name for file in tmp_path.iterdir()} == {"cam-1,", f"cam-1,{number}"}
+        clients.ended(client_id, 1)
+        time += 1 + LATE_SECONDS
+
+
 def test_client_ids_are_counted_over_workers_those_of_sessions_without_end_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

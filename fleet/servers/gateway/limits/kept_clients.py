@@ -2,7 +2,7 @@
 
 They are counted against what the device's model allows, over connections, workers and restarts, and those that the
 broker may keep are what is purged when the device is revoked. Each device that has any has a file; one that has none
-never touches it.
+never touches it. The filters of a client id whose session has ended go with it.
 """
 
 import math
@@ -90,7 +90,7 @@ class KeptClients:
 
     @staticmethod
     def _path(directory: Path, device_id: str) -> Path:
-        return directory / f"{device_id},"  # a comma is in no device id
+        return directory / file_name(f"{device_id}/")
 
     @contextmanager
     def _opened(self, device_id: str, *, create: bool) -> Iterator[_Kept]:
@@ -118,6 +118,8 @@ class KeptClients:
             if kept != before:
                 lines = (f"{name} {ends_at} {process}\n" for name, (ends_at, process) in kept.items())
                 write_at(descriptor, "".join(lines).encode(), 0)
+            for client_id in before.keys() - kept.keys():
+                (self._directory / file_name(client_id)).unlink(missing_ok=True)
 
     def _alive(self, kept: _Kept) -> _Kept:
         now = self._clock()
@@ -126,6 +128,11 @@ class KeptClients:
             for client_id, session in kept.items()
             if session.ends_at > now or (session.process and _is_open(session.process))
         }
+
+
+def file_name(client_id: str) -> str:
+    """Of the file of its filters, in the same directory."""
+    return client_id.replace("/", ",")  # a comma is in no device id
 
 
 def _is_open(process: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from fleet.domain.mqtt_rules import MqttRules, lowered
 from fleet.domain.recent import Recent
 from fleet.servers.gateway.limits.disk_errors import DiskErrors
-from fleet.servers.gateway.limits.kept_clients import KeptClients
+from fleet.servers.gateway.limits.kept_clients import KeptClients, file_name
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 from fleet.servers.gateway.limits.locked_file import locked, write_at
 from fleet.wire.mqtt.topics import is_shared
@@ -250,7 +250,7 @@ class KeptFilters:
     def of_session(self, client_id: str, *, outlives_connection: bool) -> FilterSet:
         """Call it before the broker gets the session's CONNECT."""
         if self._directory is not None:
-            file = FilterFile(self._directory / _file_name(client_id), self._errors)
+            file = FilterFile(self._directory / file_name(client_id), self._errors)
             return FilterSet(self._limits, file, outlives_connection=outlives_connection)
         found = self._devices.get(client_id) or FilterSet(self._limits)
         self._devices.put(client_id, found)
@@ -263,7 +263,7 @@ class KeptFilters:
         with (
             self._errors.logged("read"),
             suppress(FileNotFoundError),
-            FilterFile(self._directory / _file_name(client_id), self._errors).opened() as content,
+            FilterFile(self._directory / file_name(client_id), self._errors).opened() as content,
         ):
             return tuple(filter(is_shared, content.filters))
         return ()
@@ -280,11 +280,7 @@ class KeptFilters:
             self._devices.pop(client_id, None)
             if self._directory is not None:
                 with self._errors.logged("removed"):
-                    (self._directory / _file_name(client_id)).unlink(missing_ok=True)
-
-
-def _file_name(client_id: str) -> str:
-    return client_id.replace("/", ",")  # a comma is in no device id
+                    (self._directory / file_name(client_id)).unlink(missing_ok=True)
 
 
 def _levels(topic_filter: str) -> int:
