@@ -55,6 +55,26 @@ def test_up_to_the_bytes_and_one_past_them(tmp_path: Path) -> None:
     assert not messages.put("cam-3", "up/b", 1)
 
 
+async def test_where_all_have_too_much_each_has_an_equal_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retained, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(retained, "SAVED_SECONDS", 0)
+    each = cost_of("up/a", 1_000)
+    monkeypatch.setattr(retained, "ALL_BYTES_MAX", 4 * each)
+    saved = [Retained("cam-1", "cam", topic, 1_000) for topic in ("up/a", "up/b", "up/c")]
+    messages, database = kept(tmp_path, count=9), tmp_path / DATABASE
+    database.touch()
+    watching = asyncio.create_task(messages.watch(lambda path: saved))
+    await until(lambda: "cam-1" in messages._kept)
+    assert messages.put("cam-2", "up/a", 1_000)
+    assert not messages.put("cam-1", "up/d", 1)
+    assert messages.put("cam-1", "up/c", 900), "a smaller one in the place of another"
+    assert messages.put("cam-2", "up/b", 1_000), "half of all"
+    assert not messages.put("cam-2", "up/c", 1)
+    assert messages.put("cam-3", "up/a", 200), "a third of all"
+    assert not messages.put("cam-3", "up/a", 2_000)
+    watching.cancel()
+
+
 def test_levels_count_and_go_on_counting_when_the_message_is_deleted(tmp_path: Path) -> None:
     messages = kept(tmp_path, size=100 * 768)
     deep = [f"devices/cam-1/up/{n}" + "/a" * 24 for n in range(5)]

@@ -1,6 +1,6 @@
 """Retained messages that our own broker keeps of each device: one for each topic, for as long as nobody replaces it.
 
-    retained.put("cam-7", topic, size)   # False: over the device's limits
+    retained.put("cam-7", topic, size)   # False: over the device's limits, or its share where all have too much
 
 What the broker has saved is read from its database: when a process begins, and again once a device has come to a
 further topic, or was refused one. Between, a process counts what its own sessions publish.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fleet.config.logs import log_event
+from fleet.config.mqtt_bounds import BROKER_MEMORY_MAX
 from fleet.domain.client_ids import device_of
 from fleet.servers.gateway.broker.saved_messages import Retained, retained_messages
 from fleet.servers.gateway.limits.in_flight import MESSAGE_BYTES
@@ -23,6 +24,7 @@ from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 LOOK_SECONDS = 10.0
 SAVED_SECONDS = 2.0  # for what was published before a look to be in what the next one reads
 LEVEL_BYTES = 768  # of the broker's memory for each level of a topic: mosquitto 2.0.11 takes 746
+ALL_BYTES_MAX = BROKER_MEMORY_MAX * 3 // 8  # of all devices: beyond it each has an equal share
 SHARED_LEVELS = 2  # and one: a device's topics begin alike
 
 log = logging.getLogger("fleet.gateway")
@@ -63,6 +65,7 @@ class RetainedMessages:
         self.limits = limits
         self._database = database
         self._kept: dict[str, _Kept] = {}
+        self._bytes = 0  # of all
         self._since: dict[tuple[str, str], int] = {}  # (device, topic): payload put since the last look began
         self._asked = True  # to look again
         self._looked_at_ns = 0
@@ -78,12 +81,15 @@ class RetainedMessages:
             self._asked = self._asked or (size > 0 and topic not in kept.sizes)
             kept.set(topic, size)
             self._kept[device_id] = kept
+            self._bytes += growth
             self._since[device_id, topic] = size
         return True
 
     def _has_room(self, kept: _Kept, topic: str, size: int, growth: int) -> bool:
         limits, others = self.limits, len(kept.sizes) - (topic in kept.sizes)
         if size and others >= limits.retained_messages_per_device_max:
+            return False
+        if self._bytes + growth > ALL_BYTES_MAX and kept.bytes + growth > ALL_BYTES_MAX // (len(self._kept) or 1):
             return False
         if not others:
             growth -= size  # a single one may be of any size
@@ -117,6 +123,7 @@ class RetainedMessages:
         for device_id, before in self._kept.items():
             kept.setdefault(device_id, _Kept()).after(before)
         self._kept = kept
+        self._bytes = sum(each.bytes for each in kept.values())
 
 
 def _by_device(read: Callable[[Path], Iterable[Retained]], database: Path) -> dict[str, _Kept]:
