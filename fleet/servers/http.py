@@ -21,7 +21,8 @@ from fleet.config.deadlines import Deadlines
 from fleet.config.logs import log_event
 from fleet.domain.peer import Peer, network_of
 from fleet.domain.rates import Rates
-from fleet.servers.http_connection import Connection, HttpLimits, Response
+from fleet.servers.http_connection import Connection, HttpLimits
+from fleet.servers.http_response import Response
 from fleet.servers.line_limit import LineLimit
 from fleet.servers.refusals import HttpRefused, Outcome, refusal_of
 

@@ -5,24 +5,20 @@ while it answers, and all idle ones share a timer.
 """
 
 import asyncio
-import functools
-import re
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from email.utils import formatdate
-from http import HTTPStatus
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiohttp import EMPTY_PAYLOAD, HttpVersion, HttpVersion10, HttpVersion11, StreamReader
+from aiohttp import EMPTY_PAYLOAD, HttpVersion10, HttpVersion11, StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import RequestPayloadError
 
 from fleet.domain.peer import Peer
+from fleet.servers.http_response import Response, encoded_head
 from fleet.servers.refusals import HttpRefused
 
 if TYPE_CHECKING:
@@ -32,9 +28,6 @@ VERSIONS = (HttpVersion10, HttpVersion11)
 REQUESTS_WAITING_MAX = 8  # of one client, parsed ahead while an answer is being made
 PART_SIZE = 64 * 1024  # of an answer: a larger one is written as fast as its client reads, and is copied for none
 BODY_BUFFER_SIZE = 256 * 1024  # of a body that is not read yet; the client is not read from above twice that
-
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a field value: RFC 9110, 5.5
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,60 +46,6 @@ class HttpLimits:
     """For reading the rest of a body that is discarded, so that the client sees the answer and no reset."""
     takes_bodies: bool = True
     """Otherwise a request that declares a body is the last on its connection: what follows may be no body at all."""
-
-
-@dataclass(slots=True)
-class Response:
-    """An answer. It is sent with Content-Length, Date, and a Server that reveals no version."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-    closes: bool = field(init=False)
-    """Whether the connection ends after it."""
-    is_written: bool = False
-    """Whether it was a stream, which its handler has written."""
-
-    def __post_init__(self) -> None:
-        self.closes = self.headers.get("Connection") == "close"
-
-    def encoded(self, method: str, version: HttpVersion, *, closes: bool) -> bytes:
-        """Head and body, in answer to a request of `method` and `version`."""
-        return b"".join(self.parts(method, version, closes=closes))
-
-    def parts(self, method: str, version: HttpVersion, *, closes: bool) -> tuple[bytes, bytes]:
-        """Head and body, as `encoded`."""
-        body = self.body
-        has_size = self.status not in (204, 304) and (body or method != "HEAD")  # RFC 9110, 8.6
-        size = f"Content-Length: {len(body)}\r\n" if has_size else ""
-        head = _head(self.status, self.headers, size, version, closes=closes)
-        return head, body if size and method != "HEAD" else b""
-
-
-@functools.lru_cache(maxsize=256)
-def _fields(headers: tuple[tuple[str, str], ...]) -> str:
-    for name, value in headers:
-        if _FORBIDDEN.search(name) or _FORBIDDEN.search(value):
-            raise ValueError("A header field holds a control character.")
-    return "".join(f"{name}: {value}\r\n" for name, value in headers)
-
-
-@functools.lru_cache(maxsize=1)
-def _date(seconds: int) -> str:
-    return formatdate(seconds, usegmt=True)
-
-
-def _head(status: int, headers: Mapping[str, str], framing: str, version: HttpVersion, *, closes: bool) -> bytes:
-    persistence = ""
-    if "Connection" not in headers:
-        if closes and version == HttpVersion11:
-            persistence = "Connection: close\r\n"
-        elif not closes and version == HttpVersion10:
-            persistence = "Connection: keep-alive\r\n"
-    return (
-        f"HTTP/{version[0]}.{version[1]} {status} {_PHRASES.get(status, '')}\r\n{_fields(tuple(headers.items()))}"
-        f"Server: fleet\r\n{framing}Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
-    ).encode()
 
 
 def _must_close(message: RawRequestMessage) -> bool:
@@ -356,7 +295,7 @@ class Connection(BaseProtocol):
         response = Response(status, b"", headers, is_written=True)
         response.closes = response.closes or _must_close(message) or not chunked
         framing = "Transfer-Encoding: chunked\r\n" if chunked else ""
-        self.write(_head(status, headers, framing, message.version, closes=response.closes))
+        self.write(encoded_head(status, headers, framing, message.version, closes=response.closes))
         self._streams = True
         try:
             async for piece in pieces:

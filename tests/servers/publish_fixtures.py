@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fleet.servers.http import Exchange, Handle
-from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.http_connection import HttpLimits
+from fleet.servers.http_response import Response
 from fleet.servers.publish.server import Find, build_publish_server, no_room
 from fleet.tls.listener import Listener, ListenerLimits, listen
 from tests.waiting import PATIENCE_SECONDS

@@ -9,7 +9,8 @@ import pytest
 
 from fleet.domain.peer import Peer
 from fleet.servers.http import Exchange, HttpServer
-from fleet.servers.http_connection import BODY_BUFFER_SIZE, REQUESTS_WAITING_MAX, Connection, HttpLimits, Response
+from fleet.servers.http_connection import BODY_BUFFER_SIZE, REQUESTS_WAITING_MAX, Connection, HttpLimits
+from fleet.servers.http_response import Response
 from fleet.servers.refusals import Outcome
 from fleet.tls.idle import MayGiveWay
 

@@ -10,7 +10,8 @@ from fleet.servers.admin.app import AdminApp, problem
 from fleet.servers.admin.messages import Headers, Request, Stream
 from fleet.servers.admin.sections import all_routes
 from fleet.servers.http import Exchange, HttpServer
-from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.http_connection import HttpLimits
+from fleet.servers.http_response import Response
 
 
 def admin_server(app: AdminApp, limits: HttpLimits | None = None, rates: Rates | None = None) -> HttpServer:

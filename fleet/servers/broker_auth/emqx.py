@@ -13,7 +13,7 @@ from msgspec import structs
 from fleet.domain.errors import Refused, Unauthenticated
 from fleet.domain.topic_policy import RESERVED, TopicPolicy
 from fleet.servers.broker_auth.question import HEADERS, Dialect, Question, address_of
-from fleet.servers.http_connection import Response
+from fleet.servers.http_response import Response
 from fleet.servers.refusals import HttpRefused
 from fleet.services.admission import Admission, admit
 from fleet.services.broker_access import PUBLISH, SUBSCRIBE, Wish, admit_named, must_be_allowed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fleet.domain.errors import FleetError
 from fleet.servers.delegated_auth import AuthContext
 from fleet.servers.http import Exchange
-from fleet.servers.http_connection import Response
+from fleet.servers.http_response import Response
 from fleet.servers.refusals import HttpRefused
 from fleet.services.admission import CONNECT, Admission, device_named
 from fleet.services.refusals import audit_refusal

@@ -14,7 +14,7 @@ from fleet.domain.device import DEVICE_ID
 from fleet.domain.errors import Refused
 from fleet.servers.broker_auth.question import HEADERS, Dialect, Question, address_of
 from fleet.servers.http import PLAIN
-from fleet.servers.http_connection import Response
+from fleet.servers.http_response import Response
 from fleet.services.admission import Admission
 from fleet.services.broker_access import (
     PUBLISH,

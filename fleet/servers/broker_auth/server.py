@@ -10,7 +10,8 @@ from fleet.servers.broker_auth import emqx, rabbitmq
 from fleet.servers.broker_auth.question import BODY_SIZE_MAX, Dialect, Question
 from fleet.servers.delegated_auth import SECRET, AuthContext, check_secret
 from fleet.servers.http import Exchange, HttpServer, plain_refusal
-from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.http_connection import HttpLimits
+from fleet.servers.http_response import Response
 from fleet.servers.refusals import HttpRefused, no_such_path
 
 LIMITS = HttpLimits(

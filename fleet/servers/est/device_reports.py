@@ -8,7 +8,7 @@ from fleet.domain.device_report import DeviceReport
 from fleet.domain.errors import Refused
 from fleet.domain.ports import Registry
 from fleet.servers.http import Exchange
-from fleet.servers.http_connection import Response
+from fleet.servers.http_response import Response
 from fleet.servers.refusals import HttpRefused
 from fleet.services.identity import identify
 from fleet.wire.device_report import CONTENT_TYPE, REPORT_SIZE_MAX, decode_report

@@ -33,7 +33,8 @@ from fleet.servers.est.paths import (
 )
 from fleet.servers.est.proof import CHALLENGE, basic_credentials, rate_key_of, request_of
 from fleet.servers.http import Exchange, HttpServer, plain_refusal
-from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.http_connection import HttpLimits
+from fleet.servers.http_response import Response
 from fleet.servers.refusals import HttpRefused, refusal_of
 from fleet.services.credentials import Submission, accepts_unauthenticated, no_credentials
 from fleet.services.csr_attributes import model_to_ask_for

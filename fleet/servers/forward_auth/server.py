@@ -10,7 +10,8 @@ from fleet.domain.peer import Peer
 from fleet.servers.delegated_auth import SECRET, AuthContext, check_secret
 from fleet.servers.forward_auth.reverse_proxies import address_of, certificate_of, proxy_of, request_of
 from fleet.servers.http import Exchange, HttpServer, plain_refusal
-from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.http_connection import HttpLimits
+from fleet.servers.http_response import Response
 from fleet.services.http_access import HTTP_REQUEST, NO_DEVICE, HttpAccess, admit_request
 from fleet.services.refusals import audit_refusal
 from fleet.wire.certificate_fields import certificate_fields

@@ -7,7 +7,7 @@ from email.utils import format_datetime, parsedate_to_datetime
 from multidict import CIMultiDictProxy
 
 from fleet.domain.published_file import CRL, PublishedFile
-from fleet.servers.http_connection import Response
+from fleet.servers.http_response import Response
 
 
 def answer_file(file: PublishedFile, asked: CIMultiDictProxy[str], now: datetime) -> Response:

@@ -24,7 +24,7 @@ from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
 from fleet.domain.published_file import PublishedFile
 from fleet.servers.http import Exchange
-from fleet.servers.http_connection import Response
+from fleet.servers.http_response import Response
 from fleet.servers.publish.conditional import answer_file
 from fleet.servers.refusals import HttpRefused
 from fleet.services.ocsp import CertificateState, ResponseCache, certificate_state

@@ -9,7 +9,8 @@ from fleet.domain.distribution import OCSP_PATH
 from fleet.domain.published_file import PublishedFile
 from fleet.domain.rates import Rates
 from fleet.servers.http import Exchange, Handle, HttpServer, plain_refusal
-from fleet.servers.http_connection import HttpLimits, Response
+from fleet.servers.http_connection import HttpLimits
+from fleet.servers.http_response import Response
 from fleet.servers.publish.conditional import answer_file
 from fleet.servers.refusals import HttpRefused, no_such_path
 
