@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,6 +27,9 @@ from fleet.cli.parameters import SHA256
 from fleet.client.client import Client
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, CaRole
 from fleet.domain.errors import no_such
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 ROLES = {CaRole.FORMER: "former issuing"}
 """Names for people of roles that are called otherwise in JSON."""
@@ -163,20 +167,21 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
     removed all the same, and its devices' certificates stay valid.
 
     An issuing CA's key first signs its CRLs once more, valid until the CA's own end: certificates that were ended, or
-    revoked before, stay refused by relying parties.
+    revoked before, stay refused by relying parties. The root that has signed it lists it in its own CRL, where that
+    root's key is here.
 
     Clients that trust no other root than a forgotten one can no longer verify the server: give them the present root
     before (`fleet ca export`). `device-agent` gets it with its renewal; others, such as curl or a bridge, do not.
     """
     from fleet.domain.errors import Refused
     from fleet.home.authorities import forget_former, former_of, issuers_below
-    from fleet.home.crl_issuing import sign_last_crls
+    from fleet.home.crl_issuing import revoke_ca, sign_last_crls
     from fleet.home.layout import opened, settings_of
     from fleet.home.pki import renew_server_certificate
     from fleet.home.unix_user import act_now
     from fleet.services.tenancy import announce_forgetting, end_what_is_in_use, still_in_use
 
-    async def work() -> tuple[str, int, bool]:
+    async def work() -> tuple["Certificate", int, bool, bool]:
         async with opened(home) as (place, registry):
             act = act_now()
             former = former_of(place, tenant, sha256)
@@ -196,15 +201,29 @@ def forget(home: Path, tenant: str, sha256: str, force: bool, output: str) -> No
                 # While it is still trusted: connections that are open depend on the state of their certificate alone.
                 ended = await end_what_is_in_use(registry, names[0], sha256=sha256, act=act)
             is_listed = not is_issuer or await sign_last_crls(place, registry, former, act.now)
+            is_revoked = not is_issuer or await revoke_ca(place, registry, former, act.now)
             forget_former(place, tenant, sha256, act.now)
             if not tenant:
                 renew_server_certificate(place, settings_of(place), act.now)  # its chain may have held it
-            return former.subject.rfc4514_string(), ended, is_listed
+            return former, ended, is_listed, is_revoked
 
     with attempting("forgetting a former CA"):
-        subject, ended, is_listed = asyncio.run(work())
+        former, ended, is_listed, is_revoked = asyncio.run(work())
+    subject = former.subject.rfc4514_string()
     value = {"subject": subject, "sha256": sha256, "state": "forgotten", "certificates_ended": ended}
     print_value(value, output)
+    _warn_of_relying_parties(former, is_listed=is_listed, is_revoked=is_revoked)
+
+
+def _warn_of_relying_parties(former: "Certificate", *, is_listed: bool, is_revoked: bool) -> None:
+    """Say what relying parties do not learn of a CA that is forgotten."""
+    if not is_revoked:
+        click.echo(
+            "The key of the root that has signed it is not here to revoke it: relying parties accept what a copy of "
+            f"the CA's key signs. Have that root's CRL list the serial number {former.serial_number:x}; where the root "
+            "is a home's: fleet ca crl --revoke",
+            err=True,
+        )
     if not is_listed:
         click.echo(
             "Its key was not here to sign its CRL once more: relying parties learn of no certificate ended.", err=True

@@ -257,12 +257,13 @@ def cross_sign_(home: Path, force: bool, root: Path, out: Path) -> None:
 @home_option(SIGNS)
 @click.option("--days", type=click.IntRange(1, 731), default=365, show_default=True, help="Until its nextUpdate.")
 @click.option(
-    "--revoke", "revoked", type=FILE, multiple=True, help="A CA certificate that this root has signed; may be repeated."
+    "--revoke", "revoked", type=FILE, multiple=True, help="A CA certificate that the root has signed; may be repeated."
 )
 @force_option
 @click.argument("out", type=OUT, default="-")
 def crl(home: Path, days: int, revoked: tuple[Path, ...], force: bool, out: Path) -> None:
-    """Sign the root's own CRL, of the CAs that it has signed, and write it to OUT, PEM.
+    """Sign the root's own CRL, of the CAs that it has signed, and write it to OUT, PEM; with --revoke, that of the
+    former root where that one has signed them.
 
     What an earlier one lists stays listed. Where this home is served or published, that CRL is. Relying parties that
     check the whole chain need it, beside the CRLs of the issuing CAs, which servers make by themselves.

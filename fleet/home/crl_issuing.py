@@ -9,10 +9,12 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from msgspec.structs import replace
 
+from fleet.ca.chain import has_signed
 from fleet.ca.crl import make_entries
 from fleet.ca.imported_crl import crls_of, number_of, revocations_of
 from fleet.ca.key_identifiers import identifier_of
 from fleet.config.settings import Settings
+from fleet.domain.ca_role import ROOTS
 from fleet.domain.crl import CrlEntry, CrlHead, CrlReason, PendingRevocation, Revocation
 from fleet.domain.distribution import ca_name, plain_crl_path
 from fleet.domain.errors import Unavailable
@@ -111,16 +113,39 @@ async def sign_last_crls(home: Home, registry: Registry, former: x509.Certificat
     return bool(cas)
 
 
+async def revoke_ca(home: Home, registry: Registry, gone: x509.Certificate, now: datetime) -> bool:
+    """List the issuing CA `gone` in the CRL of the root that has signed it: a copy of its key would sign certificates
+    and CRLs that relying parties accept. False: that root's key is not here, and no CRL of it that is known lists it.
+
+    Raises: Unavailable (`crls-busy`). FleetError, OSError.
+    """
+    facts = await registry.certificate_facts(f"{gone.serial_number:x}")
+    if facts is not None and facts.revocation is not None:
+        return True
+    roots = home_cas(home, read_authorities(home), ROOTS)
+    signers = {identifier_of(root.certificate) for root in roots if has_signed(root.certificate, gone)}
+    cas = [ca for ca in crl_authorities(home) if ca.key_identifier in signers]
+    if cas:
+        await registry.add_revoked([(_revocation(gone, now), ca.key_identifier) for ca in cas])
+        publisher = publisher_of(home, registry, crl_policy(settings_of(home)))
+        await _in_turn(publisher, lambda at: publisher.publish_due(cas, at, at_once=True), now)
+    return bool(cas)
+
+
+def _revocation(ca: x509.Certificate, now: datetime) -> Revocation:
+    return Revocation(f"{ca.serial_number:x}", ca.not_valid_after_utc, now, CrlReason.UNSPECIFIED)
+
+
 async def sign_root_crl(
     home: Home, registry: Registry, revoked: Sequence[x509.Certificate], days: int, now: datetime
 ) -> x509.CertificateRevocationList:
-    """Revoke certificates that the fleet's root has signed, and publish its CRL, valid for `days`.
+    """Revoke certificates that a root of the fleet has signed, and publish its CRL, valid for `days`.
 
-    Raises: Refused (`root-key-away`). Invalid (`bad-key`, `key-exposed`). Unavailable (`crls-busy`). OSError.
+    Raises: Refused (`root-key-away`). Invalid (`bad-key`, `key-exposed`, `bad-ca-certificate`). Unavailable
+    (`crls-busy`). OSError.
     """
-    root, ca = root_that_publishes(home)
-    entries = [Revocation(f"{c.serial_number:x}", c.not_valid_after_utc, now, CrlReason.UNSPECIFIED) for c in revoked]
-    await registry.add_revoked([(each, ca.key_identifier) for each in entries])
+    root, ca = root_that_publishes(home, revoked)
+    await registry.add_revoked([(_revocation(each, now), ca.key_identifier) for each in revoked])
     publisher = publisher_of(home, registry, replace(crl_policy(settings_of(home)), validity=timedelta(days=days)))
     await _in_turn(publisher, lambda at: publisher.publish_due([ca], at, at_once=True), now)
     made = await root_crl(registry, root)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from fleet.ca.chain import has_signed
 from fleet.ca.crl import LocalCrlSigner, urls_in
 from fleet.ca.issuer import LocalIssuer
 from fleet.ca.key_identifiers import identifier_of
@@ -16,7 +17,7 @@ from fleet.ca.keys import load_key
 from fleet.ca.view import CaCertificate
 from fleet.domain.ca_role import ISSUES_TO_DEVICES, ROOTS, CaRole
 from fleet.domain.crl_store import CrlSigner
-from fleet.domain.errors import Unavailable
+from fleet.domain.errors import Invalid, Unavailable
 from fleet.home.authorities import Authorities, key_of_root, read_authorities
 from fleet.home.ca_store import Authority
 from fleet.home.constrained_names import demand_model_names
@@ -66,13 +67,27 @@ def crl_authorities(home: Home) -> list[CrlCa]:
     return list(found.values())
 
 
-def root_that_publishes(home: Home) -> tuple[x509.Certificate, CrlCa]:
-    """The fleet's root, and it as a CA whose CRL is as valid as is asked for.
+def root_that_has_signed(home: Home, certificates: Collection[x509.Certificate]) -> tuple[x509.Certificate, Path]:
+    """The fleet's root, or the former one, that has signed all of `certificates`, and where its key may be.
 
-    Raises: Refused (`root-key-away`). Invalid (`bad-key`, `key-exposed`).
+    Raises: Invalid (`bad-ca-certificate`): none has.
     """
-    root = read_authorities(home).own.root
-    signer = LocalCrlSigner(root, key_of_root(home.root_key))
+    own = read_authorities(home).own
+    roots = [(own.root, home.root_key), *((root.certificate, root.key_file) for root in own.former_roots)]
+    for root, key in roots:
+        if all(each != root and has_signed(root, each) for each in certificates):
+            return root, key
+    names = " and ".join(each.subject.rfc4514_string() for each in certificates)
+    raise Invalid("bad-ca-certificate", f"The root has not signed {names}, nor has a former one.")
+
+
+def root_that_publishes(home: Home, revoked: Collection[x509.Certificate] = ()) -> tuple[x509.Certificate, CrlCa]:
+    """The fleet's root, or the one that has signed `revoked`, and it as a CA whose CRL is as valid as is asked for.
+
+    Raises: Refused (`root-key-away`). Invalid (`bad-key`, `key-exposed`, `bad-ca-certificate`).
+    """
+    root, key = root_that_has_signed(home, revoked)
+    signer = LocalCrlSigner(root, key_of_root(key))
     return root, CrlCa(identifier_of(root), lambda: signer, urls_in, is_sharded=False)
 
 

@@ -12,6 +12,7 @@ from fleet.ca.authority_request import read_authority_request
 from fleet.ca.chain import has_signed
 from fleet.domain.errors import Invalid
 from fleet.home.authorities import key_of_root, read_authorities, require_unique_ca_name
+from fleet.home.home_cas import root_that_has_signed
 from fleet.home.layout import Home, settings_of
 from fleet.home.publication import publication_of_root
 from fleet.wire.encodings.reading import read
@@ -51,12 +52,9 @@ def cross_sign(home: Home, data: bytes, now: datetime) -> x509.Certificate:
 
 
 def read_revoked(home: Home, files: Sequence[bytes]) -> list[x509.Certificate]:
-    """CA certificates, one a file. Raises: Invalid (`bad-ca-certificate`): one is not signed by the root of `home`."""
-    root = read_authorities(home).own.root
+    """CA certificates, one a file. Raises: Invalid (`bad-ca-certificate`): no root of `home` has signed them all."""
     certificates = [_only_certificate(data) for data in files]
-    for each in certificates:
-        if each == root or not has_signed(root, each):
-            raise Invalid("bad-ca-certificate", f"This root has not signed {each.subject.rfc4514_string()}.")
+    root_that_has_signed(home, certificates)
     return certificates
 
 

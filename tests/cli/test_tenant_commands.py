@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleet.cli import main
 from fleet.home.home_cas import root_keys_here
@@ -199,6 +200,49 @@ def test_a_former_root_is_forgotten_once_no_tenant_is_below_it(home: Path) -> No
     run_fleet(home, "ca", "forget", first["root"], expect=1)
     run_fleet(home, "ca", "rollover", "--root")
     assert sorted(file.name for file in (home / "ca" / "roots").iterdir())[0] == "1-issuing.pem"
+
+
+def _listed_by_roots(home: Path, folder: Path) -> dict[str, set[int]]:
+    """Serial numbers in the published CRL of each root, by its SHA-256."""
+    run_fleet(home, "crl", "issue")
+    run_fleet(home, "publish", str(folder))
+    roots = [row for row in parsed(home, "ca", "show") if "root" in row["role"]]
+    crls = {row["sha256"]: (folder / "crl" / f"{row['key_id']}.crl").read_bytes() for row in roots}
+    return {of: {each.serial_number for each in x509.load_der_x509_crl(crl)} for of, crl in crls.items()}
+
+
+def _ca(home: Path, role: str) -> x509.Certificate:
+    [row] = [row for row in parsed(home, "ca", "show") if row["role"] == role and not row["tenant"]]
+    return x509.load_pem_x509_certificate(row["pem"].encode())
+
+
+def test_a_forgotten_issuing_ca_is_in_the_crl_of_the_root_that_has_signed_it(home: Path, tmp_path: Path) -> None:
+    """Who has a copy of its key signs certificates of new serial numbers, and its CRLs."""
+    gone, before = _ca(home, "issuing"), _ca(home, "root").fingerprint(hashes.SHA256()).hex()
+    run_fleet(home, "ca", "rollover", "--root")
+    done = run_fleet(home, "ca", "forget", gone.fingerprint(hashes.SHA256()).hex())
+    assert not done.stderr
+    now = _ca(home, "root").fingerprint(hashes.SHA256()).hex()
+    assert _listed_by_roots(home, tmp_path / "pki") == {before: {gone.serial_number}, now: set()}
+
+
+def test_a_ca_is_revoked_by_the_former_root_that_has_signed_it(home: Path, tmp_path: Path) -> None:
+    stolen, before = _ca(home, "issuing"), _ca(home, "root")
+    (tmp_path / "stolen.pem").write_bytes(stolen.public_bytes(Encoding.PEM))
+    run_fleet(home, "ca", "rollover", "--root")
+    signed = run_fleet(home, "ca", "crl", "--revoke", str(tmp_path / "stolen.pem")).stdout_bytes
+    crl = x509.load_pem_x509_crl(signed)
+    assert crl.is_signature_valid(before.public_key())  # type: ignore[arg-type]
+    assert {each.serial_number for each in crl} == {stolen.serial_number}
+
+
+def test_where_the_roots_key_is_away_a_forgotten_ca_is_named_for_its_crl(home: Path) -> None:
+    gone = _ca(home, "issuing")
+    run_fleet(home, "ca", "rollover")
+    (home / "ca" / "root.key").rename(home / "root.key.away")
+    said = run_fleet(home, "ca", "forget", gone.fingerprint(hashes.SHA256()).hex()).stderr
+    assert f"{gone.serial_number:x}" in said
+    assert "fleet ca crl --revoke" in said
 
 
 def test_show_says_which_keys_are_here(home: Path) -> None:
