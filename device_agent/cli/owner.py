@@ -19,6 +19,7 @@ from pathlib import Path
 from device_agent.cli.relay import Relay
 from device_agent.errors import AgentError
 from device_agent.signals import Waker
+from device_agent.store.folders import opened_folder
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
 _prctl = ctypes.CDLL(None).prctl
@@ -47,11 +48,18 @@ class Owner:
 
 
 def other_owner(home: Path) -> Owner | None:
-    """The user to become: whose the home is, if we are root and it is not root's."""
-    if os.geteuid() != 0 or not home.exists():
+    """The user to become: whose the home is, if we are root and it is not root's.
+
+    Raises: AgentError if it is root's, or not there yet, and another user leads to it: while root's command works, that
+    user could put another folder, or a link, in its place. OSError.
+    """
+    if os.geteuid() != 0:
         return None
-    found = next((each for each in (home.lstat(), home.stat()) if each.st_uid != 0), None)
+    found = None
+    if home.exists():
+        found = next((each for each in (home.lstat(), home.stat()) if each.st_uid != 0), None)
     if found is None:
+        _must_be_led_to_by_root(home)
         return None
     try:
         account = pwd.getpwuid(found.st_uid)
@@ -59,6 +67,19 @@ def other_owner(home: Path) -> Owner | None:
         return Owner(found.st_uid, found.st_gid or found.st_uid, (), str(found.st_uid), "/")
     groups = tuple(os.getgrouplist(account.pw_name, account.pw_gid))
     return Owner(found.st_uid, account.pw_gid, groups, account.pw_name, account.pw_dir)
+
+
+def _must_be_led_to_by_root(home: Path) -> None:
+    try:
+        os.close(opened_folder(home, Path("/"), {0}))
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the way there is root's, and the command says what is missing
+    except AgentError as error:
+        raise AgentError(
+            f"{home} is not for root's commands: {error.message}.",
+            "Keep root's home in a folder of root's, as /var/lib; or give it to that user (chown -hR), who may run the "
+            "command, too.",
+        ) from error
 
 
 def run_as(owner: Owner, command: Sequence[str], environment: Mapping[str, str], handed: Sequence[int] = ()) -> int:

@@ -10,7 +10,7 @@ from device_agent.child_process import module_command
 from device_agent.cli.options import home_option, pass_home, pass_home_to_root
 from device_agent.config.agent_config import read_config
 from device_agent.errors import AgentError
-from device_agent.hooks.copies import opened_folder
+from device_agent.store.folders import opened_folder
 from device_agent.store.identity_store import IdentityStore
 from device_agent.systemd.installation import UNIT_NAME, Installation, approve, check_capabilities, user_ids
 from device_agent.systemd.unit import Unit

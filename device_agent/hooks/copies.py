@@ -4,7 +4,6 @@ Needs `cryptography`, so the child process that deploys imports it.
 """
 
 import contextlib
-import errno
 import grp
 import os
 import pwd
@@ -19,6 +18,7 @@ from device_agent.config.hooks import ROOT_ADVICE, SECRET, Copy
 from device_agent.errors import AgentError, KeyStoreFailed
 from device_agent.store.atomic_files import opened_file, read_file, sync_directory, write_durably
 from device_agent.store.device_key import load_key
+from device_agent.store.folders import opened_folder
 from device_agent.store.hardware_key import EXPORT_ADVICE, NOT_EXPORTED
 from device_agent.store.identity_store import Identity
 from device_agent.store.key_store import FILE
@@ -27,9 +27,6 @@ from fleet.wire.encodings.bundle import Bundle, Form
 from fleet.wire.encodings.writing import write
 
 PASSWORD_SIZE_MAX = 1024  # bytes
-LINKS_MAX = 16  # on the way to a copy
-
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DRAFT = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -82,49 +79,6 @@ def place(copy: Copy, data: bytes, below: Path = Path("/"), users: Collection[in
     finally:
         os.close(folder)
     return True
-
-
-def opened_folder(path: Path, below: Path, users: set[int]) -> int:
-    """A descriptor of the folder `path`, each part of which belongs to one of `users`: whoever owns one, or may write
-    into it, could put another folder in its place. One that is neither root nor we leads to folders of its own alone.
-
-    Raises: AgentError, OSError.
-    """
-    led_by: set[int] = set()
-    parts, links = list(reversed(path.relative_to(below).parts)), 0
-    folder = os.open(below, _FOLDER)
-    try:
-        while True:
-            found = os.fstat(folder)
-            if found.st_mode & stat.S_IWOTH and not (parts and found.st_mode & stat.S_ISVTX):
-                raise AgentError(f"{_name(folder)} may be written by every user")
-            if not parts and led_by - {found.st_uid}:
-                raise AgentError(f"{_name(folder)} is not a folder of user {max(led_by)}, who leads to it")
-            if not parts:
-                return folder
-            part = parts.pop()
-            entry = os.stat(part, dir_fd=folder, follow_symlinks=False)
-            if entry.st_uid not in users:
-                raise AgentError(f"{_name(folder)}/{part} belongs to user {entry.st_uid}, who could replace it")
-            led_by |= {entry.st_uid} - {0, os.geteuid()}
-            inner, links = folder, links + stat.S_ISLNK(entry.st_mode)
-            if not stat.S_ISLNK(entry.st_mode):
-                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-            elif links > LINKS_MAX:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-            else:
-                target = Path(os.readlink(part, dir_fd=folder))
-                parts += reversed(target.parts[target.is_absolute() :])
-                inner = os.open(below if target.is_absolute() else ".", _FOLDER, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-    except BaseException:
-        os.close(folder)
-        raise
-
-
-def _name(folder: int) -> str:
-    return str(Path(f"/proc/self/fd/{folder}").readlink()).rstrip("/")
 
 
 def _write_draft(copy: Copy, data: bytes, descriptor: int, whose: tuple[int, int]) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from device_agent.config.agent_config import FILE_NAME, FILE_SIZE_MAX
 from device_agent.config.hooks import Copy
 from device_agent.errors import AgentError
-from device_agent.hooks.copies import opened_folder, place
+from device_agent.hooks.copies import place
 from device_agent.store.atomic_files import opened_file, others_may_write
+from device_agent.store.folders import opened_folder
 from device_agent.systemd.unit import Unit
 
 UNIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,30}")

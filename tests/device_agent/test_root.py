@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("forked_programs")
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 NOBODY = 65534
+NEW = ("--device-id", "cam-7", "--est", "https://localhost:8443", "--mqtt", "localhost", "--ca", "CA")
 
 
 @pytest.fixture
@@ -159,6 +160,27 @@ connection.sendall(json.dumps({"ok": True, "pid": int(sys.argv[2])}).encode() + 
 signal.pause()
 """
 """It answers with another process's number."""
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize("words", [("reset", "--yes"), ("status",), ("init", *NEW)])
+@pytest.mark.parametrize("leads", ["folder", "link"])
+def test_a_home_of_roots_to_which_another_user_leads_is_not_for_its_commands(
+    tmp_path: Path, authority: Authority, leads: str, words: tuple[str, ...]
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (tmp_path / "roots").mkdir()
+    (theirs / "way").symlink_to(tmp_path / "roots")
+    home = theirs / "home" if leads == "folder" else theirs / "way" / "home"
+    if words[0] != "init":
+        make_home(home, authority)
+    before = sorted(home.rglob("*"))
+    for each in (theirs, theirs / "way"):
+        os.chown(each, NOBODY, NOBODY, follow_symlinks=False)
+    code, said = call(home, *(str(authority.ca_file) if each == "CA" else each for each in words))
+    assert (code, sorted(home.rglob("*"))) == (1, before)
+    assert f"belongs to user {NOBODY}" in said
 
 
 def test_a_reset_stops_the_process_that_answers_and_no_other(home: Path) -> None:
