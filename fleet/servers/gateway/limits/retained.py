@@ -85,6 +85,11 @@ class RetainedMessages:
             self._since[device_id, topic] = size
         return True
 
+    def count(self, device_id: str) -> int:
+        """Messages of the device."""
+        kept = self._kept.get(device_id)
+        return len(kept.sizes) if kept is not None else 0
+
     def _has_room(self, kept: _Kept, topic: str, size: int, growth: int) -> bool:
         limits, others = self.limits, len(kept.sizes) - (topic in kept.sizes)
         if size and others >= limits.retained_messages_per_device_max:

@@ -28,7 +28,7 @@ FILTERS: dict[int, str] = {
     Reason.IMPLEMENTATION_SPECIFIC: "The broker takes a dot in a topic filter for a slash: none may have one.",
     Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: "The device's model does not allow shared subscriptions.",
     Reason.TOPIC_FILTER_INVALID: "A topic filter is not valid.",
-    Reason.QUOTA_EXCEEDED: "The device has subscribed to too many topic filters, or to too long ones.",
+    Reason.QUOTA_EXCEEDED: "The device has subscribed to too many topic filters, too long ones, or one twice at once.",
 }
 """For a SUBACK, by reason code of a refused filter."""
 

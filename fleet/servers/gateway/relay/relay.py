@@ -60,6 +60,8 @@ class Terms:
     """Holds back the broker's acknowledgements until it has saved what they acknowledge; None: they are not held."""
     retain: Callable[[str, int], bool] | None = None
     """Whether the device may retain a message on a topic, with so many bytes of payload; None: any."""
+    retained: Callable[[], int] | None = None
+    """How many messages of the device the broker retains; None: that is not known."""
     assigned_client_id: str = ""
     """For CONNACK, when the client has asked for one."""
 
@@ -88,7 +90,9 @@ class Relay:
         """What waits for a device that does not read."""
         # What the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)
         self.reasons = ReasonStrings(connect)
-        self.subscriptions = Subscriptions(version, terms.limits.filters_per_packet_max, terms.filters, self.reasons)
+        self.subscriptions = Subscriptions(
+            version, terms.limits.filters_per_packet_max, terms.filters, self.reasons, terms.retained
+        )
         self.in_flight = terms.in_flight
         self.retain = terms.retain
         self.releasing = 0

@@ -6,7 +6,7 @@ none is, the SUBACK is ours, and follows those of the SUBSCRIBEs before it: a cl
 it sends the next packet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,6 +33,7 @@ from fleet.wire.mqtt.subscribe import (
 from fleet.wire.mqtt.topics import is_topic_filter
 
 AWAITED_BYTES_MAX = 262_144  # of refusals that await the broker's answers: 2,000 SUBSCRIBEs with a refused filter each
+REPLAYED_MAX = 20_000  # retained messages of the device that one SUBSCRIBE may ask for: the broker sends them at once
 ENTRY_BYTES = 128  # of memory for one of them, besides a byte for each of its filters
 
 
@@ -64,11 +65,20 @@ class Subscriptions:
 
     __slots__ = (
         "_acknowledged", "_awaited_bytes", "_forwarded", "_own", "_pending", "_per_packet_max", "_reason_strings",
-        "_version", "filters",
+        "_retained", "_version", "filters",
     )  # fmt: skip
 
-    def __init__(self, version: int, per_packet_max: int, filters: FilterSet, reasons: ReasonStrings) -> None:
+    def __init__(
+        self,
+        version: int,
+        per_packet_max: int,
+        filters: FilterSet,
+        reasons: ReasonStrings,
+        retained: Callable[[], int] | None = None,
+    ) -> None:
+        """`retained`: how many messages of the device the broker retains; None: that is not known."""
         self._version = version
+        self._retained = retained
         self._per_packet_max = per_packet_max
         self.filters = filters
         """What the broker may hold for the device."""
@@ -192,11 +202,27 @@ class Subscriptions:
     def _reasons(self, asked: Sequence[Subscription], policy: TopicPolicy) -> bytes:
         """For each subscription 0, to be forwarded, or MQTT 5.0's reason code of its refusal (3.9.3)."""
         reasons = [self._reason(subscription.topic_filter, policy) for subscription in asked]
+        self._bound_replay(asked, reasons)
         full = self.filters.add(one.topic_filter for one, reason in zip(asked, reasons, strict=True) if not reason)
         return bytes(
             Reason.QUOTA_EXCEEDED if not reason and one.topic_filter in full else reason
             for one, reason in zip(asked, reasons, strict=True)
         )
+
+    def _bound_replay(self, asked: Sequence[Subscription], reasons: list[int]) -> None:
+        """Refuse what would have the broker send the same retained messages again and again for one packet: a filter
+        that is asked for twice, and one wildcard too many of a device that has many.
+        """
+        seen = set[str]()
+        room = REPLAYED_MAX // ((self._retained() if self._retained is not None else 0) or 1)
+        for number, each in enumerate(asked):
+            if reasons[number]:
+                continue
+            is_wild = "#" in each.topic_filter or "+" in each.topic_filter
+            if each.topic_filter in seen or (is_wild and room <= 0):
+                reasons[number] = Reason.QUOTA_EXCEEDED
+            seen.add(each.topic_filter)
+            room -= is_wild
 
     @staticmethod
     def _reason(topic_filter: str, policy: TopicPolicy) -> int:

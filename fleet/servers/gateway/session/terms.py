@@ -32,5 +32,6 @@ def terms_of(
         in_flight,
         partial(HeldAcks, context.saves, broker.peer_pid()) if context.saves is not None else None,
         partial(retained.put, device_id) if retained else None,
+        partial(retained.count, device_id) if retained else None,
         assigned_client_id="" if connect.client_id else admission.client_id,
     )
