@@ -41,7 +41,8 @@ from fleet.home.layout import (
 )
 from fleet.services.restore_revocations import Reapplied, list_again, reapply, suspend_all
 from fleet.storage.engines import CopyProgress, load_file, must_be_loadable, open_engine
-from fleet.storage.journals.revocations import Mark, events_behind, new_lineage
+from fleet.storage.journals.revocation_reading import events_behind
+from fleet.storage.journals.revocations import Mark, new_lineage
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
 from fleet.storage.sqlite.snapshot import check_copy
 

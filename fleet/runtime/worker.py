@@ -51,7 +51,7 @@ from fleet.servers.gateway.limits.kept_filters import KEPT_FILTERS, KeptFilters
 from fleet.servers.http import HttpServer
 from fleet.services.notifying import Notifier
 from fleet.services.presence import Presence
-from fleet.storage.journals.revocations import revocations_in
+from fleet.storage.journals.revocation_reading import revocations_in
 from fleet.tls.listener import ProtocolFactory
 from fleet.webhook.caller import CallLimits, Webhooks, client_context
 

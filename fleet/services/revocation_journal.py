@@ -22,7 +22,8 @@ from fleet.domain.errors import Conflict
 from fleet.domain.lease import RETENTION
 from fleet.domain.ports import Registry
 from fleet.storage.journals.event_marks import EventMarks
-from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage, read_segments
+from fleet.storage.journals.revocation_reading import read_segments
+from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage
 from fleet.storage.journals.revoked_certificates import RevokedCertificates
 
 if TYPE_CHECKING:

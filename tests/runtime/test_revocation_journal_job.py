@@ -9,7 +9,8 @@ import pytest
 
 from fleet.domain.changes import AuditEntry, Change, Event, EventKind
 from fleet.runtime.jobs import revocation_journal as job
-from fleet.storage.journals.revocations import RevocationJournal, read_segments
+from fleet.storage.journals.revocation_reading import read_segments
+from fleet.storage.journals.revocations import RevocationJournal
 from fleet.storage.sqlite.registry import SqliteRegistry
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

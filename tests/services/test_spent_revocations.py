@@ -13,7 +13,8 @@ from fleet.domain.device import DeviceState
 from fleet.domain.writes import AddCredential, Insert
 from fleet.services.revocation_journal import HOLDERS_AT_ONCE, KEPT, catch_up, trim_spent
 from fleet.storage.journals.event_marks import EventMarks
-from fleet.storage.journals.revocations import RevocationJournal, read_segments
+from fleet.storage.journals.revocation_reading import read_segments
+from fleet.storage.journals.revocations import RevocationJournal
 from fleet.storage.sqlite.registry import SqliteRegistry
 from tests.storage.samples import MODEL, NOW, change, credential, device, entry
 

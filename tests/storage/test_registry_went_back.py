@@ -18,7 +18,8 @@ from fleet.runtime.jobs import revocation_journal as job
 from fleet.services import distrust, inventory, revocation
 from fleet.services import revocation_journal as service
 from fleet.services.revocation_journal import catch_up, has_gone_back, write_back
-from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage, read_segments, revocations_in
+from fleet.storage.journals.revocation_reading import read_segments, revocations_in
+from fleet.storage.journals.revocations import Mark, RevocationJournal, new_lineage
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ACT = Act("operator bob", NOW)

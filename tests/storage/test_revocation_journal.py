@@ -8,14 +8,8 @@ import pytest
 
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.errors import FleetError, Invalid, Refused, Unavailable
-from fleet.storage.journals.revocations import (
-    MARK_EVERY,
-    Mark,
-    RevocationJournal,
-    events_behind,
-    new_lineage,
-    read_segments,
-)
+from fleet.storage.journals.revocation_reading import events_behind, read_segments
+from fleet.storage.journals.revocations import MARK_EVERY, Mark, RevocationJournal, new_lineage
 
 FLEET = "ab" * 32
 

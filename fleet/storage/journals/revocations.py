@@ -12,24 +12,20 @@ newline is written; an append that records a revocation is durable when it retur
 """
 
 import fcntl
-import json
 import logging
 import os
-import re
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from fleet.config.durable_files import new_file, sync
 from fleet.config.logs import log_event
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import DeviceState
-from fleet.domain.errors import Invalid, Refused, Unavailable
+from fleet.domain.errors import Refused, Unavailable
+from fleet.storage.journals.revocation_lines import LINE_MAX, damaged, encoded, event_of, number_of, parsed
 
 logger = logging.getLogger("fleet.revocations")
 
@@ -47,25 +43,12 @@ _ENDS = frozenset(
 )
 """Details of those events that end a right."""
 TAIL_SIZE = 64 * 1024  # octets at the end in which the last event is looked for: some 400 lines
-LINE_MAX = 1024  # octets; the longest is a distrust, with some 400
 MARK_EVERY = 1_000  # events without an entry before a line records the position
-_LINEAGE = re.compile(r"[0-9a-f]{32}")
-_FLEET = re.compile(r"[0-9a-f]{64}")
 
 
 def new_lineage() -> str:
     """An id for one run of event numbers: a restored registry counts on from its backup in a new lineage."""
     return os.urandom(16).hex()
-
-
-class Segment(Struct, frozen=True):
-    """Events of one lineage, complete from number `start` (exclusive) to `seen` (inclusive)."""
-
-    fleet: str
-    lineage: str
-    start: int
-    events: Sequence[Event]
-    seen: int
 
 
 class Mark(Struct, frozen=True):
@@ -157,11 +140,11 @@ class RevocationJournal:
             lines = os.pread(handle, TAIL_SIZE, max(0, size - TAIL_SIZE)).split(b"\n")
         # The first may be part of a line, the last is empty or one that a crash has left incomplete.
         for line in reversed(lines[1 if size > TAIL_SIZE else 0 : -1]):
-            document = _parsed(line, self.path)
+            document = parsed(line, self.path)
             if "from" in document:
                 return None
             if "seq" in document:
-                return _event(document)
+                return event_of(document)
         return None
 
     def note(self, events: Sequence[Event]) -> None:
@@ -211,10 +194,10 @@ class RevocationJournal:
             if mark is None or upto > mark.seen:
                 return
             with self.path.open("rb") as old, new_file(self.path, secret=True, force=True) as new:
-                new.write(_encoded(self._beginning(Mark(mark.lineage, upto))))
+                new.write(encoded(self._beginning(Mark(mark.lineage, upto))))
                 for line in old:
-                    document = _parsed(line, self.path)
-                    if document["lineage"] == mark.lineage and _number(document) > upto:
+                    document = parsed(line, self.path)
+                    if document["lineage"] == mark.lineage and number_of(document) > upto:
                         new.write(line)
 
     def _beginning(self, mark: Mark) -> dict[str, object]:
@@ -240,18 +223,18 @@ class RevocationJournal:
         whole, newline, torn = os.pread(handle, size - start, start).rpartition(b"\n")
         if torn:
             if start and not newline:
-                raise _damaged(self.path, "its end is no line")
+                raise damaged(self.path, "its end is no line")
             os.ftruncate(handle, size - len(torn))
         if not newline:
             return None
-        document = _parsed(whole.rpartition(b"\n")[2], self.path)
-        return Mark(document["lineage"], _number(document))
+        document = parsed(whole.rpartition(b"\n")[2], self.path)
+        return Mark(document["lineage"], number_of(document))
 
     def _append(self, handle: int, documents: Sequence[dict[str, object]], *, is_urgent: bool = True) -> None:
         if not documents:
             return
         is_new = os.fstat(handle).st_size == 0
-        data = b"".join(map(_encoded, documents))
+        data = b"".join(map(encoded, documents))
         while data:
             data = data[os.write(handle, data) :]
         if is_urgent:
@@ -276,120 +259,3 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
-
-
-_text_of = json.JSONEncoder(separators=(",", ":")).encode  # `json.dumps` with options makes an encoder for each call
-
-
-def _encoded(document: dict[str, object]) -> bytes:
-    return _text_of(document).encode() + b"\n"
-
-
-def _event(document: dict[str, Any]) -> Event:
-    return Event(document["kind"], document["subject"], document["detail"], document["seq"])
-
-
-def _damaged(path: Path, why: str) -> Invalid:
-    advice = "Find out what edited it. A backup holds an older one."
-    return Invalid("revocation-log-damaged", f"{path} is damaged: {why}.", advice)
-
-
-def _number(document: dict[str, Any]) -> int:
-    key = next(key for key in ("seq", "seen", "from") if key in document)
-    number: int = document[key]
-    return number
-
-
-def _parsed(line: bytes, path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(line)
-        number = _number(document)
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0 or len(line) > LINE_MAX:
-            raise ValueError("no number")
-        if not _LINEAGE.fullmatch(document["lineage"]):
-            raise ValueError("no lineage")
-        if "from" in document and not _FLEET.fullmatch(document["fleet"]):
-            raise ValueError("no fleet")
-        if "seq" in document and not all(isinstance(document[key], str) for key in ("kind", "subject", "detail")):
-            raise ValueError("no event")
-    except (ValueError, TypeError, KeyError, StopIteration, RecursionError) as error:
-        raise _damaged(path, "a line of it cannot be read") from error
-    return document
-
-
-def read_segments(path: Path) -> tuple[Segment, ...]:
-    """All segments of a revocation journal, oldest first. A last line without a newline is ignored.
-
-    Raises: Invalid (`revocation-log-damaged`). OSError.
-    """
-    segments: list[Segment] = []
-    events: list[Event] = []
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            document = _parsed(line, path)
-            number = _number(document)
-            if "from" in document:
-                events = []
-                segments.append(Segment(document["fleet"], document["lineage"], number, events, number))
-                continue
-            last = segments[-1] if segments else None
-            if last is None or document["lineage"] != last.lineage or number <= last.seen:
-                raise _damaged(path, f"the line of event {number} is out of place")
-            if "seq" in document:
-                events.append(_event(document))
-            segments[-1] = replace(last, seen=number)
-    return tuple(segments)
-
-
-def revocations_in(path: Path, at_most: int) -> Iterator[Event]:
-    """What a journal says was revoked permanently, oldest first: the newest `at_most` devices that were revoked or
-    retired, as many certificates, and rules of distrust. Nothing when there is no journal.
-
-    Raises: Invalid (`revocation-log-damaged`). OSError.
-    """
-    devices: deque[bytes] = deque(maxlen=at_most)
-    certificates: deque[bytes] = deque(maxlen=at_most)
-    distrusts: deque[bytes] = deque(maxlen=at_most)
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:  # most lines are of neither kind, and are not parsed
-            if not line.endswith(b"\n"):
-                break
-            if b'"device.state"' in line and (b'"revoked"' in line or b'"retired"' in line):
-                devices.append(line)
-            elif b'"credential.ended"' in line:
-                certificates.append(line)
-            elif b'"distrust.changed"' in line:
-                distrusts.append(line)
-            elif b'","from":' in line:  # behind a gap, in which a rule may have been undone
-                distrusts.clear()
-    for line in (*devices, *certificates, *distrusts):
-        document = _parsed(line, path)
-        if "seq" in document:
-            yield _event(document)
-
-
-def events_behind(path: Path, fleet: str, lineage: str, seq: int) -> tuple[Event, ...]:
-    """The events recorded after event `seq` of `lineage`: in that lineage, and in those that followed it.
-
-    Raises: Refused: `revocations-of-another` fleet; `revocations-incomplete`: the journal does not cover all of them.
-    Invalid, OSError.
-    """
-    segments = read_segments(path)
-    if any(each.fleet != fleet for each in segments):
-        raise Refused("revocations-of-another", f"{path} is of another fleet than the backup.", "Check the path.")
-    known = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start <= seq]
-    # A later segment of the same lineage follows a gap: what came before it is missing.
-    gaps = [n for n, each in enumerate(segments) if each.lineage == lineage and each.start > seq]
-    # One that ends before the backup is an old copy, or was cut off: what it lacks is unknown.
-    if not known or gaps or segments[known[-1]].seen < seq:
-        raise Refused(
-            "revocations-incomplete",
-            f"{path} does not hold every revocation after event {seq} of the registry that was saved.",
-            "Use the file of the home that the backup was made of, or a newer backup.",
-        )
-    first = known[-1]
-    return tuple(
-        event for n, each in enumerate(segments[first:], first) for event in each.events if n > first or event.seq > seq
-    )
