@@ -10,13 +10,12 @@ from msgspec.structs import replace
 
 from fleet.domain.errors import Invalid, Refused
 from fleet.domain.model_rules import DEFAULT_RULES, AdmissionPath, ModelKind, ModelRules
+from fleet.wire import identifiers
 from fleet.wire.key_types import OF_MODELS
 
 DeviceId = NewType("DeviceId", str)
 
-# No + # / $, space or NUL: usable in a topic, a file name or a client id without escaping.
-DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+DEVICE_ID, NAME = re.compile(identifiers.DEVICE_ID), re.compile(identifiers.NAME)
 
 # It becomes the certificate's serialNumber: in X.520 a PrintableString of at most 64 characters.
 HARDWARE_SERIAL = re.compile(r"(?! +\Z)[A-Za-z0-9 '()+,\-./:=?]{1,64}")
@@ -32,22 +31,19 @@ LIFETIME_MAX = timedelta(days=3650)
 
 
 def device_id(text: str) -> DeviceId:
-    """`text` as a device id.
-
-    Raises: Invalid (`bad-device-id`): it does not match `[A-Za-z0-9][A-Za-z0-9._:-]{0,63}`.
-    """
+    """`text` as a device id. Raises: Invalid (`bad-device-id`): it does not match DEVICE_ID."""
     if not DEVICE_ID.fullmatch(text):
         raise Invalid(
             "bad-device-id",
             f"{text[:80]!r} is not a device id.",
-            "Use 1 to 64 letters, digits, dots, colons, dashes or underscores, starting with a letter or digit.",
+            f"Use {identifiers.DEVICE_ID_RULE}.",
         )
     return DeviceId(text)
 
 
 def plain_name(text: str, what: str) -> str:
     """`text`, a valid name of a model or a station. `what` is used in the error. Raises: Invalid (`bad-name`)."""
-    if not _NAME.fullmatch(text):
+    if not NAME.fullmatch(text):
         raise Invalid(
             "bad-name",
             f"{text[:80]!r} is not a name for a {what}.",

@@ -21,6 +21,7 @@ from fleet.domain.http_policy import RULE_SIZE_MAX, RULES_MAX, http_rule
 from fleet.domain.members import about, at_most, between, choice, seconds
 from fleet.domain.mqtt_rules import MqttRules, check_mqtt_rules, must
 from fleet.domain.name_templates import TEMPLATE_SIZE_MAX, check_dns_template, check_uri_template, check_user_template
+from fleet.wire.identifiers import NAME
 
 NO_TIME = timedelta(0)
 GRACE_MAX = timedelta(days=3650)
@@ -190,7 +191,7 @@ DEFAULT_RULES = ModelRules()
 
 _GROUPS = (AdmissionRules, ProfileRules, RenewalRules, MqttRules, HttpRules)
 _Rules = TypeVar("_Rules", bound=Struct)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(NAME)
 _ORGANISATION = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 _TYPED = (datetime, timedelta)  # msgspec leaves them to `_json` and `_typed`
 

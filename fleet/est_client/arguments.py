@@ -3,6 +3,7 @@
 import re
 
 from fleet.est_client.errors import BadConfig
+from fleet.wire.identifiers import DEVICE_ID, DEVICE_ID_RULE
 from fleet.wire.key_types import OF_DEVICES
 
 AGENT_KEY_TYPES = OF_DEVICES
@@ -10,8 +11,7 @@ AGENT_KEY_TYPES = OF_DEVICES
 
 MQTT_PORT_DEFAULT = 8883
 
-# The registry's rule: no + # / $, space or NUL can reach a topic or a file name.
-_DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_DEVICE_ID = re.compile(DEVICE_ID)
 _HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
 _HOST_PORT = re.compile(r"(?:mqtts://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?")
 
@@ -21,7 +21,7 @@ def check_device_id(text: str) -> str:
     if not _DEVICE_ID.fullmatch(text):
         raise BadConfig(
             f"{text[:80]!r} is not a device id.",
-            "Use 1 to 64 letters, digits, dots, colons, dashes or underscores, starting with a letter or digit.",
+            f"Use {DEVICE_ID_RULE}.",
         )
     return text
 

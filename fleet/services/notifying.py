@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from fleet.domain.access import Act
 from fleet.domain.changes import AuditEntry, Change, made_by
-from fleet.domain.device import Device, must_be_active, next_step
+from fleet.domain.device import NAME, Device, must_be_active, next_step
 from fleet.domain.errors import Conflict, FleetError, Invalid, Refused
 from fleet.domain.ports import Registry
 from fleet.domain.presence import SessionFilter, SessionState
@@ -23,7 +23,7 @@ from fleet.domain.topic_policy import FLEET_TOPICS
 from fleet.services.node_messages import OtherNodes
 from fleet.services.publisher import Publisher
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._-]{0,63}){0,3}\Z"
+NAME_PATTERN = rf"^{NAME.pattern}(/{NAME.pattern}){{0,3}}\Z"
 PAYLOAD_SIZE_MAX = 65_536
 NOT_SUBSCRIBED = "not-subscribed"
 """What is said of a device for whose message nobody had subscribed: the broker keeps none of it."""

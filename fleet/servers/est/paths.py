@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fleet.servers.refusals import HttpRefused, no_such_path
 from fleet.wire.est import OPERATIONS, WELL_KNOWN
+from fleet.wire.identifiers import NAME
 
 RENEWAL_INFO = "renewal-info"
 """When to renew the certificate that the path names, as RFC 9773 has it for ACME: by its fingerprint or by the
@@ -43,7 +44,7 @@ SERVED = {
 }
 
 # A model's name. What is percent-encoded without need is decoded (RFC 3986, 6.2.2.2); other octets name no model.
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LABEL = re.compile(NAME)
 
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, 2.3

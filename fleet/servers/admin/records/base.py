@@ -10,6 +10,7 @@ from fleet.config.timestamps import RFC3339_PATTERN, instant
 from fleet.domain.members import about, at_most, pattern
 from fleet.domain.tags import GROUPS_MAX, TAG_KEY, TAG_VALUE_MAX, TAGS_MAX
 from fleet.services.revocation import REASON_MAX
+from fleet.wire.identifiers import DEVICE_ID, NAME
 
 Item = TypeVar("Item")
 
@@ -20,8 +21,8 @@ CSR_TEXT_MAX = 32 * 1024  # twice the largest that is read
 SEQUENCE_MAX = 2**53 - 1  # what every JSON reader can count to
 
 # Patterns end in \Z: "$" would match before a final line break. They are published with "$", as ECMAScript has it.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
-DEVICE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z"
+NAME_PATTERN = rf"^{NAME}\Z"
+DEVICE_ID_PATTERN = rf"^{DEVICE_ID}\Z"
 SERIAL_PATTERN = r"^[0-9a-f]{1,40}\Z"
 TOKEN_ID_PATTERN = r"^[0-9a-f]{12}\Z"  # noqa: S105
 REQUEST_ID_PATTERN = r"^[0-9a-f]{16}\Z"

@@ -18,6 +18,7 @@ from fleet.domain.model_rules import FORMER_TENANTS_MAX, NO_TIME, SPREAD_MAX, ru
 from fleet.domain.mqtt_rules import FILTERS_MAX
 from fleet.servers.admin.records.base import Changes, Count, Name, Record, TimeText, check_times
 from fleet.services.renewal import Progress
+from fleet.wire.identifiers import NAME
 
 _Record = TypeVar("_Record", bound=Record)
 
@@ -27,7 +28,7 @@ _Filters = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=1024)]],
     at_most(FILTERS_MAX, "MQTT topic filters; {id}, {model}, {tenant}, {tag:KEY} are the device's own."),
 ]
-_TENANT = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z"
+_TENANT = rf"^({NAME})?\Z"
 _Tenant = Annotated[str, pattern(_TENANT, "Tenant whose issuing CA signs; empty for the fleet's own.")]
 _FormerTenants = Annotated[
     list[Annotated[str, pattern(_TENANT)]],
