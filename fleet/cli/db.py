@@ -17,6 +17,7 @@ from fleet.home.unix_user import act_now
 from fleet.services.audit_search import RowFilter, newest_rows
 from fleet.services.revocation_journal import usable_though_listed
 from fleet.storage.engines import Status, status_of
+from fleet.storage.journals.revoked_certificates import RevokedCertificates
 
 ROWS_LOOKED_AT = 10_000
 SHOWN_MAX = 5
@@ -115,7 +116,7 @@ def begin_journal(home: Path, output: str) -> None:
                 # First the row: an older registry is not accepted without one.
                 entry = made_by(act, "journal.begin", "revocation journal", event=str(newest))
                 await registry.commit(Change(entry))
-                left.extend(await usable_though_listed(registry, journal, act.now))
+                left.extend(await usable_though_listed(registry, RevokedCertificates.beside(journal.path), act.now))
             after = journal.mark(newest=newest).seen
         finally:
             await registry.close()

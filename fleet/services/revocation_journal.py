@@ -108,13 +108,13 @@ async def write_back(registry: Registry, log: RevocationJournal, now: datetime) 
     return done
 
 
-async def usable_though_listed(registry: Registry, log: RevocationJournal, now: datetime) -> list[Credential]:
+async def usable_though_listed(registry: Registry, listed: RevokedCertificates, now: datetime) -> list[Credential]:
     """Certificates that the registry holds for usable, and that CRLs have listed as revoked: it is an older one.
 
     Raises: Unavailable, OSError.
     """
-    listed = await asyncio.to_thread(RevokedCertificates.beside(log.path).read, now)
-    revoked = [serial for serial, (each, _) in listed.items() if each.reason not in _MAY_BE_USABLE]
+    entries = await asyncio.to_thread(listed.read, now)
+    revoked = [serial for serial, (each, _) in entries.items() if each.reason not in _MAY_BE_USABLE]
     found = [await registry.credential(serial) for serial in revoked]
     return [each for each in found if each is not None and each.state in USABLE]
 

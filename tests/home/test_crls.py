@@ -389,6 +389,41 @@ async def test_a_registry_set_back_lists_again_what_any_node_has_listed(fleet: C
         await engine.close()
 
 
+async def test_a_registry_set_back_with_its_journal_lists_again_what_this_node_has_listed(
+    fleet: CrlFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await fleet.enroll("cam-1")
+    await fleet.publish()
+    await catch_up(fleet.registry, revocation_journal(fleet.home))
+    before, journal = tmp_path / "before.db", fleet.home.revocations.read_bytes()
+    with closing(sqlite3.connect(fleet.home.registry)) as live, closing(sqlite3.connect(before)) as copy:
+        live.backup(copy)
+    await fleet.move("revoke", "cam-1")
+    fleet.now += DAY
+    newest = max(head.number for head in (await fleet.publish()).values())
+    listed = await fleet.listed()
+    assert len(listed) == 1
+    await Following(fleet.registry, RevokedCertificates(fleet.home.revoked_certificates)).follow()
+    await fleet.registry.close()  # type: ignore[attr-defined]
+    for file in fleet.home.path.glob("registry.db*"):
+        file.unlink()
+    shutil.copy(before, fleet.home.registry)
+    fleet.home.registry.chmod(0o600)
+    fleet.home.revocations.write_bytes(journal)
+    engine = await open_engine(fleet.home.registry, create=False)
+    try:
+        restored = replace(fleet, registry=engine)
+        async with background(publish_crls(fleet.home, engine, Settings(), lambda: fleet.now + DAY), "CRLs") as task:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while number_of(await restored.crl()) <= newest:
+                    assert not task.done()
+                    await asyncio.sleep(0.01)
+        assert await restored.listed() == listed
+    finally:
+        await engine.close()
+    assert "outcome=listed-again usable=1" in caplog.text
+
+
 async def test_every_ca_has_its_crl_and_its_certificate(fleet: CrlFleet) -> None:
     with new_tenant(fleet.home, "north", own_root=True, now=fleet.now):
         pass
@@ -808,7 +843,7 @@ async def test_what_an_older_registry_holds_for_usable_is_named(fleet: CrlFleet,
     await fleet.move("revoke", "revoked")
     await fleet.move("suspend", "held")
     await fleet.publish()
-    log = revocation_journal(fleet.home)
+    log = RevokedCertificates(fleet.home.revoked_certificates)
     assert await usable_though_listed(fleet.registry, log, NOW) == []
     registry = await open_engine(Path(older), create=False)
     try:

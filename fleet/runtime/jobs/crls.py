@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from datetime import datetime
 
 from msgspec import Struct, field
 
@@ -19,6 +20,8 @@ from fleet.home.crl_issuing import crl_policy, lacking_crls, publisher_of, slow_
 from fleet.home.home_cas import crl_authorities
 from fleet.home.layout import Home
 from fleet.services.crl_publishing import LISTED_AT_ONCE, CrlPolicy, CrlPublisher
+from fleet.services.restore_revocations import list_again
+from fleet.services.revocation_journal import usable_though_listed
 from fleet.storage.journals.revoked_certificates import Place, RevokedCertificates, place_of
 
 logger = logging.getLogger("fleet.crl")
@@ -66,6 +69,22 @@ class Following(Struct):
     journal: RevokedCertificates
     _places: dict[bytes, Place] | None = None
 
+    async def list_again(self, now: datetime) -> bool:
+        """Where CRLs that are noted here are newer than all of `registry`, it has been set back or restored: what they
+        listed is to be listed again. Whether it is. Raises: Unavailable. OSError.
+        """
+        newest: dict[bytes, int] = {}
+        for head in await self.registry.crl_heads():
+            newest[head.issuer] = max(head.number, newest.get(head.issuer, 0))
+        places = await asyncio.to_thread(self.journal.places)
+        if all(place.number <= newest.get(place.issuer, 0) for place in places.values()):
+            return False
+        await list_again(self.registry, await asyncio.to_thread(self.journal.read, now))
+        usable = await usable_though_listed(self.registry, self.journal, now)
+        why = "the registry is older than CRLs that this node has noted: it has been set back, or restored"
+        log_event(logger, logging.WARNING, "crl", outcome="listed-again", usable=len(usable), reason=why)
+        return True
+
     async def follow(self) -> None:
         """Note what has been published since. Raises: Unavailable. OSError."""
         if self._places is None:
@@ -94,17 +113,20 @@ async def _publish_for_ever(
     home: Home, publisher: CrlPublisher, registry: Registry, policy: CrlPolicy, clock: Clock
 ) -> None:
     following = Following(registry, RevokedCertificates(home.revoked_certificates))
-    is_trimmed = False
+    is_trimmed = goes_on_from_older = False
     failures = FailureLog(logger, "crl", FAILURES_A_LINE)
     slow, late = SlowCrls(policy), LateCrls()
     for round_ in itertools.count():
         try:
             if not is_trimmed:
                 await asyncio.to_thread(following.journal.trim, clock())
+                goes_on_from_older = await following.list_again(clock())
                 is_trimmed = True
             await following.follow()
             cas = await asyncio.to_thread(crl_authorities, home)
-            for head in await publisher.publish_due(cas, clock()):
+            made = await publisher.publish_due(cas, clock(), at_once=goes_on_from_older)
+            goes_on_from_older = goes_on_from_older and not made
+            for head in made:
                 log_event(logger, logging.INFO, "crl", path=head.path, number=head.number, entries=head.entries)
                 slow.note(head)
             if round_ % ROUNDS == 0:
