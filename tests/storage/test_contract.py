@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from fleet.domain.audit_log import sound_leaves
 from fleet.domain.changes import Change, Event, EventKind
-from fleet.domain.credential import CredentialKind, CredentialState, KeyUse
+from fleet.domain.credential import Credential, CredentialKind, CredentialState, KeyUse
 from fleet.domain.crl import CrlReason
 from fleet.domain.device import DeviceFilter, DeviceId, DeviceState, Model, Place, StateChange
 from fleet.domain.errors import Conflict, FleetError, Unavailable
@@ -377,6 +377,23 @@ class TestWrites:
         await registry.commit(change(AddCredential(older), AddCredential(usable)))
         await registry.commit(change(StillUsable(usable.fingerprint)))
         assert await states(registry, "cam-7") == [CredentialState.ISSUED, state]
+
+    async def test_what_ends_within_a_batch_is_not_used_after_it(self, registry: Registry) -> None:
+        ended, other = credential("s1", CredentialState.ACTIVE, kind=STATION), credential("s2", kind=STATION)
+        await registry.commit(change(AddCredential(ended), AddCredential(other)))
+
+        def by(used: Credential, id_: str) -> Change:
+            return change(Insert(device(id_)), StillUsable(used.fingerprint), AddCredential(credential(id_)))
+
+        revoke = change(RevokeSome((ended.fingerprint,), NOW, CrlReason.SUPERSEDED))
+        changes = (by(ended, "d1"), by(ended, "d2"), revoke, by(ended, "d3"), by(other, "d4"))
+        outcomes = await asyncio.gather(*map(registry.commit, changes), return_exceptions=True)
+        assert [isinstance(each, Conflict) and each.code for each in outcomes] == [
+            *[False] * 3,
+            "credential-ended",
+            False,
+        ]
+        assert [each.id for each in await registry.devices()] == ["d1", "d2", "d4"]
 
     async def test_first_use_leaves_what_was_revoked_revoked(self, registry: Registry) -> None:
         revoked, used = credential("cam-7", CredentialState.REVOKED), credential("cam-7")

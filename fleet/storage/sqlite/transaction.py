@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fleet.domain.audit_log import leaf_of
 from fleet.domain.changes import AuditRow, Committed
 from fleet.domain.errors import Conflict
+from fleet.domain.writes import AddCredential, Insert, StillUsable
 from fleet.storage import mapping, queries
 from fleet.storage.sqlite.connection import transaction
 from fleet.storage.sqlite.writes import apply
@@ -92,9 +93,16 @@ def _write_together(db: sqlite3.Connection, changes: Sequence[Committed]) -> Wri
 
     Raises: _BatchConflict: a Change conflicts. sqlite3.Error: the database failed.
     """
+    usable: set[StillUsable] = set()  # looked at in this batch: a station enrolls many devices at once
     try:
         for change in changes:
             for write in change.writes:
+                if isinstance(write, StillUsable):
+                    if write in usable:
+                        continue
+                    usable.add(write)
+                elif not isinstance(write, (Insert, AddCredential)):
+                    usable.clear()  # it may have ended one
                 apply(db, write)
         audit_seq, event_seq = _last_numbers(db)
         _record(db, changes, audit_seq, event_seq)
