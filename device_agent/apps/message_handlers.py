@@ -3,6 +3,7 @@
 import base64
 import binascii
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -166,7 +167,8 @@ class MessageHandlers:
 
         def on_done(failure: str) -> None:
             if waits and failure:
-                exchange.refuse(f"The message was not delivered: {failure}.", code=SendRefused.code)
+                advice = f"See at the fleet: fleet policy test {self._agent.device_id} publish {shlex.quote(topic)}."
+                exchange.refuse(f"The message to {topic} was not delivered: {failure}.", advice, SendRefused.code)
             elif waits:
                 exchange.answer()
 
@@ -202,7 +204,8 @@ class MessageHandlers:
         def on_answer(reason: str) -> None:
             if reason:
                 message = f"{topic_filter}: {reason}."
-                exchange.refuse(message, "See: fleet policy test.", SubscriptionRefused.code)
+                asks = f"fleet policy test {self._agent.device_id} subscribe {shlex.quote(topic_filter)}"
+                exchange.refuse(message, f"See at the fleet: {asks}.", SubscriptionRefused.code)
             else:
                 exchange.answer(topic=topic_filter)
 

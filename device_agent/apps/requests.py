@@ -128,7 +128,7 @@ class Requests:
                 self._forget(correlation)
             elif now >= pending.until:
                 away = "" if self._agent.connection.is_up else " The agent is not connected."
-                self._fail(correlation, f"There was no response in time.{away}")
+                self._fail(correlation, f"There was no response within {pending.seconds:g} s.{away}")
 
     def refused(self, topic_filter: str, reason: str) -> None:
         """The server refuses the responses' subscription from now on."""

@@ -236,7 +236,9 @@ def _hear_out(conversation: control.Conversation, taking: _Taking) -> None:
 def _check_line(line: dict[str, Any]) -> None:
     """Raises: ClientError if the line ends the subscription."""
     if line.get("event") == "refused":
-        raise AgentError(f"{line['topic']}: {line['message']}.", "See: fleet policy test.")
+        raise AgentError(
+            f"{line['topic']}: {line['message']}.", "See at the fleet: fleet policy test DEVICE subscribe FILTER."
+        )
     if "ok" in line:
         control.checked(line)
     if line.get("id") == "subscribe":

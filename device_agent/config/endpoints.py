@@ -26,6 +26,9 @@ class Endpoint:
 
 def parse_endpoint(text: str) -> Endpoint:
     """The server at `text`; IPv6 in brackets. Raises: BadConfig."""
+    if "://" in text and not text.startswith(("mqtts://", "wss://")):
+        advice = "Write it as HOST:PORT, or as wss://HOST:PORT/PATH."
+        raise BadConfig(f"{text[:80]!r} is not the address of an MQTT server.", advice)
     if not text.startswith("wss://"):
         return Endpoint(*parse_host_port(text))
     try:

@@ -71,7 +71,8 @@ def run_hook(config: AgentConfig, hook: Hook, identity: Identity, stop: int | No
         try:
             place(copy, content_of(copy, identity, config))
         except OSError as error:
-            return f"{copy.to} was not written: {error.filename or ''} {error.strerror or error}".replace("  ", " ")
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{copy.to} was not written: {where}{error.strerror or error}"
         except (ClientError, WireError, ValueError) as error:
             return f"{copy.to} was not written: {error}"
     if not hook.run:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from device_agent.config.hooks import RETRY_SECONDS_MAX, Hook
 from device_agent.store.atomic_files import read_capped, write_atomically
-from device_agent.times import logged
+from device_agent.times import logged, shown
 
 FILE_NAME = "hooks.json"
 FILE_SIZE_MAX = 64 * 1024  # bytes
@@ -98,8 +98,15 @@ def state_of(hook: Hook, marks: Marks, fingerprint: str | None) -> tuple[HookSta
     if fingerprint is None or mark is None or not mark.is_of(hook, fingerprint):
         return HookState.WAITING, "waiting"
     if mark.ok:
-        return HookState.DONE, f"done at {mark.at}"
+        return HookState.DONE, f"done at {_shown(mark.at)}"
     return HookState.FAILED, f"failed, {mark.failures} in a row: {mark.message}"
+
+
+def _shown(at: str) -> str:
+    try:
+        return shown(datetime.fromisoformat(at))
+    except ValueError:
+        return at
 
 
 def hook_states(hooks: tuple[Hook, ...], marks: Marks, fingerprint: str | None) -> dict[str, str]:

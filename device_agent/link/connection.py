@@ -41,6 +41,7 @@ class Down:
     reason: str
     was_up: bool
     retry_seconds: float
+    server: str = ""
     handed_over: bool = False
     """The server closed it because the candidate's connection is taking over the session."""
 
@@ -307,7 +308,7 @@ class Connection:
         self.packet_size_max = event.packet_size_max
 
     def _down(self, lost: Lost) -> Down:
-        was_up, stable = self.state is Link.UP, self._is_stable()
+        was_up, stable, server = self.state is Link.UP, self._is_stable(), self.server
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -315,7 +316,7 @@ class Connection:
         if self._proving is not None:
             self.uses, self.identity, self.last_tried = None, None, None
             self.connect_at = self._monotonic()
-            return Down(lost.setback, lost.reason, was_up, 0.0, handed_over=True)
+            return Down(lost.setback, lost.reason, was_up, 0.0, server, handed_over=True)
         another = self._choice.lost(lost, was_up)
         self._retry_sooner_at = None
         if was_up:
@@ -341,7 +342,7 @@ class Connection:
             self._retry_sooner_at = None if least is None else self._monotonic() + least
         self.connect_at = self._monotonic() + delay
         self.uses, self.identity = None, None
-        return Down(lost.setback, lost.reason, was_up, delay)
+        return Down(lost.setback, lost.reason, was_up, delay, server)
 
     def _is_stable(self) -> bool:
         return self.state is Link.UP and self._monotonic() - self._up_since >= STABLE_SECONDS

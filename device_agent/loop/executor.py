@@ -196,6 +196,7 @@ class Executor(AgentState):
         self._log.event(
             "connected",
             slot=self.connection.identity.slot if self.connection.identity else "",
+            server=self.connection.server,
             protocol=self.connection.protocol_name,
             session=("kept" if session_present else "new"),
         )
@@ -216,7 +217,8 @@ class Executor(AgentState):
         if event.setback is Setback.UNTRUSTED:
             self.schedule.refused()  # if its dates are the obstacle, EST knows the time
         name = "disconnected" if event.was_up else "connect-failed"
-        self._log.event(name, cause=event.setback, reason=event.reason, retry_seconds=round(event.retry_seconds, 1))
+        waits = round(event.retry_seconds, 1)
+        self._log.event(name, server=event.server, cause=event.setback, reason=event.reason, retry_seconds=waits)
         if self.connection.last_tried is Role.CANDIDATE and self.candidate is not None:
             self.rotation.answer_waiting(
                 f"The new certificate is stored, but could not be proven yet: {event.reason}.",

@@ -4,6 +4,7 @@
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 from base64 import b64decode
@@ -188,8 +189,14 @@ def _why(store: KeyStore, text: str) -> KeyStoreFailed:
     reason = lines[-1].rpartition(":error:")[2].split(":")[3:4] if lines else []
     return KeyStoreFailed(
         f"The {name} cannot be used{f': {reason[0].strip()}' if reason else ''}.",
-        f"Check [key] in agent.toml, and that this user may use the {name}: OPENSSL_CONF={store.configuration}.",
+        f"Check [key] in agent.toml, and that this user may use the {name}. What OpenSSL says: {_trial(store)}",
     )
+
+
+def _trial(store: KeyStore) -> str:
+    """A command that loads the provider alone, and prints why it does not load."""
+    tcti = f"TPM2OPENSSL_TCTI={shlex.quote(store.tcti)} " if store.tcti else ""
+    return f"{tcti}OPENSSL_CONF={shlex.quote(str(store.configuration))} openssl list -providers"
 
 
 def _name(store: KeyStore) -> str:

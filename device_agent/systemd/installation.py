@@ -112,7 +112,8 @@ class Installation:
             yield f"{'Wrote' if changed else 'Unchanged:'} {file}"
         steps = self._steps(start)
         if not self.is_live:
-            yield "systemd does not run here. When it does:"
+            where = "systemd does not run here. When it does:"
+            yield where if self.root == Path("/") else f"In that system, once it has {self.unit.home} and the program:"
             yield from (f"  {shlex.join(step)}" for step in steps)
             return
         for step in steps:
@@ -153,7 +154,7 @@ class Installation:
 
     def _steps(self, start: bool) -> list[list[str]]:
         steps = [
-            ["systemd-sysusers", str(self.user_file)],
+            ["systemd-sysusers", str("/" / self.user_file.relative_to(self.root))],
             ["chown", "-hR", f"{self.unit.user}:{self.unit.user}", str(self.unit.home)],
             ["systemctl", "daemon-reload"],
         ]

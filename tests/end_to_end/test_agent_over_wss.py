@@ -116,6 +116,9 @@ def test_it_goes_on_by_wss_where_the_mqtts_port_is_closed(served: Served, tmp_pa
         mqtts.close()
         agent.wait_for(lambda line: " connected " in line, "that it is back", since=seen)
         assert wss.connections == 1
+        log = "".join(line for _, line in agent.lines[seen:])  # says which of them
+        assert f" server=127.0.0.1:{mqtts.port} cause=network" in log
+        assert f" server=wss://127.0.0.1:{wss.port}/mqtt " in log
         device.call("send", f"devices/{device.name}/up/t", "by wss", "--wait")
         device.call("renew")
         assert wss.connections == 2  # the new certificate is proven where the session is

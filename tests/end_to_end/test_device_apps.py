@@ -117,7 +117,7 @@ def test_a_command_gets_each_message_and_its_output_answers(
     assert backend.next().topic == f"{UP}/answer"
     backend.publish(f"{DOWN}/exec", b"3bad\n", "", b"\x03")
     said = command.output(expect=1)
-    assert "The response was refused: The message was not delivered" in said
+    assert "The response was refused: The message to devices/another/up/answer was not delivered" in said
     assert "exit code 3" in said
     again = Command(device, "subscribe", "devices/{id}/down/exec", "--count", "1", "--keep", "0", "-o", "json")
     shown = json.loads(again.output())

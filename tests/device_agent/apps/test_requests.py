@@ -104,7 +104,11 @@ def test_each_response_finds_its_request(make: Callable[[int], World]) -> None:
     world.now = 10.0
     world.requests.tick()
     (late,) = world.answers()
-    assert (late["ok"], late["code"], late["message"]) == (False, "request-failed", "There was no response in time.")
+    assert (late["ok"], late["code"], late["message"]) == (
+        False,
+        "request-failed",
+        "There was no response within 10 s.",
+    )
     world.respond(first)
     assert world.answers() == []
 

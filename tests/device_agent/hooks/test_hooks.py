@@ -4,6 +4,7 @@ import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
@@ -170,6 +171,7 @@ def test_owner_and_mode_and_what_is_there_already(home: Path, tmp_path: Path) ->
     found = target.stat()
     assert (pwd.getpwuid(found.st_uid).pw_name, grp.getgrgid(found.st_gid).gr_name) == ("nobody", "nogroup")
     assert stat.S_IMODE(found.st_mode) == 0o640
+    assert re.search(r"hook x +done at \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ\n", call(home, "status"))
     call(home, "deploy", "--again")
     assert target.stat().st_ino == found.st_ino  # not written again
     target.chmod(0o644)
@@ -196,7 +198,7 @@ def test_what_root_writes_belongs_to_the_owner_of_the_home(open_folder: Path, au
 @pytest.mark.parametrize(
     ("copy", "said"),
     [
-        ('to = "FOLDER/none/x.pem"\n', "No such file"),
+        ('to = "FOLDER/none/x.pem"\n', "none: No such file or directory"),
         ('to = "FOLDER/open/x.pem"\n', "written by every user"),
         ('to = "FOLDER/taken"\n', "Is a directory"),
         ('to = "FOLDER/x.pem"\nowner = "no-such-user"\n', "no user 'no-such-user'"),

@@ -271,7 +271,7 @@ def test_the_session_may_be_taken_over_before_the_proof_is_heard(world: World) -
     old = world.up()
     world.connection.prove(CANDIDATE, True)
     [down] = world.tell(old, Lost(Setback.REFUSED, "taken over"))
-    assert down == Down(Setback.REFUSED, "taken over", True, 0.0, handed_over=True)
+    assert down == Down(Setback.REFUSED, "taken over", True, 0.0, "h:8883", handed_over=True)
     assert world.connection.connect_at == world.now
     assert (world.connection.uses, world.connection.last_tried) == (None, None)
     assert world.tell(world.links[-1], connected()) == [Proven(session_present=False)]

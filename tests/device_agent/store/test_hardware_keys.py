@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -198,7 +199,18 @@ def test_while_the_tpm_is_away_the_agent_says_so_and_nothing_is_lost(device: Dev
     before = device.key
     device.tpm.stop_manager()
     try:
-        assert "The TPM cannot be used" in device.agent("doctor", expect=1)
+        found = device.agent("doctor", expect=1)
+        assert "The TPM cannot be used" in found
+        command = re.search(r"What OpenSSL says: (.*)", found)
+        assert command is not None
+        tried = subprocess.run(
+            ["sh", "-c", command[1]],
+            env=os.environ | device.tpm.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "tcti" in tried.stderr  # why
         said = device.agent("renew", expect=1)
         assert "The key store tpm2 cannot be used" in said
         assert "Traceback" not in said

@@ -99,6 +99,7 @@ def test_print_shows_what_install_writes(home: Path, tmp_path: Path) -> None:
     assert (tmp_path / "etc/sysusers.d/device-agent.conf").read_text().startswith("u device-agent - ")
     assert "systemctl enable device-agent.service" in said
     assert "chown -hR device-agent:device-agent" in said
+    assert f"In that system, once it has {home} and the program:\n  systemd-sysusers /etc/sysusers.d/" in said
     assert "Unchanged" in call(home, "install", "--root", str(tmp_path))
     state = call(home, "status", "--root", str(tmp_path), expect=1)
     assert re.search(r"unit +installed\n", state)
@@ -142,7 +143,7 @@ def test_where_systemd_runs_the_service_is_started_and_stopped(home: Path, tmp_p
     installation = Live(unit_with(home), tmp_path, run)
     assert list(installation.install())[-1] == "Started device-agent.service."
     assert [step[:2] for step in ran] == [
-        ["systemd-sysusers", str(installation.user_file)],
+        ["systemd-sysusers", "/etc/sysusers.d/device-agent.conf"],
         ["chown", "-hR"],
         ["systemctl", "daemon-reload"],
         ["systemctl", "enable"],
