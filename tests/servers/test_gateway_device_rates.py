@@ -14,7 +14,14 @@ from fleet.servers.gateway.close_reasons import CloseReason
 from fleet.servers.gateway.limits import rates as device_rates
 from fleet.servers.gateway.limits.flow_control import FlowControlledTransport
 from fleet.servers.gateway.limits.in_flight import LATE_SECONDS
-from fleet.servers.gateway.limits.rates import OVER_SECONDS_MAX, Budget, Budgets, RateMeter
+from fleet.servers.gateway.limits.rates import (
+    OVER_SECONDS_MAX,
+    REPLAY_SECONDS_MAX,
+    REPLAYED_PER_SECOND,
+    Budget,
+    Budgets,
+    RateMeter,
+)
 from fleet.wire.mqtt import acks
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from tests.servers.gateway_fixtures import open_gateway, populate, up
@@ -140,6 +147,29 @@ async def test_over_the_rate_it_is_not_read_and_then_closed() -> None:
             clock.advance()
     assert device.closed == [close_reasons.MESSAGE_RATE]
     assert clock.now == pytest.approx(OVER_SECONDS_MAX, abs=0.01)
+
+
+async def test_retained_messages_that_it_has_the_broker_send_again_and_again() -> None:
+    clock = Clock()
+    budgets = Budgets(10)
+    device = Metered(budgets.of_device("cam-1", RULES, 0.0), clock)
+    for turn in range(1, 1_000):
+        device.meter.replayed(6_000)
+        assert not device.transport.reading
+        clock.advance()
+        assert clock.now == pytest.approx(turn * 6_000 / REPLAYED_PER_SECOND, abs=0.01)
+        assert device.transport.reading
+    assert not device.closed
+    before = clock.now
+    device.meter.replayed(1_000_000)
+    clock.advance()
+    assert clock.now - before == pytest.approx(REPLAY_SECONDS_MAX, abs=0.01)
+    device.meter.replayed(6_000)
+    device.meter.stop()
+    again = Metered(budgets.of_device("cam-1", RULES, clock.now), clock)
+    assert not again.transport.reading
+    clock.advance()
+    assert again.transport.reading
 
 
 async def test_within_the_rate_for_ever() -> None:

@@ -368,12 +368,12 @@ def test_a_retained_message_to_a_refused_topic_is_refused_once(version: int, qos
 
 @VERSIONS
 @pytest.mark.parametrize("qos", [0, 1, 2])
-def test_retain_is_not_checked_for_every_message_to_the_device(version: int, qos: int) -> None:
+def test_each_retained_message_to_the_device_is_shown(version: int, qos: int) -> None:
     handler = Verdicts(retain=True)
     packets, written = filter_with(handler, version, TO_DEVICE)
     packets.feed(message(version, qos, retain=True) * 3)
     assert written == message(version, qos, retain=True) * 3
-    assert handler.retains == 1  # with the topic
+    assert handler.retains == 3  # they count
 
 
 # Limits, to the byte

@@ -6,6 +6,7 @@ from fleet.servers.gateway.limits.kept_filters import FilterSet
 from fleet.servers.gateway.relay.reason_strings import FILTERS
 from fleet.servers.gateway.relay.subscriptions import REPLAYED_MAX, Subscriptions
 from fleet.wire.mqtt.codes import V5, Reason
+from fleet.wire.mqtt.publish import Publish, encode_publish
 from tests.servers.gateway_relay_harness import LIMITS, VERSIONS, RelayHarness
 
 
@@ -31,3 +32,14 @@ def test_wildcards_of_a_device_with_many_retained_messages() -> None:
         wild = [f"down/{number}/#" for number in range(30)]
         harness.relay.from_device(harness.subscribe("down/a", *wild, "down/b"))
         assert harness.to_broker == harness.subscribe("down/a", *wild[:count], "down/b")
+
+
+@VERSIONS
+def test_what_is_sent_as_retained_is_counted(version: int) -> None:
+    harness = RelayHarness(version)
+    kept = encode_publish(Publish("down/a", b"x", retain=True), version)
+    for data in (kept * 3, harness.publish("down/a") * 3, kept + harness.publish("down/a") + kept):
+        harness.relay.from_broker(data)
+        assert harness.to_device == data
+        harness.to_device.clear()
+    assert harness.relay.replayed == 5

@@ -15,7 +15,7 @@ OVER_SECONDS_MAX is closed. The budget is the device's: who connects again goes 
 import asyncio
 import time
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 from typing import Protocol
 
 from fleet.domain.mqtt_rules import SESSIONS_MAX, MqttRules
@@ -26,6 +26,8 @@ from fleet.servers.gateway.limits.in_flight import InFlight, InFlightTotal
 from fleet.servers.gateway.limits.limits import DEFAULT_LIMITS, Limits
 
 OVER_SECONDS_MAX = 30.0
+REPLAYED_PER_SECOND = 20_000  # retained messages that the broker sends for what a device asks: a quarter of its time
+REPLAY_SECONDS_MAX = 5.0  # in which a device is not read for them: shorter than most keep-alives
 PACKETS_PER_TURN = 4_096  # of one session in a turn of the event loop, and what one read more brings: 1 to 25 ms
 LEASE_SIZE = 4_096  # bytes read before the clock is asked, where the model's burst is far more than that
 
@@ -57,11 +59,13 @@ class Budget:
     """What one device may still send. `now` is the loop's time in seconds."""
 
     __slots__ = (
-        "_burst_s", "_bytes", "_messages", "_others", "_shares", "_total", "in_flight", "lease_size", "over_since",
-        "users")  # fmt: skip
+        "_burst_s", "_bytes", "_messages", "_others", "_replayed", "_shares", "_total", "in_flight", "lease_size",
+        "over_since", "users")  # fmt: skip
 
     def __init__(self, total: InFlightTotal) -> None:
         self._messages, self._bytes = _Bucket(), _Bucket()
+        self._replayed = _Bucket()
+        self._replayed.set_rate(REPLAYED_PER_SECOND, 0.0)
         self._burst_s = 0.0
         self.lease_size = 0
         self.over_since: float | None = None
@@ -105,13 +109,22 @@ class Budget:
         if self.over_since is None and self.wait_s(now) > 0:
             self.over_since = now
 
+    def replay(self, messages: int, now: float) -> None:
+        self._replayed.take(messages, now)
+        self._replayed.full_at = min(self._replayed.full_at, now + REPLAY_SECONDS_MAX)
+
+    def replay_s(self, now: float) -> float:
+        """Seconds in which it is not to ask for more retained messages."""
+        return self._replayed.missing_s(now)
+
     def wait_s(self, now: float) -> float:
         """Seconds until it may send again; at most 0 when it may now."""
         return self._missing_s(now) - self._burst_s
 
     def is_full(self, now: float) -> bool:
         """Whether forgetting it would forgive nothing."""
-        return self._missing_s(now) <= 0 and not self.in_flight and not any(self._others.values())
+        owes = self._missing_s(now) > 0 or self.replay_s(now) > 0
+        return not owes and not self.in_flight and not any(self._others.values())
 
     def exceeded(self, now: float) -> CloseReason:
         """The reason to close for, when it has been over its rate for too long."""
@@ -190,11 +203,18 @@ class RateMeter:
         self._charged = self._grown = 0  # packets, and bytes of growth, charged so far
         self._timer: asyncio.TimerHandle | None = None
         budget.users += 1
+        if (wait := budget.replay_s(loop.time())) > 0:
+            self._wait(wait)
 
     def pay(self) -> None:
         """For what was read so far."""
         if self._charge() > PACKETS_PER_TURN:
             self._device.end_turn()
+        self._check()
+
+    def replayed(self, messages: int) -> None:
+        """The broker has sent the device so many retained messages: it is not read for as long as that may take."""
+        self.budget.replay(messages, self._loop.time())
         self._check()
 
     def set_rules(self, rules: MqttRules) -> None:
@@ -220,16 +240,21 @@ class RateMeter:
     def _check(self) -> None:
         self._cancel()
         now, budget = self._loop.time(), self.budget
-        wait = budget.wait_s(now)
+        over, left = budget.wait_s(now), inf
+        wait = max(over, budget.replay_s(now))
         if wait <= 0:
             self._device.resume(Pause.OVER_RATE)
             return
-        left = OVER_SECONDS_MAX - (now - budget.over_since if budget.over_since is not None else 0.0)
+        if over > 0:
+            left = OVER_SECONDS_MAX - (now - budget.over_since if budget.over_since is not None else 0.0)
         if left <= 0:
             self._close(budget.exceeded(now))
             return
+        self._wait(min(wait, left))
+
+    def _wait(self, seconds: float) -> None:
         self._device.pause(Pause.OVER_RATE)
-        self._timer = self._loop.call_later(min(wait, left), self._check)
+        self._timer = self._loop.call_later(seconds, self._check)
 
     def _cancel(self) -> None:
         if self._timer is not None:

@@ -55,6 +55,7 @@ class BrokerHandler:
         return False
 
     def may_retain(self, topic: str, qos: int, packet_id: int, size: int) -> bool:
+        self._relay.replayed += 1
         return True  # the device keeps what it likes
 
     def response_allowed(self, topic: str) -> bool:

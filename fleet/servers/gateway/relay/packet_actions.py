@@ -44,7 +44,7 @@ TO_DEVICE = _table(
     passed={PacketType.PUBACK, PacketType.PUBREL, PacketType.PINGRESP},
     inspected={PacketType.PUBREC, PacketType.PUBCOMP}
     | {PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.DISCONNECT},
-    judged=set(),
+    judged={flags for flags in range(16) if flags & 1},  # RETAIN, which counts
 )
 ASK_ALWAYS = bytes.maketrans(bytes((PUBLISH, PUBLISH_ACKED)), bytes((PUBLISH_ASKED, PUBLISH_ASKED)))
 ASK_ACKED = bytes.maketrans(bytes((PUBLISH_ACKED,)), bytes((PUBLISH_ASKED,)))

@@ -69,8 +69,8 @@ class Terms:
 class Relay:
     __slots__ = (
         "_has_begun", "_held", "_size_max", "answers", "assigned_client_id", "closing", "connack", "farewell",
-        "in_flight", "note", "policy", "reasons", "releasing", "retain", "rules", "subscriptions", "to_broker",
-        "to_device", "unread", "version",
+        "in_flight", "note", "policy", "reasons", "releasing", "replayed", "retain", "rules", "subscriptions",
+        "to_broker", "to_device", "unread", "version",
     )  # fmt: skip
 
     def __init__(self, connect: Connect, terms: Terms, to_broker: Write, to_device: Write, note: Note) -> None:
@@ -86,6 +86,8 @@ class Relay:
         """Body of the DISCONNECT that the broker has got."""
         self.answers = 0
         """Packets injected so far in answer to either side."""
+        self.replayed = 0
+        """Retained messages of the broker so far."""
         self.unread: Unread | None = None
         """What waits for a device that does not read."""
         # What the CONNECT says of Reason Strings (3.1.2.11.7), packet sizes (.4) and topic aliases (.5)

@@ -336,8 +336,10 @@ class Session(asyncio.Protocol):
     def _relay_from_broker(self, data: bytes) -> CloseReason | None:
         if (relay := self._relay) is None:
             return None
-        answers = relay.answers
+        answers, replayed = relay.answers, relay.replayed
         reason = relay.from_broker(data)
+        if relay.replayed != replayed and self._intake is not None and self.phase is Phase.RELAYING:
+            self._intake.meter.replayed(relay.replayed - replayed)
         if relay.answers != answers and self._broker is not None:
             self._broker.pause_if_blocked()
         return reason
