@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 from msgspec import Struct, field
 
@@ -50,6 +51,8 @@ class BrokerView(Struct, frozen=True):
     """What the API has of the broker, and of the process."""
 
     status: Callable[[], dict[str, object]]
+    counters: Callable[[], Mapping[str, Mapping[str, Any]]]
+    """Of every worker, by its number."""
     answers: Callable[[], bool]
     supervision: Supervision
     drains: Callable[[], bool]
@@ -111,6 +114,8 @@ class HttpServers(Struct):
             lambda: retention_policy(self.settings),
             self.clock,
             status=broker.status,
+            counters=broker.counters,
+            workers=lambda: broker.supervision.workers,
             broker_answers=broker.answers,
             broker_saves=lambda: not broker.supervision.not_saved,
             notifier=lambda: broker.notifier,

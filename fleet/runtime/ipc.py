@@ -15,9 +15,9 @@
         ◄─────────── holds, or holds-not: device, asker    whether it has a session of the device
         held: device ──────────────────────────►        to the one that asked
         not-held: device, worker ──────────────►        likewise
-        ping: workers, not_saved ──────────────►        every second; what the supervisor says of all workers, and
-                                                        why the broker can't save, if it can't
-        ◄──────────────────────────────── pong
+        ping: workers, counters, not_saved ────►        every second; what the supervisor says of all workers, what
+                                                        each has counted, and why the broker can't save, if it can't
+        ◄────────────────────── pong: counters          its own
 
 When one side dies the other reads end of file: a worker never outlives its supervisor.
 """

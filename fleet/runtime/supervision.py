@@ -1,7 +1,8 @@
 """What a worker knows of what is beyond it: the other workers, the broker of ours, the settings in force."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from fleet.config.settings import Settings
 from fleet.servers.gateway.session.holders import HeldElsewhere
@@ -11,6 +12,10 @@ class Supervision(Protocol):
     @property
     def workers(self) -> Mapping[str, object]:
         """What the supervisor says of all workers; nothing when there is none."""
+
+    @property
+    def counters(self) -> Mapping[str, Mapping[str, Any]]:
+        """Number -> counters of each worker, as it said up to two seconds ago; nothing when there is no supervisor."""
 
     @property
     def not_saved(self) -> str:
@@ -33,6 +38,7 @@ class Alone:
 
     held_elsewhere = None
     broker_stops = True
+    counters: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, settings: Callable[[], Settings], not_saved: Callable[[], str] = str) -> None:
         self._settings, self._not_saved = settings, not_saved

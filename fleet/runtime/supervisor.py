@@ -310,8 +310,9 @@ class Supervisor:
                 self._last_silent = {**known, "at": rfc3339(utc_now(), "seconds")}
                 for worker in self._workers.values():
                     worker.unanswered = 0
+            counters = {str(worker.number): worker.counters for worker in listening.values() if worker.counters}
             for worker in listening.values():
-                worker.ping(self._status(), not_saved(self._host.upstream))
+                worker.ping(workers=self._status(), counters=counters, not_saved=not_saved(self._host.upstream))
 
     def _status(self) -> Mapping[str, object]:
         """JSON value for `GET /v1/status`, which a worker answers."""

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 from msgspec import Struct, field
 
@@ -110,6 +111,8 @@ class Worker(Struct, frozen=True):
     """Those in force."""
     drains: asyncio.Event
     """Set when the whole server is about to stop."""
+    counters: Callable[[], Mapping[str, Any]]
+    """What it counts, for the metrics of all workers."""
 
     def drain_for_stop(self, seconds: float) -> None:
         """The server stops in `seconds`: no new MQTT connections, sessions end spread over that time, and the health
@@ -196,6 +199,7 @@ async def run_worker(
             ),
             settings=place.supervision.settings,
             drains=drains,
+            counters=http.counted,
         )
 
 
@@ -241,6 +245,7 @@ class _Http(Struct, frozen=True):
     publish: HttpServer
     local: Mapping[str, HttpServer]
     wss_counters: Counter[str]
+    counted: Callable[[], Mapping[str, Any]]
 
     @property
     def all(self) -> tuple[HttpServer, ...]:
@@ -256,11 +261,21 @@ async def _http(
     est = servers.est(webhooks)
     est.on_admitted = listeners.admitted
     counters: dict[str, Mapping[str, int]] = {}
-    status = partial(_status, place, listeners, mqtt.gateway, mqtt.upstream, counters)
+    counted = partial(_counted, listeners, mqtt.gateway, mqtt.upstream, counters)
+    status = partial(_status, place, counted, mqtt.upstream)
     notifier = Notifier(mqtt.publisher, node_name(given.home.path) if given.upstream.is_ours else "")
-    admin = servers.admin(BrokerView(status, mqtt.upstream.answers, place.supervision, drains.is_set, notifier))
+    admin = servers.admin(
+        BrokerView(
+            status,
+            partial(_counted_by_all, place, counted),
+            mqtt.upstream.answers,
+            place.supervision,
+            drains.is_set,
+            notifier,
+        )
+    )
     local = servers.local(mqtt.gateway)
-    http = _Http(est, admin, await servers.publish(parts), local, Counter[str]())
+    http = _Http(est, admin, await servers.publish(parts), local, Counter[str](), counted)
     counters |= {"est": est.counters, "http": admin.counters}
     counters |= {"publish": http.publish.counters} if settings.publish is not None else {}
     counters |= {"wss": http.wss_counters} if settings.wss is not None else {}
@@ -278,22 +293,36 @@ async def _listen(listeners: Listeners, given: _Given, contexts: Contexts, gatew
     await listeners.open_local(given.place.local, http.local)
 
 
+def _counted(
+    listeners: Listeners, gateway: Gateway, upstream: ProbedUpstream, counters: Mapping[str, Mapping[str, int]]
+) -> Mapping[str, Any]:
+    """What a worker counts, ready for JSON."""
+    return {
+        "tls": listeners.status(),
+        "descriptors": listeners.descriptors(),
+        "outcomes": {name: dict(counted) for name, counted in counters.items()},
+        "sessions": gateway.sessions,
+        "broker_answers": upstream.answers(),
+    }
+
+
+def _counted_by_all(place: WorkerPlace, counted: Callable[[], Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """Number -> what each worker counts: this one now, the others as they last said."""
+    return {**place.supervision.counters, str(place.number): counted()}
+
+
 def _status(
-    place: WorkerPlace,
-    listeners: Listeners,
-    gateway: Gateway,
-    upstream: ProbedUpstream,
-    counters: Mapping[str, Mapping[str, int]],
+    place: WorkerPlace, counted: Callable[[], Mapping[str, Any]], upstream: ProbedUpstream
 ) -> dict[str, object]:
     """JSON value for `GET /v1/status`."""
-    not_saved = place.supervision.not_saved
+    not_saved, now = place.supervision.not_saved, counted()
     return {
         "worker": place.number,
         "pid": os.getpid(),
-        "tls": listeners.status(),
-        "descriptors": listeners.descriptors(),
-        **{name: dict(counted) for name, counted in counters.items()},
-        "sessions": gateway.sessions,
+        "tls": now["tls"],
+        "descriptors": now["descriptors"],
+        **now["outcomes"],
+        "sessions": now["sessions"],
         **({"workers": place.supervision.workers} if place.is_shared else {}),
         "upstream": {**upstream.status(), **({"not_saved": not_saved} if not_saved else {})},
     }

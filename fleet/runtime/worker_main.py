@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fleet.config.clock import utc_now
 from fleet.config.logs import configure_logging, log_event
@@ -49,6 +50,10 @@ class SupervisorLink:
         """The gateway's, once there is one."""
         self.workers: Mapping[str, object] = {}
         """What the supervisor last said of all workers."""
+        self.counters: Mapping[str, Mapping[str, Any]] = {}
+        """Of each worker, as it last said."""
+        self.own_counters: Callable[[], Mapping[str, object]] = dict
+        """The worker's, once there is one."""
         self.not_saved = ""
         """Why the broker can't save, as it last said."""
         self.broker_stops = False
@@ -81,8 +86,9 @@ class SupervisorLink:
                         self._take(message["settings"])
                         self._signals.reload.set()
                     case "ping":
-                        self.workers, self.not_saved = message["workers"], message["not_saved"]
-                        self._channel.send("pong")
+                        self.workers, self.counters = message["workers"], message["counters"]
+                        self.not_saved = message["not_saved"]
+                        self._channel.send("pong", counters=self.own_counters())
                     case "who-holds":
                         answer = "holds" if self.holds(message["device"]) else "holds-not"
                         self._channel.send(answer, device=message["device"], asker=message["asker"])
@@ -179,7 +185,7 @@ async def _serve(
         )
         async with run_worker(home, settings, registry, upstream, clock=utc_now, place=place) as worker:
             link.holds = worker.gateway.holds
-            link.drain_for_stop = worker.drain_for_stop
+            link.own_counters, link.drain_for_stop = worker.counters, worker.drain_for_stop
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.leave)
             channel.send("ready")
             await worker.until(signals)

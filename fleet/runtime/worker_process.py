@@ -41,6 +41,8 @@ class WorkerProcess:
         self.number = number
         self.unanswered = 0
         """Pings in a row without an answer."""
+        self.counters: Mapping[str, object] = {}
+        """As it last said."""
         self._process = process
         self._channel = channel
         self._set_models = set_models
@@ -87,9 +89,9 @@ class WorkerProcess:
         """Whether it has not exited: it may accept connections before we know that it is ready."""
         return self._process.returncode is None
 
-    def ping(self, workers: Mapping[str, object], not_saved: str) -> None:
+    def ping(self, **fields: object) -> None:
         self.unanswered += 1
-        self._channel.send("ping", workers=workers, not_saved=not_saved)
+        self._channel.send("ping", **fields)
 
     def send(self, message_type: str, **fields: object) -> None:
         self._channel.send(message_type, **fields)
@@ -157,7 +159,7 @@ class WorkerProcess:
                 case "ready" if not self._ready.done():
                     self._ready.set_result(None)
                 case "pong":
-                    self.unanswered = 0
+                    self.unanswered, self.counters = 0, message["counters"]
                 case "who-holds" | "holds" | "holds-not" | "leaves":
                     self._forward(self.number, message)
                 case "failed":

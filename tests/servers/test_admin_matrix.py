@@ -37,6 +37,7 @@ MAY: dict[str, frozenset[str]] = {
     "whoami": HOLDERS,
     "openapi": OPERATORS,
     "status": frozenset({"station", "viewer", "operator", "admin"}),
+    "metrics": frozenset({"viewer", "operator", "admin"}),
     "list_models": OPERATORS,
     "get_model": OPERATORS,
     "get_renewal": OPERATORS,

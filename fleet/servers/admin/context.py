@@ -51,6 +51,10 @@ class Context(Struct, frozen=True):
     clock: Clock = utc_now
     status: Callable[[], Json] = dict
     """Counters of every part, ready for JSON."""
+    counters: Callable[[], Mapping[str, Json]] = dict
+    """Number of each worker that serves the home -> what it counts."""
+    workers: Callable[[], Json] = dict
+    """What their supervisor says of all of them; nothing when there is none."""
     broker_answers: Callable[[], bool] = lambda: True
     """Whether the gateway's broker does."""
     broker_saves: Callable[[], bool] = lambda: True

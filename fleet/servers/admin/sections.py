@@ -10,7 +10,7 @@ from functools import cache
 from fleet.servers.admin.routing import Route
 
 SECTIONS = {
-    **dict.fromkeys(("healthz", "status", "openapi.json", "forecast", "retention"), "reports"),
+    **dict.fromkeys(("healthz", "status", "metrics", "openapi.json", "forecast", "retention"), "reports"),
     **dict.fromkeys(("whoami", "credentials", "authorities"), "credentials"),
     **{name: name for name in ("models", "devices", "bulk", "manifest", "tokens", "claims", "anchors", "requests")},
     **{name: name for name in ("stations", "operators", "audit", "events", "crls", "distrusts", "sessions")},

@@ -8,6 +8,7 @@ import msgspec
 from fleet.domain.access import Permission
 from fleet.domain.errors import Unavailable
 from fleet.servers.admin.context import Call, Context
+from fleet.servers.admin.metrics import MEDIA_TYPE, Sample, exposition, of_worker, outcomes
 from fleet.servers.admin.records.reports import (
     Degraded,
     Forecast,
@@ -51,6 +52,31 @@ async def status(context: Context, call: Call, query: StatusQuery) -> Result[Sta
     }
     crls = msgspec.to_builtins(await context.crl_report(call.now))
     return Result({"uptime_seconds": uptime, "registry": held, "crls": crls, **context.status()})
+
+
+@get(
+    "/v1/metrics",
+    Permission.STATUS_READ,
+    "Metrics of all workers, in the text format of Prometheus.",
+    media_types=(MEDIA_TYPE,),
+)
+async def metrics(context: Context, call: Call) -> Result[str]:
+    counted, workers = context.counters(), context.workers()
+    samples = [sample for number, each in counted.items() for sample in of_worker(number, each)]
+    samples += outcomes("supervisor", {"mqtt": workers.get("mqtt", {})})
+    crls = await context.crl_report(call.now)
+    of_all = {
+        "fleet_broker_saves": context.broker_saves(),
+        "fleet_workers": workers.get("count", 1),
+        "fleet_worker_restarts_total": workers.get("restarts", 0),
+        "fleet_requests_pending": (await context.registry.count_pending(call.now))[0],
+        "fleet_crls_published": crls.published,
+        "fleet_crls_next_update_seconds": crls.next_update_seconds,
+        "fleet_crls_late": crls.late,
+        "fleet_crls_unlisted": crls.unlisted,
+    }
+    samples += [Sample(name, value, {}) for name, value in of_all.items()]
+    return Result(media_type=MEDIA_TYPE, raw=exposition(samples))
 
 
 @get("/v1/openapi.json", AccessLevel.OPERATOR, "This description.", has_etag=True)
