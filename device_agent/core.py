@@ -37,7 +37,7 @@ class Setback(enum.StrEnum):
     REFUSED = "refused"
     """The server refused this identity. Keep it and retry slowly: a suspension can be lifted."""
     ENDED = "ended"
-    """The server refused it for good: revoked, retired or unknown. Keep it and retry ever more slowly."""
+    """The server refused it permanently: revoked, retired or unknown. Keep it and retry ever more slowly."""
     UNUSABLE = "unusable"
     """The key is of another TPM or token: nothing has been asked of the server."""
     PROTOCOL = "protocol"

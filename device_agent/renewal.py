@@ -9,7 +9,7 @@ from datetime import datetime
 from fleet.est_client.validity import Lifetime, clock_is_credible
 
 RENEW_AT_FRACTION = 2 / 3  # of the lifetime: a third is left for outages
-ENDED_SECONDS_MAX = 6 * 3600.0  # between two attempts with what the server has refused for good
+ENDED_SECONDS_MAX = 6 * 3600.0  # between two attempts with what the server has refused permanently
 RENEW_WINDOW_FRACTION = 1 / 12  # of the lifetime: spreads the renewals of a fleet that was enrolled at once
 
 

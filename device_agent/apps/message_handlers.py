@@ -135,7 +135,7 @@ class MessageHandlers:
         self._refusal = ""
 
     def refused(self, reason: str) -> None:
-        """The server does not accept this device: whoever waits for a delivery is told at once."""
+        """The server does not accept this device: requests that wait for a delivery fail at once."""
         self._refusal = reason
         waiting, self._waiting = self._waiting, []
         for exchange in waiting:
@@ -253,7 +253,7 @@ class MessageHandlers:
         return topic
 
     def _response_topic(self, exchange: Exchange, template: str) -> str:
-        # Whoever responds publishes there, with its own rights, at the bidding of this user.
+        # The responder publishes there, with its own rights, at the bidding of this user.
         topic, rights = topic_for(template, self._agent.device_id), self._rights(exchange)
         if not (rights.may_subscribe(topic) or rights.may_publish(topic)):
             raise Denied(f"This user may not have responses sent to {topic!r}.", "See [[apps.client]] in agent.toml.")

@@ -53,7 +53,7 @@ def _opened(context: click.Context, param: click.Parameter, file: Path | None) -
     "--keep-in-clear",
     is_flag=True,
     help="The same in a home whose keys are in hardware: the token, or the key of --certificate, is a file there, with "
-    "which whoever copies the disk can enroll.",
+    "which anybody who copies the disk can enroll.",
 )
 @click.option(
     "--key-type",
@@ -97,8 +97,8 @@ def enroll(
     use_in_children(config.key_store)
     if keep and not keep_in_clear and config.key_store.kind != FILE:
         raise click.UsageError(
-            f"Keys are kept in {config.key_store.kind}, and what --keep keeps would be a file: whoever copies the disk "
-            "could enroll with it. Pass --keep-in-clear if that may be."
+            f"Keys are kept in {config.key_store.kind}, and what --keep keeps would be a file: anybody who copies the "
+            "disk could enroll with it. Pass --keep-in-clear if that may be."
         )
     keep = keep or keep_in_clear
     given = (approval, certificate is not None, token_file is not None or token_env is not None)

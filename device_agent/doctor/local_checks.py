@@ -96,7 +96,9 @@ def anchors_are_valid(patient: Patient) -> Iterator[Finding]:
         yield Finding("anchors", State.OK, f"{len(anchors)} in {file.name}, valid until {times.shown(last)}.")
 
 
-_IN_CLEAR = "What is kept in bootstrap is a file: whoever copies the disk can enroll with it, without the key store."
+_IN_CLEAR = (
+    "What is kept in bootstrap is a file: anybody who copies the disk can enroll with it, without the key store."
+)
 
 
 def key_store_answers(patient: Patient) -> Iterator[Finding]:

@@ -80,9 +80,10 @@ class Rotation:
         self.prove_at = 0.0
 
     def fetch_failed(self, outcome: Outcome, lifetime: Lifetime, now: datetime, *, final: bool = False) -> float:
-        """Schedule the next attempt, and return the seconds until then; `final`: every credential is refused for good.
+        """Schedule the next attempt, and return the seconds until then.
 
-        A Retry-After counts up to a fraction of what is left of the lifetime, or up to the backoff's own maximum.
+        `final`: every credential is refused permanently. A Retry-After counts up to a fraction of what is left of the
+        lifetime, or up to the backoff's own maximum.
         """
         backoff = renewal_backoff(lifetime)
         left = min(lifetime.length, lifetime.not_after - now).total_seconds()  # the clock may not be set

@@ -1,7 +1,7 @@
 """The number of failed connection attempts in a row, kept over restarts: a device that reboots in a loop is no storm.
 
-A start counts as a failure until a connection has been stable, or the agent was stopped while connected. A refusal for
-good is kept with the number: the wait then grows to hours. The file stands for a delay only: it is neither durable nor
+A start counts as a failure until a connection has been stable, or the agent was stopped while connected. A permanent
+refusal is kept with the number: the wait then grows to hours. The file affects a delay only: it is neither durable nor
 needed, and is written a dozen times in an outage of any length.
 """
 
@@ -38,7 +38,7 @@ class Attempts:
         return self.failures
 
     def failed(self, *, ended: bool = False) -> None:
-        """One more; `ended`: the server has refused for good."""
+        """One more; `ended`: the server has refused permanently."""
         self.ended = ended
         self.failures = min(self.failures + 1, COUNTED_MAX)
         self._store(self.failures)
@@ -49,7 +49,7 @@ class Attempts:
         self._store(0)
 
     def go_on(self) -> None:
-        """A refusal for good may be over."""
+        """A refusal permanently may be over."""
         if self.ended:
             self.succeeded()
 

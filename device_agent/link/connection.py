@@ -153,7 +153,7 @@ class Connection:
             self.connect_at = self._monotonic()
 
     def retry_if_ended(self) -> None:
-        """Somebody has asked to go on with what was refused for good."""
+        """Somebody has asked to go on with what was refused permanently."""
         if self._attempts.ended:
             self.retry_now()
 

@@ -28,5 +28,5 @@ class Delays:
         """From the failure to an attempt because the network has changed; None: that has no part in it."""
         if setback is Setback.REFUSED:
             return None
-        # An untrusted server may be a captive portal. What is refused for good waits for hours otherwise.
+        # An untrusted server may be a captive portal. What is refused permanently waits for hours otherwise.
         return self._refused_seconds if setback is Setback.ENDED else NETWORK_SECONDS_MIN

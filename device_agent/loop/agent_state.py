@@ -36,9 +36,6 @@ class AgentState:
         self.home = config.home
         self._log = log
         self.clock = device_clock(config.home, clock)
-        self._saves_time = False
-        """The dates of the server that is connected were judged by this clock."""
-        self._monotonic = monotonic
         self.identities = Identities(IdentityStore(config.home), monotonic)
         self.spool = Spool(config, log, self.clock.reading, monotonic)
         self.outbox = self.spool.outbox

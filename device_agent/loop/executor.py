@@ -26,6 +26,9 @@ DECISIONS_MAX = 16  # in one turn of the loop: more would mean that two of them 
 class Executor(AgentState):
     """The changes of the agent's state."""
 
+    _saves_time = False
+    """The dates of the server that is connected were judged by this clock."""
+
     def take_events(self) -> None:
         """What the child processes and the connections have to report."""
         if (outcome := self.rotation.child.read()) is not None:
@@ -72,7 +75,7 @@ class Executor(AgentState):
                 self.last_error, self.connection.held_back = self.connection.held_back, ""
                 self._log.event("connect-delayed", reason=self.last_error, note="signal HUP connects now")
             self.rotation.follow(self.current, self.candidate)
-            decision = core.decide(self._view(), self.clock.now(), self._monotonic())
+            decision = core.decide(self._view(), self.clock.now(), self.monotonic())
             if isinstance(decision, core.Wait):
                 return min(seconds, decision.seconds)
             self._do(decision)
@@ -93,7 +96,7 @@ class Executor(AgentState):
                 self._start("recover")
             case core.Quiesce():
                 self.phase = Phase.QUIESCING
-                self.rotation.quiescing_until = self._monotonic() + QUIESCING_SECONDS_MAX
+                self.rotation.quiescing_until = self.monotonic() + QUIESCING_SECONDS_MAX
             case core.Prove():
                 self._prove()
             case core.AbandonProof():
@@ -152,7 +155,7 @@ class Executor(AgentState):
         except (ClientError, OSError) as error:
             self.last_error = f"the switch to the new certificate was not stored: {error}"
             self._log.event("certificate-switch-failed", reason=error)
-            self.rotation.promote_at = self._monotonic() + PROMOTE_RETRY_SECONDS
+            self.rotation.promote_at = self.monotonic() + PROMOTE_RETRY_SECONDS
             return
         if self.current is not None:
             info = self.current.certificate

@@ -1,7 +1,7 @@
 """The spool's file: SQLite in the home, in which each queue is a table. One process has it open at a time.
 
 What is added is stored at `commit`, that of all queues by one transaction and one fsync. Every failure of the file is a
-`problem` that is told to whoever wanted to store: it ends nothing else. A damaged file is moved aside.
+`problem` that the caller who wanted to store gets: it ends nothing else. A damaged file is moved aside.
 """
 
 import contextlib

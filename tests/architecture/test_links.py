@@ -29,7 +29,10 @@ def test_links(page: str) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
-MAPS = ("backup", "ca", "client", "home", "runtime", "servers/admin", "services", "storage", "tls", "webhook", "wire")
+MAPS = (
+    "backup", "ca", "client", "config", "domain", "home", "runtime", "servers/admin", "services", "storage", "tls",
+    "webhook", "wire",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("package", MAPS)
