@@ -38,9 +38,11 @@ def must_have_budget(device: Device, model: Model, now: datetime) -> None:
     if full_at is None or full_at <= now + _period(model):
         return
     count, per = model.rules.renewal.certificates_per_day, "a day" if _period(model) == DAY else "a lifetime"
+    seconds = ceil((full_at - now - _period(model)).total_seconds())
     raise TooMany(
         CERTIFICATE_BUDGET,
         f"Device {device.id} has been issued certificates faster than its model allows: {count} {per}.",
-        f"Wait, find out why it asks, or allow more: fleet model set {model.name} --certificates-per-day N",
-        retry_after_seconds=ceil((full_at - now - _period(model)).total_seconds()),
+        f"Wait {ceil(seconds / 60)} min, find out why it asks, or allow more: "
+        f"fleet model set {model.name} --certificates-per-day N",
+        retry_after_seconds=seconds,
     )

@@ -43,6 +43,9 @@ def test_as_many_at_once_as_in_a_period_and_then_evenly(lifetime: timedelta) -> 
         must_have_budget(device, under, NOW)
     wait = timedelta(seconds=caught.value.retry_after_seconds)
     assert period / 24 <= wait < period / 24 + timedelta(seconds=1)
+    minutes = int(caught.value.advice.split()[1])
+    assert caught.value.advice.startswith(f"Wait {minutes} min,")
+    assert wait <= minutes * MINUTE < wait + MINUTE
     assert issue_all(device, under, NOW + wait)[0] == 1
     assert issue_all(device, under, NOW + period)[0] == 24
     assert issue_all(device, under, NOW + 100 * period)[0] == 24
