@@ -25,7 +25,6 @@ from device_agent.link.packet_bounds import PACKET_SIZE_MAX, BoundedClient, Pack
 from device_agent.link.refusals import explained, explained_connack, explained_disconnect, explained_text, with_reason
 from device_agent.link.websocket import Websocket
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed, identifier, received, refusal
-from fleet.est_client.errors import ClientError
 
 STEP_TIMEOUT_SECONDS = 10.0  # for the TCP connect and for each read of the handshake
 RECEIVE_MAXIMUM_DEFAULT = 65535  # MQTT 5.0, 3.2.2.3.3
@@ -247,7 +246,7 @@ class MqttLink:
         try:
             self._client.tls_set_context(self._make_context())
             self._client.connect(target.host, target.port, target.keepalive_seconds, **options)
-        except (OSError, ValueError, ClientError, KeyStoreLost) as failure:  # ValueError: a name IDNA cannot encode
+        except Exception as failure:  # else nobody is told: paho raises any, and so does a key or name that is wrong
             error = failure
         with self._lock:
             self._opened = True

@@ -4,13 +4,32 @@ paho collects a whole frame, and copies what it has of it at each read: a frame 
 cost it half a minute of CPU. Here a payload goes from the socket to MQTT as it arrives.
 """
 
+from typing import Any
+
 from device_agent.link.light_paho import paho
 from device_agent.link.packet_bounds import PACKET_SIZE_MAX
 
 FRAME_SIZE_MAX = PACKET_SIZE_MAX + 5  # bytes of payload: one packet of the largest remaining length, with its header
 CONTROL_SIZE_MAX = 125  # RFC 6455, 5.5
+ANSWER_SIZE_MAX = 16 * 1024  # bytes of the answer that opens it
 _CONTINUATION, _BINARY, _CLOSE, _PING, _PONG = 0, 2, 8, 9, 10
 _MASKED = 0x80
+
+
+class _Opening:
+    """The socket while paho reads the answer, byte by byte."""
+
+    def __init__(self, stream: Any) -> None:
+        self.send = stream.send
+        self._stream = stream
+        self._left = ANSWER_SIZE_MAX
+
+    def recv(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise ConnectionAbortedError(f"the server's answer has more than {ANSWER_SIZE_MAX} bytes")
+        data: bytes = self._stream.recv(size)
+        return data
 
 
 class Websocket(paho._WebsocketWrapper):
@@ -18,6 +37,16 @@ class Websocket(paho._WebsocketWrapper):
 
     _left = 0
     """Bytes of the current frame's payload that are not read yet."""
+
+    def _do_handshake(self, extra_headers: Any) -> None:
+        stream: Any = self._socket
+        opening: Any = _Opening(stream)
+        self._socket = opening
+        try:
+            super()._do_handshake(extra_headers)
+        except (LookupError, ValueError) as error:  # a header that paho cannot take apart
+            raise ConnectionAbortedError("the server's answer is none of a WebSocket") from error
+        self._socket = stream
 
     def _recv_impl(self, length: int) -> bytes:
         if not self._left:

@@ -123,10 +123,10 @@ class IdentityStore:
         return words
 
     def spare_slot(self) -> str:
-        """The slot for a new identity: never the one in use."""
+        """The slot for a new identity: never the one in use, even if that cannot be read for now."""
         current, candidate = self.pair()
         keep = current or candidate
-        return SLOTS[1] if keep and keep.slot == SLOTS[0] else SLOTS[0]
+        return SLOTS[1] if (keep.slot if keep else self._pointed_slot()) == SLOTS[0] else SLOTS[0]
 
     def unfinished_key(self, slot: str) -> bytes | None:
         """The PEM key in `slot` if there is no certificate for it yet: an interrupted enrollment is retried with the

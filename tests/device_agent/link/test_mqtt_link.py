@@ -31,7 +31,7 @@ from device_agent.link.mqtt_link import (
     Target,
 )
 from device_agent.link.packet_bounds import CONTROL_SIZE_MAX, PACKET_SIZE_MAX, PROPERTIES_SIZE_MAX
-from device_agent.link.websocket import FRAME_SIZE_MAX
+from device_agent.link.websocket import ANSWER_SIZE_MAX, FRAME_SIZE_MAX
 from device_agent.packets import NO_EXTRAS, Extras, Received, Subscribed
 from fleet.est_client.errors import BadCredentials
 from fleet.est_client.server_checks import also_check
@@ -631,6 +631,35 @@ def test_a_web_server_that_knows_no_websocket(authority: Authority, drive: Calla
     assert isinstance(lost, Lost)
     assert (lost.setback, lost.reached) == (Setback.NETWORK, False)
     assert "WebSocket" in lost.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"Sec-WebSocket-Accept:none\r\n", "none of a WebSocket"),
+        (b"Sec-WebSocket-Accept: \xff\r\n", "none of a WebSocket"),
+        (b"x" * (ANSWER_SIZE_MAX + 1), "more than"),
+        (b"x: y\r\n" * ANSWER_SIZE_MAX, "more than"),
+    ],
+)
+def test_an_answer_that_opens_no_websocket(
+    authority: Authority, context: ssl.SSLContext, drive: Callable[..., Driver], answer: bytes, reason: str
+) -> None:
+    """The server stays connected: what ends the attempt is the answer."""
+
+    def behave(stream: ssl.SSLSocket) -> None:
+        read_request(stream)
+        stream.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + answer)
+        while stream.recv(65536):
+            pass
+
+    with tls_server(authority, behave) as port:
+        driver = drive(port, context, path="/mqtt")
+        lost = driver.next_event()
+        driver.link.close()
+    assert isinstance(lost, Lost)
+    assert (lost.setback, lost.reached) == (Setback.NETWORK, False)
+    assert reason in lost.reason
 
 
 def test_ipv6(authority: Authority, drive: Callable[..., Driver]) -> None:

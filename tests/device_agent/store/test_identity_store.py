@@ -254,6 +254,27 @@ def test_a_pointer_to_a_damaged_slot_leaves_the_other(home: Path) -> None:
     assert store.spare_slot() == "slot-a"
 
 
+@pytest.mark.parametrize("renewals", [0, 1])
+def test_what_is_in_use_and_cannot_be_read_for_now_is_kept_until_there_is_another(home: Path, renewals: int) -> None:
+    store = IdentityStore(home)
+    for number in range(renewals + 1):
+        store.promote(put(store, f"{number}"))
+    used = store.current()
+    assert used is not None
+    aside = used.key_file.rename(home / "aside")
+    used.key_file.symlink_to(used.key_file)
+    assert store.current() is None
+    slot = store.spare_slot()  # as an enrollment does
+    store.clear(slot)
+    store.write_key(slot, b"another key")
+    aside.replace(used.key_file)
+    assert store.current() == used
+    used.key_file.unlink()
+    another = put(store, "another")
+    store.promote(another)
+    assert (store.pair(), store.slots()[used.slot]) == ((another, None), "empty")
+
+
 def test_a_predecessor_never_comes_back(home: Path) -> None:
     """Killed between the switch and the erasure: the old pair is whole, and older."""
     store = IdentityStore(home)
