@@ -32,6 +32,13 @@ def test_wildcards_of_a_device_with_many_retained_messages() -> None:
         wild = [f"down/{number}/#" for number in range(30)]
         harness.relay.from_device(harness.subscribe("down/a", *wild, "down/b"))
         assert harness.to_broker == harness.subscribe("down/a", *wild[:count], "down/b")
+        if count < len(wild):
+            harness.relay.from_device(harness.subscribe(wild[-1]))  # before the broker has answered
+            assert harness.to_broker == harness.subscribe("down/a", *wild[:count], "down/b")
+            harness.relay.from_broker(harness.suback(*[1] * (count + 2)))
+            harness.to_broker.clear()
+            harness.relay.from_device(harness.subscribe(wild[-1]))
+            assert harness.to_broker == harness.subscribe(wild[-1])
 
 
 @VERSIONS

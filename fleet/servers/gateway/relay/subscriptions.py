@@ -33,7 +33,7 @@ from fleet.wire.mqtt.subscribe import (
 from fleet.wire.mqtt.topics import is_topic_filter
 
 AWAITED_BYTES_MAX = 262_144  # of refusals that await the broker's answers: 2,000 SUBSCRIBEs with a refused filter each
-REPLAYED_MAX = 20_000  # retained messages of the device that one SUBSCRIBE may ask for: the broker sends them at once
+REPLAYED_MAX = 20_000  # retained messages of the device that SUBSCRIBEs may ask for that the broker has not answered
 ENTRY_BYTES = 128  # of memory for one of them, besides a byte for each of its filters
 
 
@@ -65,7 +65,7 @@ class Subscriptions:
 
     __slots__ = (
         "_acknowledged", "_awaited_bytes", "_forwarded", "_own", "_pending", "_per_packet_max", "_reason_strings",
-        "_retained", "_version", "filters",
+        "_retained", "_version", "_wild", "filters",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +87,7 @@ class Subscriptions:
         self._pending: dict[int, bytes] = {}  # of reduced ones: packet id -> a code for each filter, 0 for the broker's
         self._own: list[tuple[int, int, bytes]] = []  # refused: the number of those before it, packet id, codes
         self._awaited_bytes = 0  # in both
+        self._wild = 0  # filters with wildcards since the broker had last answered all
 
     def decode_subscribe(self, body: bytes) -> Subscribe:
         """Raises: WireError; CloseSession: too many filters."""
@@ -130,6 +131,8 @@ class Subscriptions:
         """
         packet = self._completed(body) if self._pending else Fate.FORWARDED
         self._acknowledged = min(self._acknowledged + 1, self._forwarded)
+        if self._acknowledged == self._forwarded:
+            self._wild = 0
         if not self._own or self._own[0][0] > self._acknowledged:
             return packet
         packets = [encode_packet(first, body) if packet is Fate.FORWARDED else packet]
@@ -210,8 +213,8 @@ class Subscriptions:
         )
 
     def _bound_replay(self, asked: Sequence[Subscription], reasons: list[int]) -> None:
-        """Refuse what would have the broker send the same retained messages again and again for one packet: a filter
-        that is asked for twice, and one wildcard too many of a device that has many.
+        """Refuse what would have the broker send the same retained messages again and again without a pause: a filter
+        that one packet has twice, and one wildcard too many of a device that retains many.
         """
         seen = set[str]()
         room = REPLAYED_MAX // ((self._retained() if self._retained is not None else 0) or 1)
@@ -219,10 +222,11 @@ class Subscriptions:
             if reasons[number]:
                 continue
             is_wild = "#" in each.topic_filter or "+" in each.topic_filter
-            if each.topic_filter in seen or (is_wild and room <= 0):
+            if each.topic_filter in seen or (is_wild and self._wild >= room):
                 reasons[number] = Reason.QUOTA_EXCEEDED
-            seen.add(each.topic_filter)
-            room -= is_wild
+            else:
+                seen.add(each.topic_filter)
+                self._wild += is_wild
 
     @staticmethod
     def _reason(topic_filter: str, policy: TopicPolicy) -> int:
