@@ -14,7 +14,7 @@ from fleet.cli.audit_verify import ENTRY, check_proof, entry_shown, head_text, p
 from fleet.cli.errors import attempting
 from fleet.cli.options import FILE, client_option, home_option
 from fleet.cli.output import output_option, print_rows, print_value
-from fleet.cli.parameters import PAST_TIME
+from fleet.cli.parameters import DEVICE_ID, PAST_TIME
 from fleet.client.audit import audit_reader
 from fleet.client.client import Client
 from fleet.config.durable_files import new_file
@@ -53,6 +53,11 @@ audit.add_command(check_proof)
 @click.option("--actor", default="", metavar="TEXT", help="Rows of this actor: 'token 3f2a…', 'station*'.")
 @click.option("--action", default="", metavar="TEXT", help="Rows of this action: device.revoke, 'device.*'.")
 @click.option("--subject", default="", metavar="TEXT", help="Rows about this: 'device cam-7'.")
+@click.option(
+    "--device",
+    type=DEVICE_ID,
+    help="Rows of one device: what it did, what was done to it, its tokens and requests.",
+)
 @click.option("--outcome", default="", metavar="TEXT", help="Rows with this outcome: ok, or the code of a refusal.")
 @output_option
 def list_(
@@ -61,6 +66,7 @@ def list_(
     since: datetime | None,
     until: datetime | None,
     limit: int | None,
+    device: str | None,
     output: str,
     **texts: str,
 ) -> None:
@@ -70,12 +76,13 @@ def list_(
 
     \b
     Examples:
+      fleet audit list --device cam-7
       fleet audit list --action 'device.*' --subject 'device cam-7'
       fleet audit list --since 2026-03-01 --until 2026-03-02T12:00Z -o json
     """
     if since is not None and until is not None and since >= until:
         raise click.UsageError("--since must be before --until.")
-    where = RowFilter(**texts, since=since, until=until)
+    where = RowFilter(**texts, device=device or "", since=since, until=until)
     at_most = limit or (NEWEST_ROWS if since is None and until is None else sys.maxsize)
 
     async def work() -> list[AuditRow]:

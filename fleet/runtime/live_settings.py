@@ -66,6 +66,8 @@ class LiveSettings:
                     changed=setting_name(name),
                     reason=reason,
                 )
+        if not changed:  # as after a mistake that was put right: who sent the signal wants an answer
+            log_event(log, logging.INFO, "settings", outcome="unchanged")
         taken = {name: getattr(found, name) for name in changed if name in fields_taken}
         self._waiting = {name: getattr(found, name) for name in changed if name not in fields_taken}
         self.current, self._known, self._sections = current, replace(self._known, **taken), sections_in(text)

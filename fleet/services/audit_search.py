@@ -27,6 +27,8 @@ class RowFilter(Struct, frozen=True):
     action: str = ""
     subject: str = ""
     outcome: str = ""
+    device: str = ""
+    """Rows of this device, about it, or that name it in their detail, as those of its tokens and requests."""
     since: datetime | None = None
     """Written at this time or later."""
     until: datetime | None = None
@@ -40,11 +42,17 @@ class RowFilter(Struct, frozen=True):
             and _fits(self.action, entry.action)
             and _fits(self.subject, entry.subject)
             and _fits(self.outcome, entry.outcome)
+            and (not self.device or _concerns(self.device, entry))
         )
 
 
 def _fits(wanted: str, found: str) -> bool:
     return found.startswith(wanted[:-1]) if wanted.endswith("*") else wanted in ("", found)
+
+
+def _concerns(device_id: str, entry: AuditEntry) -> bool:
+    named = f"device {device_id}"
+    return named in (entry.actor, entry.subject, entry.detail.get("scope")) or entry.detail.get("device") == device_id
 
 
 class RowReader(Protocol):

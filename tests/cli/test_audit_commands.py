@@ -378,6 +378,8 @@ class TestList:
         assert seqs("--action", "device.*", "--subject", "device d1") == [3, 5]
         assert seqs("--action", "device.add", "--limit", "2") == [3, 4]
         assert seqs("--action", "device.add", "--after", "0", "--limit", "2") == [2, 3]
+        run_fleet("token", "create", "--device", "d2")
+        assert seqs("--device", "d2") == [4, 6]
         assert seqs("--outcome", "refused") == seqs("--actor", "nobody") == []
         assert "device.revoke" in run_fleet("audit", "list", "--actor", "user *").stdout
         (row,) = parsed(run_fleet("audit", "list", "-o", "json", "--action", "device.revoke"))

@@ -84,12 +84,16 @@ async def test_a_file_that_cannot_be_used_changes_nothing(
     home: Home, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     live = LiveSettings(home, settings_of(home))
-    before = live.current
+    before, whole = live.current, home.settings_file.read_text()
     home.settings_file.write_text(content)
     assert not live.reread()
     assert live.current == before
     (line,) = lines(caplog)
     assert "outcome=failed kept=old" in line
+    caplog.set_level("INFO")
+    home.settings_file.write_text(whole)
+    assert live.reread()
+    assert lines(caplog) == ["event=settings outcome=unchanged"]
 
 
 async def test_a_file_that_was_cut_off_is_refused_and_one_setting_less_is_taken(

@@ -63,10 +63,20 @@ class TestFilters:
             (RowFilter(action="test", subject="device cam-70"), False),
             (RowFilter(subject="device cam-7*"), True),
             (RowFilter(outcome="refused"), False),
+            (RowFilter(device="cam-7"), True),
+            (RowFilter(device="cam-70"), False),
+            (RowFilter(device="cam-7", action="mqtt.*"), False),
         ],
     )
     def test_what_they_mean(self, where: RowFilter, means: bool) -> None:
         assert where.means(entry(7)) is means
+
+    def test_a_device_is_found_as_actor_subject_and_in_what_names_it(self) -> None:
+        where = RowFilter(device="cam-7")
+        assert where.means(replace(entry(7), actor="device cam-7", subject="device other"))
+        assert where.means(replace(entry(7), subject="token 3f2a", detail={"scope": "device cam-7"}))
+        assert where.means(replace(entry(7), subject="request 77", detail={"device": "cam-7"}))
+        assert not where.means(replace(entry(7), subject="token 3f2a", detail={"scope": "device cam-70"}))
 
     async def test_pages_are_walked_either_way(self, registry: SqliteRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(audit_search, "SEARCH_PAGE_ROWS", 7)
