@@ -21,7 +21,9 @@ async def until(
     async with asyncio.timeout(PATIENCE_SECONDS):
         turn = 0
         while not condition():
-            ended = process.poll() if isinstance(process, subprocess.Popen) else process and process.returncode
+            ended = (
+                process.returncode if isinstance(process, asyncio.subprocess.Process) else process and process.poll()
+            )
             assert ended is None, f"the program has ended with {ended}"
             await asyncio.sleep(0 if turn < TURNS else 0.005)  # every other task gets its turn
             turn += 1

@@ -129,7 +129,7 @@ def test_mqtt_limits_reach_our_broker(home: Path, tmp_path: Path, workers: str) 
     served = Served(home, tmp_path / "ready.json", (*ANY_PORTS, "--workers", workers)).start()
     try:
         lines = (home / "run" / "mosquitto.conf").read_text().splitlines()
-        assert {"max_queued_messages 77", "max_packet_size 700000", "max_queued_bytes 16777216"} < set(lines)
+        assert {"max_queued_messages 77", "max_packet_size 700000", "max_queued_bytes 4194304"} < set(lines)
     finally:
         served.stop()
 

@@ -38,6 +38,7 @@ from fleet.wire.spki import spki_of
 from tests.device_agent.fleet_parts import Authority, Device
 from tests.device_agent.forking import forked
 from tests.device_agent.homes import give_certificate, make_home
+from tests.device_agent.other_users import let_others_run_python
 from tests.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("forked_programs")
@@ -187,9 +188,14 @@ def test_what_root_writes_belongs_to_the_owner_of_the_home(open_folder: Path, au
     for path in [home, *home.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
     (home / "linked").hardlink_to(open_folder / "of root")
-    assert forked(lambda: (0, call(home, "deploy")))[0] == 0
+
+    def deployed(*words: str) -> tuple[int, str]:
+        let_others_run_python()
+        return 0, call(home, "deploy", *words)
+
+    assert forked(deployed)[0] == 0
     os.chown(home / "ca.pem", 0, 0)
-    assert forked(lambda: (0, call(home, "deploy", "--again")))[0] == 0
+    assert forked(lambda: deployed("--again"))[0] == 0
     # Neither what was root's before, nor what may be another's by another name.
     assert {path.name for path in home.rglob("*") if path.lstat().st_uid != 65534} == {"linked", "ca.pem"}
     assert (home / "hooks.json").stat().st_gid == 65534
