@@ -92,6 +92,7 @@ def outcome_of(job: EnrollmentJob, now: datetime) -> Outcome:
             message=error.message,
             advice=_next_step(job, error) or error.advice,
             refused=isinstance(error, EstRefused),
+            code=error.reason_code if isinstance(error, EstRefused) else "",
             ended=job.operation == "reenroll" and _is_for_ever(error),
             retry_after_seconds=error.retry_after_seconds if isinstance(error, EstBusy) else 0.0,
             pending=isinstance(error, EstBusy) and error.pending,

@@ -66,6 +66,8 @@ class Outcome:
     advice: str = ""
     refused: bool = False
     """The server refused: a retry with the same credentials fails again."""
+    code: str = ""
+    """The fleet's code for a refusal, as certificate-revoked; "" if the server gives none."""
     ended: bool = False
     """The server refused to renew this certificate, and always will."""
     retry_after_seconds: float = 0.0

@@ -44,6 +44,8 @@ class Down:
     server: str = ""
     handed_over: bool = False
     """The server closed it because the candidate's connection is taking over the session."""
+    code: str = ""
+    """The fleet's, of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +344,7 @@ class Connection:
             self._retry_sooner_at = None if least is None else self._monotonic() + least
         self.connect_at = self._monotonic() + delay
         self.uses, self.identity = None, None
-        return Down(lost.setback, lost.reason, was_up, delay, server)
+        return Down(lost.setback, lost.reason, was_up, delay, server, code=lost.code)
 
     def _is_stable(self) -> bool:
         return self.state is Link.UP and self._monotonic() - self._up_since >= STABLE_SECONDS

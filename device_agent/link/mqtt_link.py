@@ -75,6 +75,8 @@ class Lost:
     """A CONNACK was received."""
     reached: bool = False
     """TCP and TLS were established, so CONNECT was sent."""
+    code: str = ""
+    """The fleet's, of a refusal, as device-suspended."""
 
 
 LinkEvent = Connected | Acknowledged | Received | Subscribed | Lost
@@ -340,13 +342,13 @@ class MqttLink:
         except Exception as error:  # paho's decoders raise any exception on a malformed packet
             self._end(Setback.NETWORK, f"the server violated the protocol: {type(error).__name__}")
 
-    def _end(self, setback: Setback, reason: str) -> None:
+    def _end(self, setback: Setback, reason: str, code: str = "") -> None:
         if self._ended:
             return
         self._ended = True
         if self._usable and not self._answered and "protocol error" in reason.lower():
             reason += ": what answers there is no MQTT. Is it the EST port? MQTT usually listens on 8883"
-        self._events.append(Lost(setback, reason, answered=self._answered, reached=self._usable))
+        self._events.append(Lost(setback, reason, self._answered, self._usable, code))
 
     def _close_client(self) -> None:
         client_socket = self._client.socket()

@@ -32,17 +32,28 @@ _REFUSALS = {
 _ENDED = "no token brings it back; register the hardware under a new id, then: device-agent reset --all, init, enroll"
 _AGAIN = "with a new token, device-agent enroll --again"
 _CAUSES = (
-    ("certificate presented is revoked", Setback.ENDED, f"the certificate is revoked: {_AGAIN}"),
+    (
+        "certificate presented is revoked",
+        Setback.ENDED,
+        f"the certificate is revoked: {_AGAIN}",
+        "certificate-revoked",
+    ),
     (
         "is suspended",
         Setback.REFUSED,
         "this device is suspended: it reconnects by itself once it is resumed (fleet device resume)",
+        "device-suspended",
     ),
-    ("is revoked", Setback.ENDED, f"this device is revoked: {_ENDED}"),
-    ("is retired", Setback.ENDED, f"this device is retired: {_ENDED}"),
-    ("is not known here", Setback.ENDED, f"the fleet does not know this certificate: {_AGAIN}"),
+    ("is revoked", Setback.ENDED, f"this device is revoked: {_ENDED}", "device-revoked"),
+    ("is retired", Setback.ENDED, f"this device is retired: {_ENDED}", "device-retired"),
+    (
+        "is not known here",
+        Setback.ENDED,
+        f"the fleet does not know this certificate: {_AGAIN}",
+        "certificate-unknown",
+    ),
 )
-"""Words of the fleet's own sentence (over MQTT 5), whether it can be lifted, and its meaning."""
+"""Words of the fleet's own sentence (over MQTT 5), whether it can be lifted, its meaning, and the fleet's code."""
 _TAKEN_OVER = 0x8E  # another client uses our identity: immediate retries would disconnect each other in turn
 _BAD_VERSION = 0x84
 
@@ -72,17 +83,18 @@ def explained_text(text: str) -> tuple[Setback, str]:
     )
 
 
-def explained_connack(code: ReasonCode, properties: Any) -> tuple[Setback, str]:
-    """Of a CONNACK that is no success: by the cause, where the server names it."""
+def explained_connack(code: ReasonCode, properties: Any) -> tuple[Setback, str, str]:
+    """Of a CONNACK that is no success: by the cause, where the server names it; then with the fleet's code."""
     if code.value == _BAD_VERSION:
-        return Setback.PROTOCOL, f"CONNACK: {code}"
+        return Setback.PROTOCOL, f"CONNACK: {code}", ""
     if code.value not in _REFUSALS:
-        return Setback.NETWORK, f"CONNACK: {code}"
+        return Setback.NETWORK, f"CONNACK: {code}", ""
     said = str(getattr(properties, "ReasonString", "")) if code.value in _WITH_CAUSE else ""
-    setback, meaning = next(
-        ((setback, each) for words, setback, each in _CAUSES if words in said), (Setback.REFUSED, _REFUSALS[code.value])
+    setback, meaning, cause = next(
+        ((setback, each, cause) for words, setback, each, cause in _CAUSES if words in said),
+        (Setback.REFUSED, _REFUSALS[code.value], ""),
     )
-    return setback, f"{meaning} (CONNACK: {with_reason(code, properties)})"
+    return setback, f"{meaning} (CONNACK: {with_reason(code, properties)})", cause
 
 
 def explained_disconnect(code: ReasonCode, properties: Any) -> tuple[Setback, str]:

@@ -213,7 +213,7 @@ class Executor(AgentState):
         self.last_error = event.reason
         if event.setback.is_refusal and self.connection.last_tried is Role.CURRENT:
             self.schedule.refused()
-            last_refusal.record(self.home, self.clock.now(), event.reason)
+            last_refusal.record(self.home, self.clock.now(), event.reason, code=event.code)
             self.handlers.refused(event.reason)
         if event.setback is Setback.UNUSABLE:
             self.rotation.key_is_lost(is_candidates=self.connection.last_tried is Role.CANDIDATE)
@@ -244,5 +244,5 @@ class Executor(AgentState):
         wait = self.rotation.fetch_failed(outcome, lifetime, now, final=final)
         self.last_error = outcome.message
         if outcome.refused:
-            last_refusal.record(self.home, now, outcome.message, outcome.advice, final=final)
+            last_refusal.record(self.home, now, outcome.message, outcome.advice, final=final, code=outcome.code)
         self._log.event("renewal-failed", reason=outcome.message, refused=outcome.refused, retry_seconds=round(wait, 1))

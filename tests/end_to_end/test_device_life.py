@@ -75,6 +75,8 @@ def test_a_suspended_device_is_cut_and_comes_back_when_resumed(served: Served, d
         "what the gateway says as it ends the session",
     )
     agent.wait_for(lambda line: "cause=refused" in line, "that it is refused")
+    refusal = json.loads(device.call("status", "-o", "json", expect=1))["last_refusal"]
+    assert refusal["code"] == "device-suspended"
     device.call("renew", expect=1)
     shown = device.call("status", expect=1)
     assert "The server refuses this device: " in shown
@@ -110,7 +112,8 @@ def test_a_device_that_has_ended_stays_out_and_is_told_so(served: Served, device
         said = device.call(command, expect=1)
         assert "new id" in said
         assert "enroll --again" not in said
-    assert '"state": "locked out"' in device.call("status", "-o", "json", expect=1)
+    health = json.loads(device.call("status", "-o", "json", expect=1))
+    assert (health["state"], health["last_refusal"]["code"]) == ("locked out", f"device-{act}d")
     assert mqtt_answer(served, device.pair(), device.name) == 5
 
     def last_refusal() -> dict[str, str]:
@@ -120,7 +123,7 @@ def test_a_device_that_has_ended_stays_out_and_is_told_so(served: Served, device
     wait_until(last_refusal, "that the last refusal is written")
     shown = last_refusal()
     assert (shown["action"], shown["address"]) == ("mqtt.connect", "127.0.0.1")
-    assert "revoked" in shown["code"]
+    assert shown["code"] == f"device-{act}d"
     assert "last refused: 20" in " ".join(run_fleet(served.home, "device", "show", device.name).split())
 
 
