@@ -12,6 +12,8 @@ from fleet.domain.peer import Peer
 from fleet.domain.writes import AddCredential
 from fleet.servers.gateway import Limits, close_reasons
 from fleet.servers.gateway import gateway as gateway_module
+from fleet.servers.gateway.events.effects import EventEffects
+from fleet.services.admission import Admission
 from fleet.wire.mqtt.codes import V5, V311, PacketType, Reason
 from fleet.wire.mqtt.connect import Connect, Will, decode_connack, decode_connect, encode_connect
 from fleet.wire.mqtt.fields import encode_varint
@@ -308,6 +310,23 @@ async def test_a_connect_that_is_refused_before_its_admission_is_audited_and_rep
                 pass
         name = "device cam-1" if outcome == "auth-method" else "device ?"  # where there is a client id to read
         assert await rows() == [("device cam-1", name), ("device cam-2", name), ("nobody", name)]
+
+
+async def test_a_distrust_that_comes_during_the_admission_is_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_distrusted(_effects: EventEffects, admission: Admission) -> bool:
+        return admission.device.id == "cam-1"
+
+    monkeypatch.setattr(EventEffects, "is_distrusted", is_distrusted)
+    async with open_gateway(tmp_path) as h:
+        (cam,) = await populate(h.registry, "cam-1")
+        wire = await h.dial(cam)
+        wire.send(encode_connect(Connect(V5, "cam-1")))
+        assert await refused(wire, V5) == Reason.NOT_AUTHORIZED
+        await h.count("mqtt.connect.certificate-distrusted")
+        [row] = [row.entry for row in await h.registry.audit() if row.entry.outcome == "certificate-distrusted"]
+        assert (row.actor, row.action, row.subject) == ("device cam-1", "mqtt.connect", "device cam-1")
 
 
 async def test_a_feed_that_is_down_is_no_clients_doing_and_not_audited(tmp_path: Path) -> None:
