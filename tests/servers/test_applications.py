@@ -260,8 +260,8 @@ def test_a_policy_is_explained_as_that_of_an_application() -> None:
         found = explained(APP, BACKENDS, Attempt(action, topic), 65_536)
         return found.allowed, found.rule, found.source, found.message
 
-    assert tested(Action.SUBSCRIBE, f"$share/g/{UP}") == (True, UP, "default", "The application may subscribe here.")
-    assert tested(Action.PUBLISH, "devices/cam-1/down/t")[:3] == (True, DOWN, "default")
+    assert tested(Action.SUBSCRIBE, f"$share/g/{UP}") == (True, UP, "model", "The application may subscribe here.")
+    assert tested(Action.PUBLISH, "devices/cam-1/down/t")[:3] == (True, DOWN, "model")
     wide = replace(BACKENDS, publish=("devices/#",))
     reserved = explained(APP, wide, Attempt(Action.PUBLISH, "devices/cam-1/fleet/t"), 65_536)
     assert (reserved.allowed, reserved.code) == (False, "reserved")
@@ -269,7 +269,7 @@ def test_a_policy_is_explained_as_that_of_an_application() -> None:
         found = explained(device("cam-1"), MODEL, Attempt(Action.SUBSCRIBE, asked), 65_536)
         assert (found.allowed, found.advice.partition(": ")[2]) == (False, "fleet model add NAME --application")
     message = f"None of the publish filters of application model backend covers it: {DOWN}."
-    assert tested(Action.PUBLISH, "devices/cam-1/up/t") == (False, "", "default", message)
+    assert tested(Action.PUBLISH, "devices/cam-1/up/t") == (False, "", "model", message)
 
 
 def test_the_plugin_gives_it_its_topics() -> None:
