@@ -110,25 +110,33 @@ class EnrollmentProcess:
 
 @dataclass(slots=True)
 class EnrollmentChild:
-    """At most one such process at a time, which is killed when it is late. `monotonic`: seconds."""
+    """At most one such process at a time, which is killed when it is late. One that cannot be started, as where there
+    is no memory or no process left, has failed. `monotonic`: seconds."""
 
     monotonic: Callable[[], float]
     new_process: Callable[[EnrollmentJob], EnrollmentProcess]
     process: EnrollmentProcess | None = None
     _until: float = 0.0
+    _not_started: Outcome | None = None
 
     @property
     def running(self) -> bool:
-        return self.process is not None
+        """Until its outcome has been read."""
+        return self.process is not None or self._not_started is not None
 
     def start(self, job: EnrollmentJob) -> None:
         """Start a process for `job`."""
-        self.process = self.new_process(job)
+        try:
+            self.process = self.new_process(job)
+        except OSError as error:
+            self._not_started = Outcome(ok=False, message=f"No process could be started: {error.strerror}.")
         self._until = self.monotonic() + job.deadline_seconds + LATE_SECONDS
 
     def read(self) -> Outcome | None:
         """The process's outcome, once it has ended."""
-        outcome = self.process.read() if self.process else None
+        outcome, self._not_started = self._not_started, None
+        if self.process is not None:
+            outcome = self.process.read()
         if outcome is None and self.process and self.monotonic() >= self._until:
             outcome = self.process.kill()
         if outcome is not None:
@@ -139,7 +147,7 @@ class EnrollmentChild:
         """Kill the process, if any. The next one continues what it left unfinished."""
         if self.process is not None:
             self.process.kill()
-            self.process = None
+        self.process = self._not_started = None
 
 
 def _has_files(job: EnrollmentJob) -> bool:

@@ -73,7 +73,13 @@ class Deployments:
         self._running = [hook.name for hook in self.hooks if hook.name in names]
         self.log.event("hook-started", hooks=",".join(self._running))
         job = json.dumps({"home": str(self.home), "hooks": self._running})
-        self.process = ChildProcess("device_agent.hooks.deploying", job, SAID_SIZE_MAX, outlives_us=False)
+        try:
+            self.process = ChildProcess("device_agent.hooks.deploying", job, SAID_SIZE_MAX, outlives_us=False)
+        except OSError as error:  # as where there is no memory, or no process left
+            self._retry_at |= dict.fromkeys(self._running, now + BUSY_SECONDS)
+            for name in self._running:
+                self.log.event("hook-failed", hook=name, reason=error.strerror, retry_seconds=BUSY_SECONDS)
+            return
         self._process_until = now + START_SECONDS_MAX + sum(hook.timeout_seconds + 5 for hook in self.hooks)
 
     def _take_end(self) -> None:

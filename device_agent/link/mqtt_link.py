@@ -110,7 +110,11 @@ class MqttLink:
 
     def open(self) -> None:
         """Start connecting."""
-        threading.Thread(target=self._open, name="mqtt-connect", daemon=True).start()
+        try:
+            threading.Thread(target=self._open, name="mqtt-connect", daemon=True).start()
+        except RuntimeError as error:  # there is no memory, or no thread left
+            self._opened, self._opening_error = True, error
+            self._wake()
 
     @property
     def socket(self) -> "paho.SocketLike | None":

@@ -427,6 +427,21 @@ def test_a_stuck_process_is_killed_and_tried_again(home: Path, monkeypatch: pyte
     deployments.process.kill()
 
 
+def test_a_process_that_cannot_be_started_is_tried_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(home, '[[hook]]\nname = "x"\nrun = ["true"]\n')
+    now = [1000.0]
+    deployments = Deployments(home, read_config(home).hooks, EventLog(), lambda: 0.0, lambda: now[0])
+    current = IdentityStore(home).current()
+    with monkeypatch.context() as context:
+        context.setattr("device_agent.child_process.module_command", lambda _: ["/nowhere/python"])
+        assert deployments.poll(current) == 10.0
+    assert deployments.process is None
+    now[0] += 10.0
+    deployments.poll(current)
+    assert deployments.process is not None
+    deployments.process.kill()
+
+
 def wait_until(happened: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not happened():

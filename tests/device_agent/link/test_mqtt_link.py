@@ -662,6 +662,20 @@ def test_an_answer_that_opens_no_websocket(
     assert reason in lost.reason
 
 
+def test_a_thread_that_cannot_be_started(
+    context: ssl.SSLContext, drive: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more)
+        driver = drive(free_port(), context)
+    lost = driver.next_event()
+    assert isinstance(lost, Lost)
+    assert (lost.setback, lost.reason) == (Setback.NETWORK, "no connection: can't start new thread")
+
+
 def test_ipv6(authority: Authority, drive: Callable[..., Driver]) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")

@@ -220,3 +220,19 @@ def test_a_renewal_that_somebody_waits_for_does_not_wait_long_itself(turn: Rotat
     assert started(turn).job.patience_seconds is None
     turn.force(lambda *_: None)
     assert started(turn).job.patience_seconds == PATIENCE_SECONDS
+
+
+def test_a_process_that_cannot_be_started_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no memory, or no process left: the agent goes on."""
+    monkeypatch.setattr("device_agent.child_process.module_command", lambda _: ["/nowhere/python"])
+    turn = Rotation(FLOOR, chance=lambda: 0.5, monotonic=Clock())
+    heard: list[str] = []
+    turn.force(lambda message, _: heard.append(message))
+    turn.start(JOB)
+    assert turn.child.running
+    outcome = turn.child.read()
+    assert outcome is not None
+    assert not turn.child.running
+    turn.fetch_failed(outcome, LIFETIME, NOW)
+    assert heard == ["No process could be started: No such file or directory."]
+    assert turn.child.read() is None
