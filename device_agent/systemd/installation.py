@@ -116,8 +116,13 @@ class Installation:
             yield where if self.root == Path("/") else f"In that system, once it has {self.unit.home} and the program:"
             yield from (f"  {shlex.join(step)}" for step in steps)
             return
-        for step in steps:
-            self.run(step)
+        folder = opened_folder(self.unit.home, Path("/"), user_ids(self.unit.user))
+        held = f"/proc/{os.getpid()}/fd/{folder}/."  # by its path, the user could lead chown to another
+        try:
+            for step in steps:
+                self.run([held if word == str(self.unit.home) else word for word in step])
+        finally:
+            os.close(folder)
         yield (
             f"Started {self.unit.file_name}." if start else f"To start it: systemctl enable --now {self.unit.file_name}"
         )

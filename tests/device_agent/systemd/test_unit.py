@@ -1,6 +1,7 @@
 """The systemd unit: judged by systemd's own tools, and written where it belongs."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -156,6 +157,25 @@ def test_where_systemd_runs_the_service_is_started_and_stopped(home: Path, tmp_p
     ran.clear()
     assert list(installation.install(start=False))[-1].startswith("To start it: systemctl enable")
     assert len(ran) == 3
+
+
+def test_the_home_that_is_given_to_the_user_is_the_one_that_was_looked_at(tmp_path: Path) -> None:
+    home, another = tmp_path / "home", tmp_path / "another"
+    home.mkdir()
+    another.mkdir()
+    before, given = home.stat(), []
+
+    def run(argv: list[str]) -> str:
+        if argv[0] == "systemd-sysusers":
+            home.rename(home.with_name("moved"))
+            home.symlink_to(another)
+        elif argv[0] == "chown":
+            subprocess.run(["chown", "-hR", f"{os.geteuid()}", argv[-1]], check=True)
+            given.append(Path(argv[-1]).stat())
+        return ""
+
+    list(Live(Unit("device-agent", ("true",), home, "device-agent"), tmp_path, run).install())
+    assert [os.path.samestat(each, before) for each in given] == [True]
 
 
 def test_a_device_that_is_not_enrolled_is_not_started(home: Path, tmp_path: Path) -> None:
