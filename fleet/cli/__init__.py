@@ -4,6 +4,7 @@ import gc
 from typing import Any, NoReturn
 
 import click
+from click.exceptions import NoSuchCommand
 
 from fleet.cli.options import location_options
 from fleet.config.streams import LazyProgram
@@ -64,6 +65,10 @@ class Fleet(LazyProgram):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except NoSuchCommand as error:
+            from fleet.cli.other_names import with_our_name  # for a wrong name alone
+
+            raise with_our_name(error) from None
         except ModuleNotFoundError as error:  # a home's libraries are imported when one is opened
             raise _missing(error) from error
 

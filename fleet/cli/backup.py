@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand
 
 from fleet.backup.archive import Manifest
 from fleet.backup.create import Encryption, Taken, save_home
@@ -13,6 +14,7 @@ from fleet.backup.restore import Restored, RestoreSource, check_backup, needs_pa
 from fleet.cli.errors import CliError, attempting
 from fleet.cli.init import database_options
 from fleet.cli.options import FILE, at_home_only, home_option
+from fleet.cli.other_names import OTHER_NAMES
 from fleet.cli.output import output_option, print_value
 from fleet.cli.passwords import PasswordSource, password_options
 from fleet.config.addresses import Database
@@ -36,6 +38,8 @@ class BackupGroup(click.Group):
     """`fleet backup FILE` takes one; `fleet backup check FILE` checks it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in OTHER_NAMES["backup"]:  # it would be the file
+            raise NoSuchCommand(args[0], ctx=ctx)
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["take", *args]
         return super().parse_args(ctx, args)
