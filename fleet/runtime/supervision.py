@@ -11,7 +11,7 @@ from fleet.servers.gateway.session.holders import HeldElsewhere
 class Supervision(Protocol):
     @property
     def workers(self) -> Mapping[str, object]:
-        """What the supervisor says of all workers; nothing when there is none."""
+        """What is known of all workers; nothing before the supervisor has said it, two seconds after its start."""
 
     @property
     def counters(self) -> Mapping[str, Mapping[str, Any]]:
@@ -45,7 +45,7 @@ class Alone:
 
     @property
     def workers(self) -> Mapping[str, object]:
-        return {}
+        return {"count": 1, "restarts": 0}
 
     @property
     def not_saved(self) -> str:

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+from fleet.config.settings import Settings
 from fleet.domain.access import Role
+from fleet.runtime.supervision import Alone
 from fleet.servers.admin.metrics import METRICS, Sample, exposition, of_worker
 from tests.servers.admin_fixtures import open_admin
 
@@ -43,6 +45,11 @@ async def test_a_scrape_gets_text_whatever_prometheus_prefers(tmp_path: Path) ->
         assert answer.status == 200
         assert "\r\nContent-Type: text/plain\r\n" in answer.head + "\r\n"
         assert b"\nfleet_requests_pending " in answer.body
+        assert b"fleet_workers" not in answer.body, "nobody has said yet how many there are"
+
+
+def test_a_worker_without_a_supervisor_is_the_only_one() -> None:
+    assert Alone(Settings).workers == {"count": 1, "restarts": 0}
 
 
 def test_the_page_names_every_metric() -> None:

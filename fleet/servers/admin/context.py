@@ -54,7 +54,7 @@ class Context(Struct, frozen=True):
     counters: Callable[[], Mapping[str, Json]] = dict
     """Number of each worker that serves the home -> what it counts."""
     workers: Callable[[], Json] = dict
-    """What their supervisor says of all of them; nothing when there is none."""
+    """What is known of all of them; nothing before their supervisor has said it."""
     broker_answers: Callable[[], bool] = lambda: True
     """Whether the gateway's broker does."""
     broker_saves: Callable[[], bool] = lambda: True

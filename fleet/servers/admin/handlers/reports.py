@@ -67,15 +67,15 @@ async def metrics(context: Context, call: Call) -> Result[str]:
     crls = await context.crl_report(call.now)
     of_all = {
         "fleet_broker_saves": context.broker_saves(),
-        "fleet_workers": workers.get("count", 1),
-        "fleet_worker_restarts_total": workers.get("restarts", 0),
+        "fleet_workers": workers.get("count"),
+        "fleet_worker_restarts_total": workers.get("restarts"),
         "fleet_requests_pending": (await context.registry.count_pending(call.now))[0],
         "fleet_crls_published": crls.published,
         "fleet_crls_next_update_seconds": crls.next_update_seconds,
         "fleet_crls_late": crls.late,
         "fleet_crls_unlisted": crls.unlisted,
     }
-    samples += [Sample(name, value, {}) for name, value in of_all.items()]
+    samples += [Sample(name, value, {}) for name, value in of_all.items() if value is not None]
     return Result(media_type=MEDIA_TYPE, raw=exposition(samples))
 
 
