@@ -21,7 +21,7 @@ from yarl import URL
 from fleet.config.secret_files import first_line
 from fleet.domain.client_ids import device_of
 from fleet.domain.errors import Invalid, Unavailable
-from fleet.domain.password_files import password_file
+from fleet.domain.files_of_settings import password_file
 from fleet.wire import strict_json
 from fleet.wire.errors import WireError
 

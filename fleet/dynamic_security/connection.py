@@ -19,7 +19,7 @@ from msgspec import Struct
 from fleet.config.addresses import Address
 from fleet.config.secret_files import first_line
 from fleet.domain.errors import Unavailable
-from fleet.domain.password_files import password_file
+from fleet.domain.files_of_settings import password_file
 from fleet.dynamic_security.commands import Answer, Answers, Command
 from fleet.mqtt_client.client import MqttClient
 from fleet.wire.mqtt.codes import V5

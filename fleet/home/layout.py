@@ -43,6 +43,7 @@ from fleet.config.settings_file import SettingsError, parse_settings, settings_t
 from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.approval import WaitingLimits
 from fleet.domain.errors import Conflict, Invalid, NotFound, Refused
+from fleet.domain.files_of_settings import why_not
 from fleet.home.node_name import node_name
 from fleet.services.revocation_journal import catch_up
 from fleet.storage.engines import Engine, RegistryLocation, open_engine
@@ -198,9 +199,8 @@ def _url_in(file: Path) -> DatabaseUrl:
     try:
         text = read_secret(file, URL_FILE_SIZE_MAX).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(
-            "no-database-file", f"The file {file}, which should hold the database's URL, cannot be read."
-        ) from error
+        what = f"The file {file}, which should hold the database's URL, cannot be read: {why_not(error)}."
+        raise NotFound("no-database-file", what, "See: database in fleet.toml") from error
     except ExposedFile as error:
         message = f"The file with the database's URL, {error}"
         raise Invalid("database-file-exposed", message, error.advice) from error

@@ -30,7 +30,15 @@ class ProxySecrets:
         try:
             self.current = proxy_secrets(self._file)
         except Invalid as error:
-            log_event(log, logging.ERROR, "proxy-secrets", outcome="failed", kept="old", reason=error.message)
+            log_event(
+                log,
+                logging.ERROR,
+                "proxy-secrets",
+                outcome="failed",
+                kept="old",
+                reason=error.message,
+                advice=error.advice,
+            )
 
 
 def proxy_secrets(file: Path) -> tuple[bytes, ...]:

@@ -50,4 +50,12 @@ def renew_access(upstream: Upstream, home: Home, settings: Settings) -> None:
     try:
         upstream.access = upstream_access(home, settings)
     except Invalid as error:
-        log_event(log, logging.ERROR, "upstream-access", outcome="failed", kept="old", reason=error.message)
+        log_event(
+            log,
+            logging.ERROR,
+            "upstream-access",
+            outcome="failed",
+            kept="old",
+            reason=error.message,
+            advice=error.advice,
+        )

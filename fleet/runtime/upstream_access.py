@@ -8,11 +8,10 @@ from fleet.config.secret_files import first_line, read_secret
 from fleet.config.settings import Settings
 from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.errors import Invalid
-from fleet.domain.password_files import password_file
+from fleet.domain.files_of_settings import certificate_file, password_file
 from fleet.home.layout import Home
 from fleet.servers.gateway.broker.upstream import UpstreamAccess
 from fleet.wire.ca_file import ca_pem
-from fleet.wire.errors import WireError
 
 SECRET_SIZE_MAX = 65_536  # a password of MQTT; a PEM key is smaller
 
@@ -51,28 +50,23 @@ def upstream_access(home: Home, settings: Settings) -> UpstreamAccess:
 
 def _context(home: Home, settings: Settings) -> ssl.SSLContext:
     context = broker_context(home, settings.upstream_ca, "upstream.ca")
-    try:
-        if settings.upstream_key:
-            key = home.path / settings.upstream_key
-            with password_file("upstream.key", key):
-                read_secret(key, SECRET_SIZE_MAX)
-            chain = home.path / settings.upstream_certificate
+    if settings.upstream_key:
+        key, chain = home.path / settings.upstream_key, home.path / settings.upstream_certificate
+        with password_file("upstream.key", key):
+            read_secret(key, SECRET_SIZE_MAX)
+        advice = f"Both are PEM; upstream.key names the certificate's key, without a password: {key}"
+        with certificate_file("upstream.certificate", chain, advice=advice):
             read_small(chain, CERTIFICATES_SIZE_MAX)  # OpenSSL would read a file without an end, or wait for a pipe
             context.load_cert_chain(chain, key, password=_no_password)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        message = f"upstream: certificate with key cannot be used: {error}."
-        raise Invalid("bad-certificate-file", message) from error
     return context
 
 
 def broker_context(home: Home, ca: str, setting: str) -> ssl.SSLContext:
     """What a broker is verified with: the CAs of the file `ca`, or of the system. Raises: Invalid."""
     file = home.path / ca
-    try:
+    with certificate_file(setting, file):
         cas = None if ca == "system" else ca_pem(read_small(file, CERTIFICATES_SIZE_MAX))
         context = ssl.create_default_context(cadata=cas)
-    except (OSError, WireError) as error:  # ssl.SSLError is an OSError
-        raise Invalid("bad-certificate-file", f"{setting}: {file} cannot be used: {error}.") from error
     context.hostname_checks_common_name = False  # RFC 9525, 6.3: the subjectAltName alone names a server
     return context
 

@@ -17,12 +17,12 @@ from yarl import URL
 
 from fleet.config.small_files import CERTIFICATES_SIZE_MAX, read_small
 from fleet.domain.authorization import Question, Verdict
-from fleet.domain.errors import Invalid, Unreachable
+from fleet.domain.errors import Unreachable
+from fleet.domain.files_of_settings import certificate_file
 from fleet.webhook.messages import ANSWER_SIZE_MAX, decode_answer, encode_question
 from fleet.webhook.resolver import Resolver, must_be_remote
 from fleet.webhook.signing import CONTENT_TYPE, Signer
 from fleet.wire.ca_file import ca_pem
-from fleet.wire.errors import WireError
 
 SECONDS_MAX = 5.0
 AT_ONCE_MAX = 64  # to one URL: if each takes its five seconds, a dozen a second still complete
@@ -43,15 +43,10 @@ DEFAULT_CALL_LIMITS = CallLimits()
 
 def client_context(ca_file: Path | None) -> ssl.SSLContext:
     """A client context that trusts the CAs in `ca_file`, or the system's. Raises: Invalid (`bad-webhook-ca`)."""
-    try:
-        return ssl.create_default_context(cadata=_cas_in(ca_file) if ca_file is not None else None)
-    except (OSError, WireError) as error:  # ssl.SSLError is an OSError
-        message = f"{ca_file} cannot be read as PEM certificates, nor as DER or PKCS#7: {error}."
-        raise Invalid("bad-webhook-ca", message) from error
-
-
-def _cas_in(file: Path) -> str:
-    return ca_pem(read_small(file, CERTIFICATES_SIZE_MAX))
+    if ca_file is None:
+        return ssl.create_default_context()
+    with certificate_file("webhook_ca", ca_file, "bad-webhook-ca"):
+        return ssl.create_default_context(cadata=ca_pem(read_small(ca_file, CERTIFICATES_SIZE_MAX)))
 
 
 class Webhooks:

@@ -156,6 +156,7 @@ async def test_the_password_for_an_external_broker_is_read_again(home: Home, cap
     renew_access(upstream, home, settings)
     assert upstream.access.password == b"second"
     assert "event=upstream-access outcome=failed kept=old" in caplog.text
+    assert f"chmod 600 {secret}" in caplog.text
     assert "second" not in caplog.text
 
 

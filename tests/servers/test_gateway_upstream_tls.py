@@ -185,6 +185,11 @@ def test_a_mistake_refuses_the_start(
     with pytest.raises(Invalid, match=says) as refusal:
         upstream_access(Home(tmp_path), settings)
     assert refusal.value.code == code
+    if code != "bad-settings":
+        setting, file = list(changed.items())[-1 if "key" in says or says == "open" else 0]
+        assert refusal.value.message.startswith(f"{setting.replace('_', '.', 1)}: {tmp_path / str(file)} ")
+        assert refusal.value.message.count(str(tmp_path)) == 1
+        assert refusal.value.advice
     assert "secret" not in str(refusal.value).replace("secret file", "")
 
 

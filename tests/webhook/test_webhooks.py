@@ -316,6 +316,8 @@ async def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
         with pytest.raises(Invalid) as caught:
             client_context(tmp_path / name)
         assert caught.value.code == "bad-webhook-ca"
+        assert caught.value.message.startswith(f"webhook_ca: {tmp_path / name} cannot be used: ")
+        assert "PEM" in caught.value.advice
     assert client_context(None).verify_mode is ssl.CERT_REQUIRED
 
 
