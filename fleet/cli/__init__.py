@@ -18,6 +18,7 @@ COMMANDS = {
     "device": ("fleet.cli.device", "Devices: register, look up, suspend, revoke."),
     "policy": ("fleet.cli.policy", "Topic policy: what a device may publish and subscribe to, and why."),
     "session": ("fleet.cli.session", "MQTT sessions: who is connected, since when, from where."),
+    "event": ("fleet.cli.event", "Changes of devices and other records, as they happen."),
     "tenant": ("fleet.cli.tenant", "Tenants: models with their own issuing CA."),
     "token": ("fleet.cli.token", "One-time tokens for a first enrollment."),
     "request": ("fleet.cli.request", "Enrollment requests that wait for approval."),

@@ -42,8 +42,8 @@ def notify(selection: Selection, payload: Raw | None) -> None:
 
     Name them by DEVICE_ID, in front of NAME, or select them with --filter. No device can publish there. A message that
     the broker has taken is of QoS 1 and not retained; `subscribed` is false (not-subscribed) where nobody had
-    subscribed, as of a device that is offline without a persistent session: that message is gone. JSON is published
-    as it is written.
+    subscribed, as of a device that is offline without a persistent session: that message is gone. An application that
+    reads there counts as well: `yes` is no proof that the device subscribes. JSON is published as it is written.
 
     \b
     Examples:

@@ -104,6 +104,7 @@ MAY: dict[str, frozenset[str]] = {
     "get_forecast": frozenset({"viewer", "operator", "admin"}),
     "list_audit": frozenset({"viewer", "operator", "admin"}),
     "follow_events": OPERATORS - {"factory"},
+    "list_events": OPERATORS - {"factory"},
 }
 
 

@@ -5,7 +5,6 @@ last id that it has.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Literal
@@ -14,20 +13,22 @@ import msgspec
 
 from fleet.domain.access import Operator, Permission
 from fleet.domain.changes import Event, EventKind
-from fleet.domain.credential import CredentialKind
 from fleet.domain.errors import FleetError
-from fleet.domain.presence import decode_notices
 from fleet.servers.admin.context import Call, Context
 from fleet.servers.admin.records import reports
 from fleet.servers.admin.records.base import SEQUENCE_MAX
-from fleet.servers.admin.records.reports import EventQuery
+from fleet.servers.admin.records.reports import EventQuery, KeptEvents, KeptEventsQuery
 from fleet.servers.admin.routing import EVENT_STREAM, Result, get
+from fleet.servers.admin.visible_events import concerns, is_about, visible
 from fleet.servers.refusals import HttpRefused
 from fleet.services.identity import identify_operator
 
 STREAMS_MAX = 8  # of one operator: a dashboard has one, a program another
 RETRY_AFTER_SECONDS = 15
 LAST_EVENT_ID = "Last-Event-ID"
+READ_MAX = 5_000
+"""Events that one request for those that are kept reads, at most."""
+READ_AT_ONCE = 1_000
 
 
 @get(
@@ -59,6 +60,29 @@ async def _start(context: Context, call: Call, query: EventQuery) -> int:
         message = f"Events behind {after} are not kept. Read anew what you follow, then follow without a sequence."
         raise HttpRefused(410, "feed-gap", message)
     return after
+
+
+@get("/v1/events/kept", Permission.EVENT_READ, "Changes that are kept, oldest first; some at a time.")
+async def list_events(context: Context, call: Call, query: KeptEventsQuery) -> Result[KeptEvents]:
+    registry, device = context.registry, query.device
+    first, last = await registry.first_event(), await registry.last_event()
+    read = begin = min(max(query.after, first - 1), last)
+
+    def asked(event: Event) -> bool:
+        return query.kind in (None, event.kind) and (device is None or concerns(device, event))
+
+    found: list[Event] = []
+    while len(found) < query.limit and read < last and read - begin < READ_MAX:
+        if not (page := await registry.events(after=read, limit=READ_AT_ONCE)):
+            break
+        for event in page:
+            some = await visible(registry, call.operator, event, asked)
+            found += [each for each in some if device is None or await is_about(registry, device, each)]
+            read = event.seq
+            if len(found) >= query.limit:
+                break
+    items = [reports.Event.shown(each) for each in found]
+    return Result(KeptEvents(items=items, read=read, first=first, last=last))
 
 
 class EventStream:
@@ -156,33 +180,8 @@ class EventStream:
 
     async def _shown(self, event: Event) -> bytes:
         """What the reader sees of it: many sessions in one event are an event for each, and the last has the id."""
-        if event.kind != EventKind.SESSIONS_CHANGED:
-            return _framed(event, event.seq) if await self._may_see(event) else b""
-        notices = decode_notices(event)
-        each_event = [Event(each.kind, each.device_id, json.dumps(each.members), event.seq) for each in notices]
-        seen = [each for each in each_event if await self._may_see(each)]
+        seen = await visible(self._context.registry, self._operator, event)
         return b"".join(_framed(each, event.seq if each is seen[-1] else None) for each in seen)
-
-    async def _may_see(self, event: Event) -> bool:
-        operator, registry = self._operator, self._context.registry
-        if not operator.models:
-            return True
-        if event.kind == EventKind.MODEL_CHANGED:
-            return operator.sees(event.subject)
-        if event.kind in (EventKind.REQUEST_PENDING, EventKind.REQUEST_DECIDED):
-            request = await registry.request(event.subject)
-            return request is not None and operator.sees(request.model)
-        if event.kind == EventKind.CLAIM_STATE:
-            claim = await registry.claim(event.subject)
-            return claim is not None and operator.sees(claim.model)
-        if event.kind in (EventKind.ANCHOR_CHANGED, EventKind.DEVICES_IMPORTED, EventKind.DISTRUST_CHANGED):
-            return False  # of many models at once
-        if event.kind in (EventKind.CREDENTIAL_ISSUED, EventKind.CREDENTIAL_ENDED) and event.detail:
-            facts = await registry.holder_facts(bytes.fromhex(event.detail))
-            if facts is None or facts.credential.kind is not CredentialKind.DEVICE:
-                return False
-        device = await registry.device(event.subject)
-        return device is not None and operator.sees(device.model)
 
 
 def _framed(event: Event, id_: int | None) -> bytes:

@@ -6,8 +6,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from fleet.domain import changes
-from fleet.domain.members import about
-from fleet.servers.admin.records.base import Count, Record, Sequence
+from fleet.domain.members import about, pattern
+from fleet.servers.admin.records.base import LIMIT, LIMIT_MAX, Count, DeviceId, Record, Sequence
 from fleet.services import forecast
 from fleet.services.forecast import CLIFF_PERCENT
 
@@ -118,3 +118,24 @@ class EventQuery(Record):
     """Where to begin."""
 
     after: Annotated[Sequence | None, about("Resume after this event; without it, from now on.")] = None
+
+
+EventKindName = Annotated[str, pattern(r"^[a-z]{1,32}\.[a-z-]{1,32}\Z")]
+
+
+class KeptEventsQuery(Record):
+    """Which events."""
+
+    after: Annotated[Sequence, about("Events after this one.")] = 0
+    limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX, description="Maximum number; a change stays whole.")] = LIMIT
+    device: Annotated[DeviceId | None, about("Only those about this device.")] = None
+    kind: Annotated[EventKindName | None, about("Only of this kind, such as device.state.")] = None
+
+
+class KeptEvents(Record):
+    """Some of the events that are kept, oldest first."""
+
+    items: list[Event]
+    read: Annotated[Sequence, about("Those up to this one were looked at: `after` of the next request.")]
+    first: Annotated[Sequence, about("The oldest that is kept; 0: there is none.")]
+    last: Annotated[Sequence, about("The newest.")]
