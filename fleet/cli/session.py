@@ -95,11 +95,13 @@ def kick(client: Client, ids: tuple[str, ...], client_id: str | None, *, will: b
     """End devices' sessions at once, at whichever gateway they are.
 
     MQTT 5.0 gets DISCONNECT 0x98, administrative action. The device may connect again: to keep it out, suspend it
-    (fleet device suspend). What the broker holds of a persistent session stays.
+    (fleet device suspend). What the broker holds of a persistent session stays; with the --client-id of one that is not
+    connected, it ends, and counts no more among the device's sessions.
 
     \b
-    Example:
+    Examples:
       fleet session kick cam-7 --reason 'stuck since the update'
+      fleet session kick cam-7 --client-id cam-7/old
     """
     body = {"client_id": client_id, "will": will, "reason": reason}
 

@@ -61,15 +61,19 @@ class SessionKicked(Struct, frozen=True):
     client_id: str | None = None
     """None: all of the device's."""
     publishes_will: bool = False
+    ends_kept: bool = False
+    """The one of `client_id` was not connected: what the broker keeps of it ends."""
 
     def event(self) -> Event:
         detail = {"client_id": self.client_id, "will": self.publishes_will}
+        if self.ends_kept:
+            detail["kept"] = True
         return Event(EventKind.SESSION_KICKED, self.device_id, json.dumps(detail))
 
     @classmethod
     def of(cls, event: Event) -> Self:
         detail = json.loads(event.detail)
-        return cls(event.subject, detail["client_id"], detail["will"])
+        return cls(event.subject, detail["client_id"], detail["will"], detail.get("kept", False))
 
 
 RightChanged = (

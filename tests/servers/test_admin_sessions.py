@@ -140,6 +140,8 @@ async def test_what_is_another_models_is_not_there(api: AdminHarness) -> None:
 async def test_a_kick_is_audited_and_told_to_every_gateway(api: AdminHarness) -> None:
     bob, registry = await api.operator("bob", Role.OPERATOR), api.est.registry
     before = await registry.last_event()
+    kept = {"client_id": "cam-2"}  # not connected
+    assert (await bob.ask("POST", "/v1/sessions/cam-2/kick", kept))[1]["client_ids"] == []
     assert await bob.ask("POST", "/v1/sessions/cam-1/kick") == (
         200,
         {"device_id": "cam-1", "client_ids": ["cam-1", "cam-1/app"], "will": False},
@@ -151,7 +153,12 @@ async def test_a_kick_is_audited_and_told_to_every_gateway(api: AdminHarness) ->
         status, answer = await bob.ask("POST", "/v1/sessions/cam-1/kick", {"client_id": other})
         assert (status, answer["code"]) == (404, "no-such-session")
     events = [decode_event(event) for event in await registry.events(after=before)]
-    assert events == [SessionKicked("cam-1"), SessionKicked("cam-1", "cam-1/app", True), SessionKicked("cam-2")]
+    assert events == [
+        SessionKicked("cam-2", "cam-2", ends_kept=True),
+        SessionKicked("cam-1"),
+        SessionKicked("cam-1", "cam-1/app", True),
+        SessionKicked("cam-2"),
+    ]
     entry = (await registry.audit())[-2].entry
     assert (entry.actor, entry.action, entry.subject) == ("operator bob", "session.kick", "device cam-1")
     assert entry.detail == {"client_id": "cam-1/app", "will": "published", "reason": "stuck"}

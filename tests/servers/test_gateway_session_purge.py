@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from fleet.domain.changes import Event, EventKind
 from fleet.domain.device import Device, DeviceState, Model
 from fleet.domain.errors import Unavailable
-from fleet.domain.registry_events import decode_event
+from fleet.domain.registry_events import SessionKicked, decode_event
 from fleet.servers.gateway.broker.header_first import Factory
 from fleet.servers.gateway.broker.upstream import UpstreamAccess
 from fleet.servers.gateway.broker.visit import (
@@ -283,6 +283,26 @@ def test_a_suspended_device_leaves_its_shared_subscriptions_unless_it_is_resumed
         await asyncio.sleep(60)
         assert len(broker.connections) == 2, "nothing is left to leave"
         assert outcomes.counts == {"mqtt.share.left": 1}
+
+    run(scene())
+
+
+def test_a_kick_of_a_client_id_that_is_not_connected_ends_what_the_broker_keeps_of_it() -> None:
+    async def scene() -> None:
+        broker, outcomes, kept = Broker(), OutcomeLog(), KeptFilters()
+        purger = SessionPurger(BrokerVisits(broker), cast(Any, Devices()), outcomes, kept)
+        for client_id in ("cam-1/2", "cam-1/3"):
+            kept.clients.ended(client_id, 3600)
+        assert kept.clients.begins("cam-1/4", (), 4, outlives=True)
+        assert not kept.clients.begins("cam-1/5", (), 4, outlives=True)
+        for client_id, ends_kept in (("cam-1/2", False), ("cam-1/4", True), ("cam-1/9", True), ("cam-1/3", True)):
+            purger.on_event(SessionKicked("cam-1", client_id, ends_kept=ends_kept))
+        await asyncio.sleep(60)
+        [connection] = broker.connections  # not of the one that is open again, nor of the one that was open
+        assert b"cam-1/3" in connection.sent
+        assert set(kept.clients.of_device("cam-1")) == {"cam-1/2", "cam-1/4"}
+        assert kept.clients.begins("cam-1/5", (), 4, outlives=True)
+        assert outcomes.counts == {"mqtt.purge.ok": 1}
 
     run(scene())
 

@@ -54,7 +54,7 @@ async def kick_sessions(context: Context, call: Call, body: Kick = EVERY_ONE) ->
     result: Result[Kicked] = Result(Kicked(device_id=device.id, client_ids=ids, will=body.will))
     await presence.kick(
         answering(context.registry, call.once, lambda _: result),
-        SessionKicked(device.id, body.client_id, body.will),
+        SessionKicked(device.id, body.client_id, body.will, body.client_id is not None and not ids and not body.will),
         act=call.act,
         reason=body.reason,
     )

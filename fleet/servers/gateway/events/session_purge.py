@@ -8,10 +8,11 @@ import asyncio
 import math
 from functools import partial
 
+from fleet.domain.client_ids import device_of
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Unavailable
 from fleet.domain.ports import Registry
-from fleet.domain.registry_events import DeviceStateChanged, RightChanged
+from fleet.domain.registry_events import DeviceStateChanged, RightChanged, SessionKicked
 from fleet.servers.gateway.broker.visit import BrokerVisits, leave_filters, purge_session
 from fleet.servers.gateway.limits.kept_filters import KeptFilters
 from fleet.servers.gateway.outcome_log import OutcomeLog
@@ -52,6 +53,8 @@ class SessionPurger:
                 self._tasks.start(self._purge(device_id))
             case DeviceStateChanged(device_id, state=DeviceState.SUSPENDED):
                 self._tasks.start(self._leave_shares(device_id))
+            case SessionKicked(device_id, str(client_id), ends_kept=True):
+                self._tasks.start(self._end_kept(device_id, client_id))
 
     async def close(self) -> None:
         """Cancel pending purges; those sessions stay at the broker."""
@@ -64,6 +67,19 @@ class SessionPurger:
         done = await asyncio.gather(*(self._visits.until_done(attempt, PURGE_TRIES_MAX) for attempt in attempts))
         if purged := all(done):
             self._kept.clients.purged(device_id)
+        now = asyncio.get_running_loop().time()
+        self._outcomes.record("mqtt.purge", "ok" if purged else "failed", now, device=device_id)
+
+    async def _end_kept(self, device_id: str, client_id: str) -> None:
+        async def attempt() -> bool:
+            # One that has connected meanwhile is not taken over.
+            return not self._kept.clients.is_kept_alone(client_id) or await self._try(device_id, client_id)
+
+        if device_of(client_id) != device_id or not self._kept.clients.is_kept_alone(client_id):
+            return
+        purged = await self._visits.until_done(attempt, PURGE_TRIES_MAX)
+        if purged and self._kept.clients.is_kept_alone(client_id):
+            self._kept.clients.ended(client_id, 0)
         now = asyncio.get_running_loop().time()
         self._outcomes.record("mqtt.purge", "ok" if purged else "failed", now, device=device_id)
 

@@ -81,6 +81,12 @@ class KeptClients:
             return tuple(client_id for client_id, session in kept.items() if session.ends_at)
         return ()
 
+    def is_kept_alone(self, client_id: str) -> bool:
+        """Whether the broker may keep its session, while no process has it open."""
+        with self._errors.logged("read"), self._opened(device_of(client_id), create=False) as kept:
+            return client_id in kept and not kept[client_id].process
+        return False
+
     def purged(self, device_id: str) -> None:
         """The broker keeps none of its sessions any more."""
         self._devices.pop(device_id, None)
