@@ -136,7 +136,9 @@ class Management:
         if math.isinf(since) and before is not None and before <= wall:  # of an earlier run
             since = (wall - before).total_seconds()
         if since < RENEW_SECONDS_MIN:
-            self._answer(command, f"The last renewal by command was less than {RENEW_SECONDS_MIN:.0f} s ago.")
+            left = math.ceil(RENEW_SECONDS_MIN - since)
+            last = f"The last renewal by command was less than {RENEW_SECONDS_MIN:.0f} s ago"
+            self._answer(command, f"{last}. Ask again in {left} s.")
             return
         self._renewed_at = now
         self._remember(command, wall)

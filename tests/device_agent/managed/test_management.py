@@ -132,7 +132,7 @@ def test_a_renewal_is_answered_once_it_is_proven(world: World) -> None:
     assert world.answered() == [("renewal1", "ok")]
     world.time += RENEW_SECONDS_MIN - 1
     world.give("renew", "renewal2")
-    assert world.answered()[-1] == ("renewal2", "The last renewal by command was less than 60 s ago.")
+    assert world.answered()[-1] == ("renewal2", "The last renewal by command was less than 60 s ago. Ask again in 1 s.")
     world.time += 1
     world.give("renew", "renewal3")
     assert len(world.renewals) == 2
@@ -160,7 +160,7 @@ def test_a_command_that_is_replayed_after_a_restart_is_refused(
     assert (again.children, again.renewals) == ([], [])
     again.now += timedelta(seconds=RENEW_SECONDS_MIN - 1)
     again.give("renew", "renewal2", again.now)
-    assert again.answered() == [("renewal2", "The last renewal by command was less than 60 s ago.")]
+    assert again.answered() == [("renewal2", "The last renewal by command was less than 60 s ago. Ask again in 1 s.")]
     later = World(monkeypatch, tmp_path)
     later.now += timedelta(seconds=RENEW_SECONDS_MIN)
     later.give("renew", "renewal3", later.now)
