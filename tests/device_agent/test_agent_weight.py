@@ -49,7 +49,9 @@ HEAVY = (
 # Of fleet, the modules that need the standard library alone.
 LIGHT = {"fleet"} | {f"fleet.est_client{name}" for name in ("", ".arguments", ".errors", ".tls", ".validity")}
 LIGHT |= {"fleet.config", "fleet.config.small_files", "fleet.est_client.server_checks"}
-LIGHT |= {f"fleet.wire{name}" for name in ("", ".der", ".errors", ".key_types", ".text", ".topic_filters")}
+LIGHT |= {
+    f"fleet.wire{name}" for name in ("", ".der", ".errors", ".identifiers", ".key_types", ".text", ".topic_filters")
+}
 
 
 def test_the_run_path_loads_nothing_heavy() -> None:
