@@ -291,18 +291,21 @@ def test_a_kick_of_a_client_id_that_is_not_connected_ends_what_the_broker_keeps_
     async def scene() -> None:
         broker, outcomes, kept = Broker(), OutcomeLog(), KeptFilters()
         purger = SessionPurger(BrokerVisits(broker), cast(Any, Devices()), outcomes, kept)
-        for client_id in ("cam-1/2", "cam-1/3"):
+        for client_id in ("cam-1/2", "cam-1/3", "cam-1/~app"):
             kept.clients.ended(client_id, 3600)
-        assert kept.clients.begins("cam-1/4", (), 4, outlives=True)
-        assert not kept.clients.begins("cam-1/5", (), 4, outlives=True)
+        assert kept.clients.begins("cam-1/4", (), 5, outlives=True)
+        assert not kept.clients.begins("cam-1/5", (), 5, outlives=True)
         for client_id, ends_kept in (("cam-1/2", False), ("cam-1/4", True), ("cam-1/9", True), ("cam-1/3", True)):
             purger.on_event(SessionKicked("cam-1", client_id, ends_kept=ends_kept))
         await asyncio.sleep(60)
         [connection] = broker.connections  # not of the one that is open again, nor of the one that was open
         assert b"cam-1/3" in connection.sent
-        assert set(kept.clients.of_device("cam-1")) == {"cam-1/2", "cam-1/4"}
-        assert kept.clients.begins("cam-1/5", (), 4, outlives=True)
+        assert set(kept.clients.of_device("cam-1")) == {"cam-1/2", "cam-1/4", "cam-1/~app"}
+        assert kept.clients.begins("cam-1/5", (), 5, outlives=True)
         assert outcomes.counts == {"mqtt.purge.ok": 1}
+        purger.on_event(SessionKicked("cam-1", "app", ends_kept=True))  # as the device says it, and the list shows it
+        await asyncio.sleep(60)
+        assert b"cam-1/~app" in broker.connections[-1].sent
 
     run(scene())
 

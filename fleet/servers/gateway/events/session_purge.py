@@ -8,9 +8,10 @@ import asyncio
 import math
 from functools import partial
 
-from fleet.domain.client_ids import device_of
+from fleet.domain.client_ids import broker_client_id
 from fleet.domain.device import DeviceState
 from fleet.domain.errors import Unavailable
+from fleet.domain.mqtt_rules import ClientIdBinding
 from fleet.domain.ports import Registry
 from fleet.domain.registry_events import DeviceStateChanged, RightChanged, SessionKicked
 from fleet.servers.gateway.broker.visit import BrokerVisits, leave_filters, purge_session
@@ -70,13 +71,15 @@ class SessionPurger:
         now = asyncio.get_running_loop().time()
         self._outcomes.record("mqtt.purge", "ok" if purged else "failed", now, device=device_id)
 
-    async def _end_kept(self, device_id: str, client_id: str) -> None:
+    async def _end_kept(self, device_id: str, said: str) -> None:
+        client_id = broker_client_id(device_id, said, ClientIdBinding.ANY)
+        if client_id is None or not self._kept.clients.is_kept_alone(client_id):
+            return
+
         async def attempt() -> bool:
             # One that has connected meanwhile is not taken over.
             return not self._kept.clients.is_kept_alone(client_id) or await self._try(device_id, client_id)
 
-        if device_of(client_id) != device_id or not self._kept.clients.is_kept_alone(client_id):
-            return
         purged = await self._visits.until_done(attempt, PURGE_TRIES_MAX)
         if purged and self._kept.clients.is_kept_alone(client_id):
             self._kept.clients.ended(client_id, 0)
