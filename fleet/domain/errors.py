@@ -15,6 +15,7 @@
 contains a token, a key or a request body.
 """
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 Found = TypeVar("Found")
@@ -28,6 +29,8 @@ class FleetError(Exception):
         self.code = code
         self.message = message
         self.advice = advice
+        self.detail: Mapping[str, str] = {}
+        """What its audit row has besides."""
 
 
 class Invalid(FleetError):

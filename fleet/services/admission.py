@@ -132,10 +132,18 @@ def _bound(facts: HolderFacts, client_id: str | None, will: Will | None) -> Admi
     if found is None:
         raise Refused("client-id-mismatch", CLIENT_IDS[rules.client_id].format(id=device.id))
     if will is not None and policy.refuses_always(will.topic) == "reserved":
-        raise Refused("will-refused", "The will's topic is reserved for what the fleet itself publishes.")
-    if code := will_refusal(will, policy, rules):
-        raise Refused(code, f"Model {model.name} does not allow {WILL_REFUSALS[code]}.")
+        raise _refused(will, "will-refused", "The will's topic is reserved for what the fleet itself publishes.")
+    if will is not None and (code := will_refusal(will, policy, rules)):
+        raise _refused(will, code, f"Model {model.name} does not allow {WILL_REFUSALS[code]}.")
     return Admission(device, facts.credential, policy, rules, "" if found == device.id else found)
+
+
+def _refused(will: Will, code: str, message: str) -> Refused:
+    """With the topic that it is about, for the audit."""
+    refused = Refused(code, message)
+    topic = will.response_topic if code == "will-response" else will.topic
+    refused.detail = {"topic": (topic or "")[:TOPIC_SHOWN_MAX]}
+    return refused
 
 
 def check_own(admission: Admission, client_id: str) -> None:
@@ -153,6 +161,8 @@ def admitted_device(facts: HolderFacts) -> tuple[Device, Model]:
     must_be_active(facts.device)
     return facts.device, facts.model
 
+
+TOPIC_SHOWN_MAX = 80  # characters of a will's topic in the audit, as of a PUBLISH's
 
 CLIENT_IDS = {
     ClientIdBinding.EXACT: "The client id must be the device id, {id}.",

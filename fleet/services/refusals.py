@@ -171,7 +171,7 @@ async def audit_refusal(
     """
     try:
         actor, detail = await audit_actor_of(registry, peer)
-        entry = AuditEntry(now, actor, action, subject, refusal.code, peer.address, detail)
+        entry = AuditEntry(now, actor, action, subject, refusal.code, peer.address, {**detail, **refusal.detail})
         if actor != NOBODY:
             last_refusals_of(registry).note(entry)
         await write_row(registry, entry)

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from fleet.config.settings import Settings
 from fleet.domain.access import Role
 from fleet.runtime.supervision import Alone
@@ -55,3 +57,12 @@ def test_a_worker_without_a_supervisor_is_the_only_one() -> None:
 def test_the_page_names_every_metric() -> None:
     rows = re.findall(r"^\| `(fleet_\w+)` \| (.*) \|$", README.read_text(), re.MULTILINE)
     assert dict(rows) == METRICS
+
+
+async def test_scrapes_are_one_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with open_admin(tmp_path) as api:
+        viewer = await api.operator("prom", Role.VIEWER)
+        for _ in range(3):
+            assert (await viewer.send("GET", "/v1/metrics")).status == 200
+    assert sum("event=admin.metrics" in record.getMessage() for record in caplog.records) == 1

@@ -159,7 +159,8 @@ async def test_a_will_must_be_allowed(registry: SqliteRegistry) -> None:
     with pytest.raises(Refused) as caught:
         await admit(registry, shows(held), CAM, NOW, will=Will("devices/cam-8/up/gone", retain=False))
     assert caught.value.code == "will-refused"
-    assert (await last_row(registry)).entry.outcome == "will-refused"
+    row = (await last_row(registry)).entry
+    assert (row.outcome, row.detail["topic"]) == ("will-refused", "devices/cam-8/up/gone")
 
 
 async def test_a_will_has_no_higher_qos_than_its_model_allows(registry: SqliteRegistry) -> None:

@@ -52,7 +52,7 @@ class AdminApp:
     async def _answered(self, request: Request, outcome: Outcome) -> Reply:
         route, path = find(routes_at(request.path), request.method, request.path)
         outcome.event = f"admin.{route.name}"
-        outcome.is_routine = route.name == "health"
+        outcome.is_routine = route.name in ("health", "metrics")
         caller = await authenticate(self._context, request, route)
         if caller is not None:
             if caller.credential is not None:
