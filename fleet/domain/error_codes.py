@@ -315,6 +315,7 @@ not-a-registry | 400 | The database holds something else. | Check the path or UR
 not-durable | 400 | durable = true needs our own mosquitto. | Install it, or set durable = false.
 not-its-root | 400 | The tenant has no root CA of its own. | Roll over the fleet's: fleet ca rollover --root.
 operators-ca-away | 503 | The key of the operators' CA is not on this server. | Add the operator at the home that holds it, with --home.
+other-version | 503 | The installed version's worker processes cannot be supervised by the server that is running. | Restart fleet serve.
 part-ended | 503 | A permanent task of the server ended. | See the log.
 passphrase-needed | 400 | The backup is encrypted. | Give its passphrase.
 postgres-encoding | 400 | The database's encoding cannot hold every name. | Use UTF8.

@@ -29,6 +29,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fleet.domain.errors import Unavailable
+
+CHANNEL = 1  # to be raised with every message that changes: the program of a running supervisor may be replaced
 LINE_SIZE_MAX = 1_048_576  # config carries fleet.toml, of at most a quarter of it
 
 Message = Mapping[str, Any]
@@ -50,9 +53,15 @@ class WorkerConfig:
     """Descriptors of the bound sockets of listeners without TLS that are on, by name."""
     sockets: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Descriptors of its own bound sockets, by listener; it binds those of others itself."""
+    channel: int = CHANNEL
 
     @classmethod
     def of(cls, message: Message) -> "WorkerConfig":
+        """Raises: Unavailable (`other-version`): the supervisor sends other messages than we know."""
+        if message.get("channel") != CHANNEL:
+            raise Unavailable(
+                "other-version", "The workers of this version cannot be supervised by the running server."
+            )
         return cls(**{name: value for name, value in message.items() if name != "type"})
 
 

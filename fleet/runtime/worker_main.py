@@ -150,8 +150,8 @@ async def work(channel: Channel) -> int:
     message = await channel.next()
     if message is None:
         return 1  # the supervisor has died already
-    config = WorkerConfig.of(message)
     try:
+        config = WorkerConfig.of(message)
         home = Home(Path(config.home))
         settings = parse_settings(config.settings, home.settings_file)
         configure_logging(config.log_level, settings.log_format, worker=config.worker)

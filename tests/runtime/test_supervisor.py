@@ -316,19 +316,21 @@ async def test_a_worker_ends_when_its_supervisor_is_gone_though_its_parent_lives
             assert await process.wait() == 0
 
 
-async def test_a_worker_says_why_it_cannot_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changes", "code"), [({}, "no-registry"), ({"channel": 0, "x": 1}, "other-version")])
+async def test_a_worker_says_why_it_cannot_start(tmp_path: Path, changes: dict[str, int], code: str) -> None:
     (tmp_path / "fleet.toml").write_text(render(Settings()))
     ours, theirs = socket.socketpair()
     argv = (sys.executable, "-m", "fleet.runtime.worker_main", str(theirs.fileno()))
     process = await asyncio.create_subprocess_exec(*argv, pass_fds=(theirs.fileno(),))
     theirs.close()
     channel = await Channel.on(ours)
-    channel.send("config", **asdict(WorkerConfig(1, str(tmp_path), render(Settings()), logging.ERROR, "", True)))
+    config = WorkerConfig(1, str(tmp_path), render(Settings()), logging.ERROR, "", True)
+    channel.send("config", **asdict(config) | changes)
     async with asyncio.timeout(PATIENCE_SECONDS):
         said = [message async for message in channel.messages()]
         assert await process.wait() == 1
     channel.close()
-    assert [(message["type"], message["code"]) for message in said] == [("failed", "no-registry")]
+    assert [(message["type"], message["code"]) for message in said] == [("failed", code)]
 
 
 def ports(http: int = 0) -> Settings:
