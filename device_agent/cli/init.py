@@ -14,6 +14,7 @@ from device_agent.store.key_store import (
     FILE,
     KEY_STORES,
     PKCS11,
+    TPM2,
     KeyStore,
     must_have_provider,
     openssl_value,
@@ -73,6 +74,8 @@ def init(
         keys = KeyStore(home, key_store, openssl_value(tcti), token_uri(key_uri) if key_uri else "")
         if keys.kind == PKCS11 and not keys.uri:
             raise click.UsageError("--key-store pkcs11 needs --key-uri.")
+        if (keys.tcti and keys.kind != TPM2) or (keys.uri and keys.kind != PKCS11):
+            raise click.UsageError("--tcti is for --key-store tpm2, --key-uri for --key-store pkcs11.")
     must_be_free(home)
     if keys.kind != FILE:
         must_have_provider(keys)

@@ -78,6 +78,8 @@ class EventLog:
 def _text(value: object) -> str:
     if isinstance(value, datetime):
         return logged(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     nothing = type(value).__name__ if isinstance(value, BaseException) else ""  # as of most timeouts
     text = str(value) or nothing
     if len(text) <= VALUE_CHARACTERS_MAX:

@@ -98,6 +98,8 @@ def test_a_negative_reading_is_no_option(lone: Device, word: str, taken: bool) -
         ("--est", "http://h", "https://HOST:PORT"),
         ("--mqtt", "h:x", "HOST:PORT"),
         ("--ca", "not a ca", "cannot be used"),
+        ("--tcti", "device:/dev/tpm0", "--tcti is for --key-store tpm2"),
+        ("--key-uri", "pkcs11:token=x", "--key-uri for --key-store pkcs11"),
     ],
 )
 def test_init_says_what_is_wrong(tmp_path: Path, authority: Authority, option: str, value: str, said: str) -> None:

@@ -114,9 +114,9 @@ def test_without_a_journal_each_event_is_a_line_of_its_priority() -> None:
         stream = io.StringIO()
         log = EventLog(lambda: NOW, stream, least=least)
         for name in ("connect-failed", "connected", "hook-started"):
-            log.event(name, to="a b")
+            log.event(name, to="a b", refused=False)
         shown[least] = stream.getvalue()
-    line = f"2026-01-01T00:00:00Z %s to={json.dumps('a b')}\n"
+    line = f"2026-01-01T00:00:00Z %s to={json.dumps('a b')} refused=no\n"
     assert shown[Priority.WARNING] == line % "connect-failed"
     assert shown[Priority.INFO] == line % "connect-failed" + line % "connected"
     assert shown[Priority.DEBUG] == shown[Priority.INFO] + line % "hook-started"
