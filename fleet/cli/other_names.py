@@ -10,7 +10,7 @@ _KICK = "fleet session kick DEVICE_ID"
 
 OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     "": {
-        **dict.fromkeys(("event", "events", "log", "history"), f"{_ONE_DEVICE}, or GET /v1/events for a stream"),
+        **dict.fromkeys(("events", "log", "history"), f"{_ONE_DEVICE}, or fleet event list"),
         **dict.fromkeys(("metrics", "stats"), "fleet status --url URL, or GET /v1/metrics for Prometheus"),
         **dict.fromkeys(("user", "users", "admin"), "fleet operator --help"),
         **dict.fromkeys(("client", "clients", "connection", "connections"), "fleet session list"),

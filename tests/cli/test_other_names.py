@@ -13,7 +13,7 @@ from fleet.cli.other_names import OTHER_NAMES
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("event list", "No such command 'event'. See: fleet audit list --device DEVICE_ID, or GET /v1/events for a"),
+        ("history cam-7", "No such command 'history'. See: fleet audit list --device DEVICE_ID, or fleet event list"),
         ("device delete cam-7", "No such command 'delete'. See: fleet device retire DEVICE_ID"),
         ("backup create fleet.backup", "No such command 'create'. See: fleet backup take FILE"),
         ("backup create", "No such command 'create'. See: fleet backup take FILE"),

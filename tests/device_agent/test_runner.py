@@ -194,7 +194,7 @@ def test_refused_for_good_it_keeps_asking_and_keeps_its_identity(authority: Auth
         store = home_at(tmp_path, authority, port)
         store.promote(put(store, authority))
         before = store.current()
-        log = run_until(tmp_path / "a home", lambda text: text.count("connect-failed cause=refused") >= 4)
+        log = run_until(tmp_path / "a home", lambda text: text.count(" cause=refused ") >= 4)
     assert "Not authorized" in log
     assert store.current() == before
 

@@ -70,7 +70,7 @@ async def test_a_refusal_is_a_problem_with_a_code(est: EstHarness) -> None:
     device = await est.enrolled()
     await revocation.revoke(est.registry, "cam-1", act=Act("test", est.clock()))
     status, problem = await get(est, "/v1/whoami", device)
-    assert (status, problem["code"]) == (403, "certificate-revoked")
+    assert (status, problem["code"]) == (403, "device-revoked")
 
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")

@@ -88,7 +88,7 @@ def test_a_token_that_may_be_used_again_gets_a_lost_device_back(est: EstServer, 
     shutil.rmtree(device.home / "slot-a")
     assert IdentityStore(device.home).current() is None
     assert outcome_of(EnrollmentJob(device.home, "recover"), now()).ok
-    found = IdentityStore(device.home).current()  # the link names its slot already
+    found = IdentityStore(device.home).candidate()  # to be proven beside what is there
     assert found is not None
     assert not problem_of(read_config(device.home), found, now())
     assert certificates_of(device) == 2
